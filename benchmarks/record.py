@@ -1,0 +1,76 @@
+"""Writes a benchmark's figures to `results/`, with all that it takes to get them again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from simgr_jax.cache import atomic_path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("jax", "flax", "optax", "numpy", "polars")
+
+
+def write(name: str, figures: dict[str, Any], config: dict[str, Any], seed: int) -> Path:
+    """Writes `results/NAME.json`: the command, seed and config, the figures, versions, git commit and the machine."""
+    record = {
+        "command": command(),
+        "seed": seed,
+        "config": config,
+        "figures": figures,
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "commit": commit(),
+        "machine": machine(),
+    }
+    path = ROOT / "results" / f"{name}.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def command() -> str:
+    """The command that runs, as typed at the repository's root."""
+    module = sys.modules["__main__"].__spec__
+    if module is None:
+        raise RuntimeError("run it as python -m MODULE, so that the record can name the command")
+    return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *map(_relative, sys.argv[1:])])
+
+
+def _relative(argument: str) -> str:
+    flag, equals, value = argument.rpartition("=")
+    return flag + equals + os.path.relpath(value, ROOT) if os.path.isabs(value) else argument
+
+
+def commit() -> str | None:
+    """The git commit, "-dirty" if files that git follows have changed since; None outside a repository."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    result = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True)
+    return result.stdout.strip() or None
+
+
+def machine() -> dict[str, Any]:
+    """cpu: the model; cores: those this process may use; memory_gib; accelerator, if the benchmark uses JAX on one."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line.split(":", 1)[1].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
+    description = {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+    }
+    if "jax" in sys.modules:
+        devices = sys.modules["jax"].devices()
+        if devices[0].platform != "cpu":
+            description["accelerator"] = f"{len(devices)} x {devices[0].device_kind}"
+    return description
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,28 @@
+"""SimGR on the Amazon datasets that semantic-ID papers share, trained from scratch.
+
+    python -m simgr_jax.train --config=configs/amazon.py:beauty --config.data.path=DIR --workdir=DIR
+
+`beauty` and `toys` read the P5 files (`user_sequence.txt`, `item_plain_text.txt`), `instruments` the LC-Rec files
+(`Instruments.inter.json`, `Instruments.index.json`) with their published semantic IDs. Figures: results/.
+"""
+
+import ml_collections
+
+from simgr_jax import default_config
+from simgr_jax.errors import UserError
+
+DATASETS = ("beauty", "toys", "instruments")
+
+
+def get_config(dataset: str = "") -> ml_collections.ConfigDict:
+    """dataset: one of DATASETS."""
+    if dataset not in DATASETS:
+        raise UserError(f'--config=configs/amazon.py:{dataset}: no such dataset; choose one of {", ".join(DATASETS)}')
+    config = default_config.get_config()
+    config.data.name = dataset
+    if dataset == "instruments":
+        config.data.format = "lcrec"
+        config.semantic_ids.source = "given"
+    else:
+        config.data.format = "p5"
+    return config

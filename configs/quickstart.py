@@ -1,0 +1,20 @@
+"""SimGR on the embedded data (a generated shop): minutes on a laptop.
+
+    python -m simgr_jax.train --config=configs/quickstart.py --workdir=workdirs/quickstart
+"""
+
+import ml_collections
+
+from simgr_jax import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default_config.get_config()
+    config.data.format = "synthetic"
+
+    config.semantic_ids.embeddings.dim = 128
+    config.semantic_ids.quantizer.levels = 16
+    config.semantic_ids.quantizer.codebook_size = 32
+
+    config.training.epochs = 20
+    return config

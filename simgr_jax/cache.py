@@ -1,0 +1,66 @@
+"""What a stage made is kept, and found again by a hash of everything it depends on.
+
+A stage computes `fingerprint(...)` of its inputs, looks for `cache_dir/NAME-FINGERPRINT.SUFFIX`, and on a miss writes it
+with `atomic_path`, so that a killed run never leaves half a file under the final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from simgr_jax.errors import UserError
+
+
+def fingerprint(*parts: Any) -> str:
+    """A 16-digit hex hash of `parts`.
+
+    A numpy array counts with its dtype, shape and bytes; a `Path` with the contents of the file (or of every file
+    below the folder, with their names); anything else as JSON.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        elif isinstance(part, Path):
+            files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
+            for file in files:
+                digest.update(str(file.relative_to(part) if part.is_dir() else file.name).encode())
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "blake2b").digest())
+        else:
+            if isinstance(part, ml_collections.ConfigDict):
+                part = part.to_dict()
+            digest.update(json.dumps(part, sort_keys=True).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that becomes `path` if the block ends well, and is removed if not.
+
+    Raises:
+      UserError: the folder can't be made or written.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror}); choose a folder that can") from error
+    finally:
+        # Where the folder itself is the trouble, so is this; the error above says it better.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

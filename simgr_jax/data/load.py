@@ -1,0 +1,142 @@
+"""From `config.data` to the dataset and its split; what was prepared once is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import ml_collections
+import numpy as np
+
+from simgr_jax.cache import atomic_path, fingerprint
+from simgr_jax.data import splits, synthetic
+from simgr_jax.data.dataset import Dataset, Sequences, Split
+from simgr_jax.data.interactions import filter_k_core, from_frame
+from simgr_jax.data.readers import lcrec, log, minionerec, p5, recbole
+from simgr_jax.errors import UserError
+
+FORMATS = ("p5", "lcrec", "minionerec", "recbole", "log", "amazon_reviews", "synthetic")
+SPLITS = ("leave_one_out", "temporal", "given")
+
+# Part of the cache's key: add one when the readers' results change.
+PREPARED_VERSION = 1
+
+
+def load(config: ml_collections.ConfigDict, cache_dir: Path) -> tuple[Dataset, Split]:
+    """Reads and splits the data that `config.data` names.
+
+    Args:
+      config: `config.data`: `format` (see FORMATS), `path` (a folder; for log the file), `name` ("": after the folder),
+        `k_core` (0: leave the data as it is), `split` (see SPLITS), `validation_fraction` and `test_fraction` (of a
+        temporal split), and the formats' own: `log` (arguments of `log.read`), `amazon_reviews` (`version`,
+        `category`), `synthetic` (arguments of `synthetic.ensure`).
+      cache_dir: where prepared data is kept, under a hash of the files' contents and of what matters in the config.
+
+    Raises:
+      UserError: a config key has no such value, or whatever the readers and splits find wrong.
+    """
+    for key, known in (("format", FORMATS), ("split", SPLITS)):
+        if config[key] not in known:
+            raise UserError(f"config.data.{key}: there is no {config[key]!r}; use one of {', '.join(known)}")
+    if config.k_core < 0:
+        raise UserError(f"config.data.k_core: {config.k_core} is negative; use 0 to leave the data as it is")
+    source = _source(config, cache_dir)
+    key = fingerprint(PREPARED_VERSION, config.format, config.k_core, source.arguments, *source.files)
+    path = cache_dir / f"dataset-{key}.npz"
+    if path.exists():
+        dataset = _load_dataset(path)
+    else:
+        dataset = source.read()
+        _save_dataset(path, dataset)
+    dataset = dataclasses.replace(dataset, name=config.name or source.name)
+    if config.split == "temporal":
+        return dataset, splits.temporal(dataset, config.validation_fraction, config.test_fraction)
+    return dataset, getattr(splits, config.split)(dataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """files and arguments: all that `read()` depends on, besides `config.data.k_core`."""
+
+    name: str
+    files: list[Path]
+    arguments: dict
+    read: Callable[[], Dataset]
+
+
+def _source(config: ml_collections.ConfigDict, cache_dir: Path) -> _Source:
+    if config.format == "synthetic":
+        arguments = config.synthetic.to_dict()
+        path = Path(config.path) if config.path else cache_dir / f"synthetic-{fingerprint(arguments)}"
+        synthetic.ensure(path, **arguments)
+        return dataclasses.replace(_sequences(p5, path, config.k_core), name="synthetic")
+    if not config.path:
+        what = "the log's file" if config.format == "log" else "the folder with the data set's files"
+        raise UserError(f"config.data.path: not set; set it to {what}")
+    path = Path(config.path)
+    match config.format:
+        case "p5":
+            return _sequences(p5, path, config.k_core)
+        case "lcrec":
+            return _sequences(lcrec, path, config.k_core)
+        case "minionerec":
+            return _sequences(minionerec, path, config.k_core)
+        case "recbole":
+            name = path.resolve().name
+            return _Source(name, recbole.files(path), {}, lambda: recbole.read(path, name, config.k_core))
+        case "log":
+            arguments = config.log.to_dict()
+            files = log.files(path, arguments["items_file"])
+            return _Source(path.stem, files, arguments, lambda: log.read(path, path.stem, config.k_core, **arguments))
+        case "amazon_reviews":
+            return _amazon_reviews(path, config)
+
+
+def _sequences(reader: ModuleType, path: Path, k_core: int) -> _Source:
+    """The formats that have each user's sequence ready."""
+    name = path.resolve().name
+
+    def read() -> Dataset:
+        dataset = reader.read(path, name)
+        return filter_k_core(dataset, k_core) if k_core else dataset
+
+    return _Source(name, reader.files(path), {}, read)
+
+
+def _amazon_reviews(path: Path, config: ml_collections.ConfigDict) -> _Source:
+    version, category = config.amazon_reviews.version, config.amazon_reviews.category
+    name = f"amazon_{version}_{category}"
+
+    def read() -> Dataset:
+        from simgr_jax.data import amazon  # TFDS takes seconds to import
+
+        frame, item_texts = amazon.read(path, version, category)
+        return from_frame(frame, name, config.k_core, item_texts)
+
+    # Raw files that the user put there; what is downloaded instead never changes.
+    raw_files = sorted(file for file in path.glob(f"*{category.removesuffix('_5')}*") if file.is_file())
+    return _Source(name, raw_files, {"version": version, "category": category}, read)
+
+
+def _save_dataset(path: Path, dataset: Dataset) -> None:
+    """Arrays as they are, strings as UTF-8 JSON: an npz file that is read without pickle."""
+    arrays = {"values": dataset.sequences.values, "offsets": dataset.sequences.offsets}
+    for field in ("timestamps", "codes", "parts"):
+        if getattr(dataset, field) is not None:
+            arrays[field] = getattr(dataset, field)
+    for field in ("name", "user_ids", "item_ids", "item_texts", "codebook_sizes"):
+        arrays[field] = np.frombuffer(json.dumps(getattr(dataset, field)).encode(), dtype=np.uint8)
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def _load_dataset(path: Path) -> Dataset:
+    with np.load(path, allow_pickle=False) as arrays:
+        strings = ("name", "user_ids", "item_ids", "item_texts", "codebook_sizes")
+        fields = {field: json.loads(arrays[field].tobytes()) for field in strings}
+        fields["codebook_sizes"] = tuple(fields["codebook_sizes"])
+        optional = {field: arrays[field] for field in ("timestamps", "codes", "parts") if field in arrays}
+        return Dataset(sequences=Sequences(arrays["values"], arrays["offsets"]), **fields, **optional)

@@ -1,0 +1,67 @@
+"""The catalog of the formats that come with item files: which items there are, in which order, with what."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from simgr_jax.data.item_text import join_fields
+from simgr_jax.errors import UserError
+from simgr_jax.files import read_json_object
+from simgr_jax.semantic_ids.index_file import read_index_json
+
+# What makes an item's text, in this order, where the file has it.
+TEXT_FIELDS = ("title", "brand", "categories", "description")
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalog:
+    """item_ids: [N]; item_texts: [N] or None; codes and codebook_sizes: see `Dataset`; source: the file that defines
+    which items there are, None where the sequences do."""
+
+    item_ids: list[str]
+    item_texts: list[str] | None = None
+    codes: np.ndarray | None = None
+    codebook_sizes: tuple[int, ...] = ()
+    source: Path | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "_index", {item: i for i, item in enumerate(self.item_ids)})
+
+    def indices(self, items: Iterable[str], where: str) -> list[int]:
+        """The items' indices. where: the file and line (or key) that they are from, for the error message.
+
+        Raises:
+          UserError: an item is not in the catalog.
+        """
+        try:
+            return [self._index[item] for item in items]
+        except KeyError as error:
+            item = error.args[0]
+            raise UserError(f"{where}: item {item} is not in {self.source}; add it there, or remove it here") from None
+
+
+def read_catalog(item_file: Path | None, index_file: Path | None, seen: Iterable[str]) -> Catalog:
+    """The items of `*.item.json`, else those of `*.index.json`, else those `seen`; ordered by number if they are.
+
+    Raises:
+      UserError: a file can't be read, or an item lacks its semantic ID or its object of text fields.
+    """
+    items = read_json_object(item_file) if item_file else None
+    source = item_file or index_file
+    ids = items if items is not None else read_json_object(index_file) if index_file else dict.fromkeys(seen)
+    item_ids = sorted(ids, key=int) if all(item.isdecimal() for item in ids) else list(ids)
+    texts = None
+    if items is not None:
+        texts = []
+        for item in item_ids:
+            if not isinstance(items[item], dict):
+                raise UserError(
+                    f'{item_file}:{item}: not an object; write e.g. {{"title": "...", "description": "..."}}'
+                )
+            texts.append(join_fields(items[item].get(field) for field in TEXT_FIELDS))
+    codes, sizes = read_index_json(index_file, item_ids) if index_file else (None, ())
+    return Catalog(item_ids, texts, codes, sizes, source)

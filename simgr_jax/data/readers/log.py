@@ -1,0 +1,93 @@
+"""A plain log: a CSV, TSV or Parquet table, a row an interaction; and perhaps a table or JSON lines of items."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from simgr_jax.data.dataset import Dataset
+from simgr_jax.data.interactions import from_frame
+from simgr_jax.data.item_text import join_fields
+from simgr_jax.data.readers.tables import read_columns, read_interactions
+from simgr_jax.errors import UserError
+from simgr_jax.files import read_text, require_file
+
+
+def files(path: Path, items_file: str = "") -> list[Path]:
+    log = require_file(path, "set config.data.path to the log, a CSV, TSV or Parquet file")
+    return [log, require_file(Path(items_file), "check config.data.log.items_file")] if items_file else [log]
+
+
+def read(
+    path: Path,
+    name: str,
+    k_core: int = 0,
+    *,
+    user: str,
+    item: str,
+    timestamp: str,
+    items_file: str = "",
+    items_id: str = "",
+    items_text: Sequence[str] = (),
+) -> Dataset:
+    """Reads a log, as `from_frame`. Timestamps keep the log's unit; dates of a Parquet file become seconds.
+
+    Args:
+      user, item, timestamp: the columns of the log.
+      items_file: CSV, TSV, Parquet or JSONL with a row an item; "" for none.
+      items_id: its column (JSONL: key) with the item's id, as the log has it.
+      items_text: its columns that make the item's text, in this order.
+
+    Raises:
+      UserError: a file is missing, not UTF-8 or of another form, lacks a column or a value, a timestamp is not a
+        number, an item has two rows in the items file or none, or nothing is left after k-core filtering.
+    """
+    files(path, items_file)
+    columns = {"user": user, "item": item, "timestamp": timestamp}
+    frame = read_interactions(path, columns, "set config.data.log.user, .item and .timestamp to the log's columns")
+    if not items_file:
+        return from_frame(frame, name, k_core)
+    texts = _read_texts(Path(items_file), items_id, items_text)
+    dataset = from_frame(frame, name, k_core, texts)
+    unknown = next((item for item in dataset.item_ids if item not in texts), None)
+    if unknown is not None:
+        raise UserError(f"{items_file}: no row for item {unknown} of {path}; add it, or remove the item from the log")
+    return dataset
+
+
+def _read_texts(path: Path, items_id: str, items_text: Sequence[str]) -> dict[str, str]:
+    if not items_text:
+        raise UserError("config.data.log.items_text: names no column; name those that make an item's text")
+    rows = _json_rows(path, items_id) if path.suffix == ".jsonl" else _table_rows(path, items_id, items_text)
+    texts = {}
+    for where, row in rows:
+        item = row.get(items_id)
+        if item is None:
+            raise UserError(f"{where}: no {items_id!r}; add it, or set config.data.log.items_id to the id's name")
+        if str(item) in texts:
+            raise UserError(f"{where}: item {item} is there already; keep one of its rows")
+        texts[str(item)] = join_fields(row.get(name) for name in items_text)
+    return texts
+
+
+def _table_rows(path: Path, items_id: str, items_text: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    remedy = "set config.data.log.items_id and .items_text to the file's columns"
+    table = read_columns(path, {name: name for name in (items_id, *items_text)}, remedy)
+    for number, row in enumerate(table.iter_rows(named=True), start=1):
+        if any(value is not None for value in row.values()):  # polars takes a blank line for a row
+            yield f"{path}: row {number}", row
+
+
+def _json_rows(path: Path, items_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not JSON ({error}); correct or remove the line") from error
+        if not isinstance(row, dict):
+            raise UserError(f'{path}:{number}: not an object; write e.g. {{"{items_id}": "...", "title": "..."}}')
+        yield f"{path}:{number}", row

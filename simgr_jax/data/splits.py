@@ -1,0 +1,99 @@
+"""What trains, what validates, and what tests: three ways to part a dataset's interactions."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from simgr_jax.data.dataset import Dataset, EvaluationCases, Sequences, Split
+from simgr_jax.errors import UserError
+
+TRAIN, VALIDATION, TEST = 0, 1, 2  # as in Dataset.parts
+
+
+def leave_one_out(dataset: Dataset) -> Split:
+    """A user's last item tests, the one before it validates, the others train.
+
+    Raises:
+      UserError: a user has fewer than 3 items, or all have 3, which leaves no pair of items to train on.
+    """
+    lengths, ends = dataset.sequences.lengths, dataset.sequences.offsets[1:]
+    short = np.flatnonzero(lengths < 3)
+    if short.size:
+        others = f" (and {short.size - 1:,} other users)" if short.size > 1 else ""
+        raise UserError(
+            f"config.data.split: leave_one_out needs 3 items a user, but user {dataset.user_ids[short[0]]} has "
+            f"{lengths[short[0]]}{others}; set config.data.k_core to 3 or more"
+        )
+    parts = np.zeros(len(dataset.sequences.values), dtype=np.uint8)
+    parts[ends - 2], parts[ends - 1] = VALIDATION, TEST
+    return _split(dataset, parts, "set config.data.k_core to 4 or more")
+
+
+def temporal(dataset: Dataset, validation_fraction: float, test_fraction: float) -> Split:
+    """The newest interactions of all users test, those just before them validate, the older ones train.
+
+    The cut points are times, chosen so that `test_fraction` of all interactions are at or after the second and
+    `validation_fraction` are between the two; interactions at the time of a cut fall on its later side together. Every
+    interaction after a cut is a case of its own, with all earlier items of its user as the history, unless it is the
+    user's first.
+
+    Raises:
+      UserError: the dataset has no timestamps, the fractions leave nothing to train on, or a part comes out empty.
+    """
+    if dataset.timestamps is None:
+        raise UserError("config.data.split: temporal needs timestamps, this format has none; use leave_one_out")
+    for key, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+        if not 0 < fraction < 1:
+            raise UserError(f"config.data.{key}: {fraction} is not a share of the data; give e.g. 0.1")
+    if validation_fraction + test_fraction >= 1:
+        raise UserError(
+            f"config.data.test_fraction: with validation_fraction it makes {validation_fraction + test_fraction:g}, "
+            "so nothing is left to train on; give e.g. 0.1 each"
+        )
+    in_order = np.sort(dataset.timestamps)
+    num_train = round(len(in_order) * (1 - validation_fraction - test_fraction))
+    num_before_test = round(len(in_order) * (1 - test_fraction))
+    cuts = in_order[np.minimum([num_train, num_before_test], len(in_order) - 1)]
+    parts = np.searchsorted(cuts, dataset.timestamps, side="right").astype(np.uint8)
+    return _split(dataset, parts, "change config.data.validation_fraction and config.data.test_fraction")
+
+
+def given(dataset: Dataset) -> Split:
+    """The split that the data was published with; a case for each interaction, as for `temporal`.
+
+    Raises:
+      UserError: the dataset has no split of its own, or a part of it is empty.
+    """
+    if dataset.parts is None:
+        raise UserError("config.data.split: this data has no split of its own; use leave_one_out or temporal")
+    return _split(dataset, dataset.parts, "use another config.data.split")
+
+
+def _split(dataset: Dataset, parts: UInt8[np.ndarray, " E"], remedy: str) -> Split:
+    """parts: aligned with `dataset.sequences.values`, never decreasing within a user's sequence."""
+    sequences = dataset.sequences
+    users = np.repeat(np.arange(len(sequences), dtype=np.int32), sequences.lengths)
+    train_lengths = np.bincount(users[parts == TRAIN], minlength=len(sequences))
+    trains = train_lengths >= 2
+    train = Sequences.from_lengths(sequences.values[(parts == TRAIN) & trains[users]], train_lengths[trains])
+    has_history = np.ones(len(parts), dtype=bool)
+    has_history[sequences.offsets[:-1]] = False
+
+    def cases(part: int) -> EvaluationCases:
+        positions = np.flatnonzero((parts == part) & has_history)
+        starts = sequences.offsets[users[positions]]
+        histories = _slices(sequences.values, starts, positions - starts)
+        return EvaluationCases(users[positions], histories, sequences.values[positions])
+
+    split = Split(train, cases(VALIDATION), cases(TEST))
+    for name, part in (("train on", split.train), ("validate on", split.validation), ("test on", split.test)):
+        if len(part) == 0:
+            raise UserError(f"config.data.split: leaves nothing to {name}; {remedy}")
+    return split
+
+
+def _slices(values: Int[np.ndarray, " E"], starts: Int[np.ndarray, " S"], lengths: Int[np.ndarray, " S"]) -> Sequences:
+    """Sequence s is `values[starts[s] : starts[s] + lengths[s]]`."""
+    offsets = np.cumsum(lengths) - lengths
+    return Sequences.from_lengths(values[np.repeat(starts - offsets, lengths) + np.arange(lengths.sum())], lengths)

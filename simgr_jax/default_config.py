@@ -1,0 +1,136 @@
+"""Every option, with its default. The files in `configs/` begin here and change what they are about."""
+
+from __future__ import annotations
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """All keys that exist: a config or an override can't add others."""
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            # Where prepared data and semantic IDs are kept; "" is WORKDIR/cache. Runs that share a folder share the work.
+            "cache_dir": "",
+            "data": {
+                # "p5", "lcrec", "minionerec", "recbole", "log", "amazon_reviews" or "synthetic" (docs/data.md).
+                "format": "p5",
+                "path": "",
+                # What reports call the dataset; "" takes the folder's name.
+                "name": "",
+                # Users and items with fewer interactions are removed, again and again until none is left; 0 keeps all.
+                "k_core": 0,
+                # "leave_one_out", "temporal" (shares of the interactions, by time) or "given" (as the files have it).
+                "split": "leave_one_out",
+                "validation_fraction": 0.1,
+                "test_fraction": 0.1,
+                # The newest items of a history that the model sees; longer training sequences are cut into such windows.
+                "max_items": 20,
+                # format "log": the columns of a CSV or Parquet file, and a file of item texts if there is one.
+                "log": {
+                    "user": "user",
+                    "item": "item",
+                    "timestamp": "timestamp",
+                    "items_file": "",
+                    "items_id": "item",
+                    "items_text": ("title",),
+                },
+                # format "amazon_reviews": version "2014", "2018" or "2023", category as in the file names.
+                "amazon_reviews": {"version": "2023", "category": "All_Beauty"},
+                # format "synthetic": what is generated.
+                "synthetic": {"num_users": 6000, "num_items": 1200, "seed": 0},
+            },
+            "semantic_ids": {
+                # "fit" learns them from embeddings; "given" takes the dataset's own (`*.index.json`).
+                "source": "fit",
+                "embeddings": {
+                    # Any of "tfidf", "text_encoder", "npy", "interactions" (training interactions only), concatenated.
+                    "names": ("tfidf",),
+                    # One factor for each name; () is all one.
+                    "weights": (),
+                    "dim": 256,
+                    # A sentence-transformers or Hugging Face encoder: a folder or a hub id (pip install simgr_jax[text]).
+                    "encoder": "",
+                    "npy_path": "",
+                    # How many items apart two items of a sequence still count as neighbours.
+                    "window": 5,
+                },
+                "quantizer": {
+                    # "residual_kmeans", "rqvae", "opq" or "pq".
+                    "name": "opq",
+                    "levels": 32,
+                    "codebook_size": 256,
+                    "rqvae": {
+                        "steps": 3000,
+                        "batch_size": 1024,
+                        "learning_rate": 1e-3,
+                        "hidden_widths": (512, 256),
+                        "latent_dim": 64,
+                        "commitment": 0.25,
+                    },
+                },
+                # Items with equal codes: "level" tells them apart by one more level, "keep" lets them tie.
+                "collisions": "level",
+            },
+            "model": {
+                "name": "simgr",
+                # "item": one position an item, its vector; "tokens": its L tokens, as an LLM reads them.
+                "history": "item",
+                # "last", "mean" or "attention".
+                "user_pooling": "last",
+                # "mean" (the paper's), "gated", "attention", "cross_attention", "mlp" or "mean_mlp".
+                "item_encoder": "mean_mlp",
+                "item_encoder_width": 256,
+                # "cosine" or "dot".
+                "similarity": "cosine",
+                "temperature": 0.07,
+                "learn_temperature": False,
+                "temperature_min": 0.01,
+                "temperature_max": 1.0,
+            },
+            "backbone": {
+                "width": 128,
+                "layers": 2,
+                "heads": 4,
+                "kv_heads": 4,
+                "head_width": 32,
+                "mlp_width": 512,
+                "rope_theta": 10_000.0,
+                "norm_epsilon": 1e-6,
+                "dropout": 0.3,
+                # Of the computation; "bfloat16" on accelerators. Parameters, norms, logits and losses are float32.
+                "dtype": "float32",
+            },
+            "loss": {"full_catalog_weight": 1.0, "in_batch_weight": 0.0, "log_q": True, "label_smoothing": 0.0},
+            "optimizer": {
+                "learning_rate": 2e-3,
+                "warmup_fraction": 0.05,
+                # The cosine ends at this share of the peak.
+                "final_fraction": 0.0,
+                "beta1": 0.9,
+                "beta2": 0.98,
+                "weight_decay": 0.01,
+                # Global norm of the gradients; 0 does not clip.
+                "clip_norm": 1.0,
+                "accumulate_steps": 1,
+            },
+            "training": {
+                "epochs": 30,
+                # A batch is [batch_rows, row_length] positions, packed with sequences.
+                "batch_rows": 16,
+                "row_length": 64,
+                # Decay of the parameters' moving average, which is then what is evaluated; 0 keeps none.
+                "ema_decay": 0.0,
+                "log_every_steps": 50,
+                "evaluate_every_epochs": 1,
+                # Evaluations without a better validation NDCG@10 before training stops.
+                "patience": 5,
+            },
+            "evaluation": {
+                "batch_size": 512,
+                # Leave the items of a user's history out of their list (published figures do not).
+                "filter_history": False,
+                "bootstrap_samples": 1000,
+            },
+        }
+    )

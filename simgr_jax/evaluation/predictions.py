@@ -1,0 +1,131 @@
+"""Recommendations as a file: JSON lines `{"user": "A1", "items": ["B7", "B2", ...]}`, the best item first.
+
+So any system's output is judged by the same code. A user with several evaluation cases (temporal split) has as many
+lines, in the order of the cases; other users' lines may stand between them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from simgr_jax.cache import atomic_path
+from simgr_jax.data.dataset import Dataset, EvaluationCases
+from simgr_jax.errors import UserError
+from simgr_jax.evaluation.metrics import LIST_LENGTH
+
+
+def read(
+    path: Path, dataset: Dataset, cases: EvaluationCases
+) -> tuple[Int[np.ndarray, "C K"], Float[np.ndarray, " C"]]:
+    """Reads a predictions file and lines it up with the evaluation cases.
+
+    A list shorter than 10 is allowed, with a warning: what it doesn't name is missed.
+
+    Returns:
+      items: int32 [C, K], K the longest list and at least 10; -1 in empty slots.
+      target_ranks: float32 [C], from 1; inf where the target is not in its list.
+
+    Raises:
+      UserError: the file can't be read or is empty, a line is not of the form above, names an unknown user or item, a
+        user without a case or one that was already answered, or an item twice, or a case has no line.
+    """
+    item_index = {item: i for i, item in enumerate(dataset.item_ids)}
+    known_users = set(dataset.user_ids)
+    open_cases: dict[str, list[int]] = {}
+    for case in reversed(range(len(cases))):  # A user's first case ends up last, for pop().
+        open_cases.setdefault(dataset.user_ids[cases.users[case]], []).append(case)
+
+    lists: dict[int, list[int]] = {}
+    for where, user, items in _lines(path):
+        if user not in known_users:
+            raise UserError(f"{where}: unknown user {user!r}; use the user ids of dataset {dataset.name!r}")
+        if user not in open_cases:
+            raise UserError(f"{where}: user {user!r} has no case in this split; remove the line")
+        if not open_cases[user]:
+            raise UserError(f"{where}: user {user!r} has more lines than evaluation cases; keep one line a case")
+        lists[open_cases[user].pop()] = _item_indices(where, items, item_index)
+    if not lists:
+        raise UserError(f'{path}: is empty; write a line {{"user": ..., "items": [...]}} for each evaluation case')
+    if len(lists) < len(cases):
+        missing = len(cases) - len(lists)
+        user = next(user for user, unanswered in open_cases.items() if unanswered)
+        raise UserError(
+            f"{path}: {missing} of {len(cases)} evaluation cases have no line, among them user {user!r}; "
+            "write a line for each"
+        )
+    return _align(path, lists, cases)
+
+
+def write(path: Path, dataset: Dataset, cases: EvaluationCases, items: Int[np.ndarray, "C K"]) -> None:
+    """Writes recommendations in the form that `read` takes; slots of -1 are left out."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for user, row in zip(cases.users, np.asarray(items), strict=True):
+            line = {"user": dataset.user_ids[user], "items": [dataset.item_ids[i] for i in row if i >= 0]}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Yields (FILE:LINE, user, items) with ids as strings; blank lines are skipped."""
+    try:
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", *_parse(f"{path}:{number}", line)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); give a file of JSON lines") from error
+
+
+def _parse(where: str, line: bytes) -> tuple[str, list[str]]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is not valid JSON in UTF-8 ({error}); write one JSON object a line") from error
+    if not isinstance(record, dict):
+        raise UserError(f'{where}: is not a JSON object; write {{"user": ..., "items": [...]}}')
+    for key in ("user", "items"):
+        if key not in record:
+            raise UserError(f'{where}: has no {key!r}; write {{"user": ..., "items": [...]}}')
+    if not isinstance(record["items"], list):
+        raise UserError(f"{where}: 'items' is not a list; list item ids, the best first")
+    return _id(where, record["user"]), [_id(where, item) for item in record["items"]]
+
+
+def _id(where: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UserError(f"{where}: {value!r} is not an id; write ids as strings")
+    return str(value)
+
+
+def _item_indices(where: str, items: list[str], item_index: dict[str, int]) -> list[int]:
+    seen = set()
+    for item in items:
+        if item not in item_index:
+            raise UserError(f"{where}: unknown item {item!r}; recommend items of the catalog only")
+        if item in seen:
+            raise UserError(f"{where}: item {item!r} is listed twice; list an item once")
+        seen.add(item)
+    return [item_index[item] for item in items]
+
+
+def _align(
+    path: Path, lists: dict[int, list[int]], cases: EvaluationCases
+) -> tuple[Int[np.ndarray, "C K"], Float[np.ndarray, " C"]]:
+    lengths = np.array([len(lists[case]) for case in range(len(cases))])
+    if short := int(np.sum(lengths < LIST_LENGTH)):
+        logging.getLogger(__name__).warning(
+            "%s: %d of %d lists have fewer than %d items; what they don't name is missed",
+            *(path, short, len(cases), LIST_LENGTH),
+        )
+    items = np.full((len(cases), max(lengths.max(), LIST_LENGTH)), -1, dtype=np.int32)
+    for case, row in lists.items():
+        items[case, : len(row)] = row
+    is_target = items == cases.targets[:, None]
+    ranks = np.where(is_target.any(axis=1), is_target.argmax(axis=1) + 1, np.inf)
+    return items, ranks.astype(np.float32)

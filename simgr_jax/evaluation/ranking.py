@@ -1,0 +1,41 @@
+"""Runs a recommender over evaluation cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+
+from simgr_jax.data.batches import rank_batches
+from simgr_jax.data.dataset import EvaluationCases
+from simgr_jax.ops.top_k import Ranking
+
+
+class Ranker:
+    """Ranks the catalog for evaluation cases with a model's parameters; compiled once, used at every evaluation."""
+
+    def __init__(self, graphdef: nnx.GraphDef, *, batch_size: int, max_items: int, k: int, filter_history: bool):
+        self._batch_size, self._max_items = batch_size, max_items
+        self._catalog: Callable = jax.jit(lambda params, rest: nnx.merge(graphdef, params, rest).catalog())
+        self._rank: Callable = jax.jit(
+            lambda params, rest, catalog, batch: nnx.merge(graphdef, params, rest).rank(
+                batch, catalog, k, filter_history
+            )
+        )
+
+    def __call__(self, params: nnx.State, rest: nnx.State, cases: EvaluationCases) -> Ranking:
+        """Top-K lists and target ranks of all C cases, as numpy arrays.
+
+        Args:
+          params, rest: the model's state, parameters and what is not learned.
+        """
+        catalog = self._catalog(params, rest)
+        rankings = [
+            (self._rank(params, rest, catalog, batch), count)
+            for batch, count in rank_batches(cases, self._batch_size, self._max_items)
+        ]
+        # Fetched only now, so that the device is never waited for between two batches.
+        parts = [jax.tree.map(lambda x, count=count: np.asarray(x)[:count], ranking) for ranking, count in rankings]
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

@@ -1,0 +1,164 @@
+"""From an item's semantic-ID tokens to its vector.
+
+Every encoder is called with the table of all token embeddings and the items' tokens, not with gathered embeddings:
+with N items of L levels the gathered [N, L, D] array is the largest of the whole step, and most encoders can do without
+it. `sum_of_rows` adds the levels up one at a time, and what is linear in a token's embedding is computed once for each
+row of the (small) table and then looked up.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from simgr_jax.errors import UserError
+
+
+def sum_of_rows(table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+    """Σ_l table[tokens[:, l]], without an [M, L, D] array in the forward or the backward pass."""
+
+    def add(total, level_tokens):
+        return total + table[level_tokens], None
+
+    return jax.lax.scan(add, jnp.zeros((tokens.shape[0], table.shape[1]), table.dtype), tokens.T)[0]
+
+
+class Mean(nnx.Module):
+    """v = 1/L Σ_l e_l, the paper's aggregation (SimGR, arXiv 2602.07847)."""
+
+    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+        return sum_of_rows(table, tokens) / tokens.shape[1]
+
+
+class Gated(nnx.Module):
+    """v = 1/L Σ_l sigmoid(W e_l + U m + b) ⊙ e_l with m the mean: the item's whole ID decides what each level adds."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.from_level = nnx.Linear(width, width, kernel_init=init, rngs=rngs)
+        self.from_mean = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
+
+    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+        levels = tokens.shape[1]
+        context = self.from_mean(sum_of_rows(table, tokens) / levels)
+        gate_table = self.from_level(table)
+
+        # Recomputing the gates in the backward pass is cheaper than keeping L of them for every item.
+        @jax.checkpoint
+        def add(total, level_tokens):
+            return total + nnx.sigmoid(gate_table[level_tokens] + context) * table[level_tokens], None
+
+        return jax.lax.scan(add, jnp.zeros_like(context), tokens.T)[0] / levels
+
+
+class Attention(nnx.Module):
+    """Self-attention among an item's levels, added to their embeddings, then the mean.
+
+    A level's embedding carries no mark of its level: tokens of different levels are different rows of the table.
+    """
+
+    def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.heads = heads
+        self.norm = nnx.RMSNorm(width, rngs=rngs)
+        self.qkv = nnx.Linear(width, 3 * width, use_bias=False, kernel_init=init, rngs=rngs)
+        self.output = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
+
+    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+        count, levels = tokens.shape
+        qkv = self.qkv(self.norm(table))[tokens].reshape(count, levels, 3, self.heads, -1)
+        mixed = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        # The output layer is linear and without bias, so it may follow the mean over levels.
+        return sum_of_rows(table, tokens) / levels + self.output(mixed.reshape(count, levels, -1).mean(axis=1))
+
+
+class CrossAttention(nnx.Module):
+    """The item's mean asks its levels: multi-head cross-attention whose query is the mean (the paper's future work).
+
+    v = m + W_o softmax(q(m)·k(e_l) / sqrt(head)) v(e_l)
+    """
+
+    def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.heads = heads
+        self.norm = nnx.RMSNorm(width, rngs=rngs)
+        self.query = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
+        self.key_value = nnx.Linear(width, 2 * width, use_bias=False, kernel_init=init, rngs=rngs)
+        self.output = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
+
+    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+        count, levels = tokens.shape
+        mean = sum_of_rows(table, tokens) / levels
+        query = self.query(self.norm(mean)).reshape(count, 1, self.heads, -1)
+        key_value = self.key_value(self.norm(table))[tokens].reshape(count, levels, 2, self.heads, -1)
+        mixed = jax.nn.dot_product_attention(query, key_value[:, :, 0], key_value[:, :, 1])
+        return mean + self.output(mixed.reshape(count, -1))
+
+
+class MLP(nnx.Module):
+    """v = W_2 silu(W_1 [ê_1; ...; ê_L] + b), ê the RMS-normalised embeddings: any combination of codes has its own vector.
+
+    W_1 [ê_1; ...; ê_L] = Σ_l W_1l ê_l, so each level's part of W_1 is applied to the table's rows once: K·L products
+    instead of N·L. With 12 thousand items and 256 codes a level that is 47 times fewer.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden_width: int,
+        codebook_sizes: tuple[int, ...],
+        rngs: nnx.Rngs,
+        output_init: nnx.Initializer = nnx.initializers.lecun_normal(),
+    ):
+        self.codebook_sizes = codebook_sizes
+        levels = len(codebook_sizes)
+        self.norm = nnx.RMSNorm(width, rngs=rngs)
+        init = nnx.initializers.normal((levels * width) ** -0.5)
+        self.input = nnx.Param(init(rngs.params(), (levels, width, hidden_width), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(hidden_width, jnp.float32))
+        self.output = nnx.Linear(hidden_width, width, use_bias=False, kernel_init=output_init, rngs=rngs)
+
+    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+        levels = jnp.split(self.norm(table), np.cumsum(self.codebook_sizes)[:-1])
+        projected = jnp.concatenate([rows @ self.input[level] for level, rows in enumerate(levels)])
+        return self.output(nnx.silu(sum_of_rows(projected, tokens) + self.bias[...]))
+
+
+class MeanMLP(nnx.Module):
+    """v = mean + MLP(concatenated levels): begins as the paper's mean and learns what each combination of codes adds."""
+
+    def __init__(self, width: int, hidden_width: int, codebook_sizes: tuple[int, ...], rngs: nnx.Rngs):
+        self.mean = Mean()
+        self.mlp = MLP(width, hidden_width, codebook_sizes, rngs, output_init=nnx.initializers.zeros)
+
+    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+        return self.mean(table, tokens) + self.mlp(table, tokens)
+
+
+ITEM_ENCODERS = ("mean", "gated", "attention", "cross_attention", "mlp", "mean_mlp")
+
+
+def create(
+    name: str, width: int, heads: int, hidden_width: int, codebook_sizes: tuple[int, ...], rngs: nnx.Rngs
+) -> nnx.Module:
+    """The encoder called `name` (one of ITEM_ENCODERS); `heads` and `hidden_width` are for those that have them.
+
+    Raises:
+      UserError: no such encoder.
+    """
+    if name == "mean":
+        return Mean()
+    if name == "gated":
+        return Gated(width, rngs)
+    if name == "attention":
+        return Attention(width, heads, rngs)
+    if name == "cross_attention":
+        return CrossAttention(width, heads, rngs)
+    if name == "mlp":
+        return MLP(width, hidden_width, codebook_sizes, rngs)
+    if name == "mean_mlp":
+        return MeanMLP(width, hidden_width, codebook_sizes, rngs)
+    raise UserError(f'config.model.item_encoder: "{name}" is unknown; choose one of {", ".join(ITEM_ENCODERS)}')

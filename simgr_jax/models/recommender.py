@@ -1,0 +1,26 @@
+"""What the trainer, the evaluator and the binaries know of any model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from simgr_jax.batch import RankBatch, TrainBatch
+from simgr_jax.ops.top_k import Ranking
+
+
+class Recommender(Protocol):
+    """A model that learns from packed sequences and ranks the catalog for histories. Implemented as an `nnx.Module`."""
+
+    num_items: int
+
+    def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The mean loss of the batch's targets, and scalars worth logging. `rngs` has a "dropout" stream."""
+
+    def catalog(self) -> Float[Array, "..."]:
+        """What ranking needs of the catalog and may be computed once for many batches (for SimGR: item vectors)."""
+
+    def rank(self, batch: RankBatch, catalog: Float[Array, "..."], k: int, filter_history: bool) -> Ranking:
+        """The top-K items of each history and the rank of its target; with `filter_history`, without history items."""

@@ -1,0 +1,209 @@
+"""SimGR: a user is the backbone's state after a history, an item is the aggregate of its semantic-ID tokens, and both
+live in one space where similarity scores every item at once (arXiv 2602.07847)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from simgr_jax.batch import RankBatch, TrainBatch
+from simgr_jax.errors import UserError
+from simgr_jax.models import item_encoders, user_pooling
+from simgr_jax.models.transformer import Transformer, TransformerConfig
+from simgr_jax.ops.similarity_loss import (
+    SIMILARITIES,
+    full_catalog_cross_entropy,
+    in_batch_cross_entropy,
+    to_similarity_space,
+)
+from simgr_jax.ops.top_k import Ranking, rank_catalog
+
+
+class Catalog(nnx.Variable):
+    """What the model knows of the catalog and does not learn; saved with the parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SimGRConfig:
+    """The head around the backbone.
+
+    Attributes:
+      history: "item" gives the backbone one position an item, its vector; "tokens" gives it the item's L tokens.
+      user_pooling: see `user_pooling.POOLINGS`.
+      item_encoder: see `item_encoders.ITEM_ENCODERS`.
+      item_encoder_width: inner width of the MLP encoders.
+      similarity: "cosine" or "dot".
+      temperature: τ, or its first value where it is learned.
+      learn_temperature: whether τ is a parameter.
+      temperature_min, temperature_max: bounds of a learned τ.
+      full_catalog_weight, in_batch_weight: weights of the two losses; a loss of weight 0 is not computed.
+      log_q: whether the in-batch loss corrects for the items' frequency.
+      label_smoothing: ε of both losses.
+    """
+
+    history: str
+    user_pooling: str
+    item_encoder: str
+    item_encoder_width: int
+    similarity: str
+    temperature: float
+    learn_temperature: bool
+    temperature_min: float
+    temperature_max: float
+    full_catalog_weight: float
+    in_batch_weight: float
+    log_q: bool
+    label_smoothing: float
+
+    def __post_init__(self):
+        if self.history not in ("item", "tokens"):
+            raise UserError(f'config.model.history: "{self.history}" is unknown; choose "item" or "tokens"')
+        if self.similarity not in SIMILARITIES:
+            raise UserError(
+                f'config.model.similarity: "{self.similarity}" is unknown; choose one of {", ".join(SIMILARITIES)}'
+            )
+        if not 0 < self.temperature_min <= self.temperature <= self.temperature_max:
+            raise UserError(
+                f"config.model.temperature: {self.temperature} is not in [temperature_min, temperature_max] = "
+                f"[{self.temperature_min}, {self.temperature_max}]; give a positive one between them"
+            )
+        if min(self.full_catalog_weight, self.in_batch_weight) < 0 or not self.full_catalog_weight + self.in_batch_weight:
+            raise UserError(
+                "config.loss.full_catalog_weight, in_batch_weight: negative or both zero; give at least one positive weight"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(
+                f"config.loss.label_smoothing: {self.label_smoothing} is not in [0, 1); give a fraction like 0.1"
+            )
+
+
+class SimGR(nnx.Module):
+    """Implements `recommender.Recommender`.
+
+    Args:
+      tokens: int32 [N, L], rows of the embedding table that spell each item.
+      codebook_sizes: tokens of each level; they sum to the table's length V.
+      item_counts: int [N], how often each item trains (for the log-Q correction).
+    """
+
+    def __init__(
+        self,
+        config: SimGRConfig,
+        backbone: TransformerConfig,
+        tokens: np.ndarray,
+        codebook_sizes: tuple[int, ...],
+        item_counts: np.ndarray,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.tokens = Catalog(jnp.asarray(tokens, jnp.int32))
+        self.first_with_same_tokens = Catalog(jnp.asarray(_first_with_same_tokens(tokens), jnp.int32))
+        self.has_collisions = len(np.unique(tokens, axis=0)) < len(tokens)
+        # One added to every count keeps log q finite for items that never train.
+        self.log_q = Catalog(jnp.asarray(np.log((item_counts + 1) / (item_counts + 1).sum()), jnp.float32))
+
+        # A unit RMS of the mean of L embeddings, so that the backbone's residual stream begins at its natural size.
+        init = nnx.initializers.normal(tokens.shape[1] ** 0.5)
+        self.embedding = nnx.Param(init(rngs.params(), (sum(codebook_sizes), backbone.width), jnp.float32))
+        self.item_encoder = item_encoders.create(
+            config.item_encoder, backbone.width, backbone.heads, config.item_encoder_width, codebook_sizes, rngs
+        )
+        self.backbone = Transformer(backbone, rngs)
+        self.user_pooling = user_pooling.create(config.user_pooling, backbone.width, rngs)
+        log_temperature = jnp.log(jnp.float32(config.temperature))
+        self.log_temperature = nnx.Param(log_temperature) if config.learn_temperature else Catalog(log_temperature)
+
+    @property
+    def num_items(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def temperature(self) -> Float[Array, ""]:
+        config = self.config
+        return jnp.exp(jnp.clip(self.log_temperature[...], jnp.log(config.temperature_min), jnp.log(config.temperature_max)))
+
+    def encode_items(self, items: Int[Array, " M"] | None = None) -> Float[Array, "M D"]:
+        """Item vectors before the similarity's normalisation; of the whole catalog if `items` is None."""
+        tokens = self.tokens[...] if items is None else self.tokens[items]
+        return self.item_encoder(self.embedding[...], tokens)
+
+    def user_states(
+        self,
+        items: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        item_vectors: Float[Array, "N D"] | None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The user's state after each position.
+
+        Args:
+          item_vectors: `encode_items()` where it has been computed already; None encodes the batch's items.
+        """
+        batch, length = items.shape
+        if self.config.history == "tokens":
+            levels = self.tokens.shape[1]
+            embeddings = self.embedding[self.tokens[items].reshape(batch, length * levels)]
+            segment_ids = jnp.repeat(segment_ids, levels, axis=1)
+            positions = (positions[:, :, None] * levels + jnp.arange(levels)).reshape(batch, length * levels)
+        elif item_vectors is None:
+            embeddings = self.encode_items(items.reshape(-1)).reshape(batch, length, -1)
+        else:
+            embeddings = item_vectors[items]
+        hidden = self.backbone(embeddings, segment_ids, positions, rngs)
+        states = self.user_pooling(hidden, segment_ids)
+        return states[:, levels - 1 :: levels] if self.config.history == "tokens" else states
+
+    def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        config = self.config
+        item_vectors = self.encode_items() if config.full_catalog_weight else None
+        states = self.user_states(batch.items, batch.segment_ids, batch.positions, item_vectors, rngs)
+        states = to_similarity_space(states.reshape(-1, states.shape[-1]), config.similarity)
+        targets = batch.targets.reshape(-1)
+        valid = (batch.segment_ids.reshape(-1) > 0).astype(jnp.float32)
+        mean = lambda losses: jnp.sum(losses * valid) / jnp.maximum(jnp.sum(valid), 1)  # noqa: E731
+        temperature = self.temperature
+
+        loss, scalars = jnp.float32(0), {"temperature": temperature}
+        if config.full_catalog_weight:
+            vectors = to_similarity_space(item_vectors, config.similarity)
+            losses = full_catalog_cross_entropy(states, vectors, targets, temperature, config.label_smoothing)
+            scalars["full_catalog_loss"] = mean(losses)
+            loss += config.full_catalog_weight * scalars["full_catalog_loss"]
+        if config.in_batch_weight:
+            vectors = self.encode_items(targets) if item_vectors is None else item_vectors[targets]
+            vectors = to_similarity_space(vectors, config.similarity)
+            log_q = self.log_q[targets] if config.log_q else None
+            losses = in_batch_cross_entropy(states, vectors, targets, valid, temperature, log_q, config.label_smoothing)
+            scalars["in_batch_loss"] = mean(losses)
+            loss += config.in_batch_weight * scalars["in_batch_loss"]
+        return loss, scalars
+
+    def catalog(self) -> Float[Array, "N D"]:
+        return self.encode_items()
+
+    def rank(self, batch: RankBatch, catalog: Float[Array, "N D"], k: int, filter_history: bool) -> Ranking:
+        length = batch.items.shape[1]
+        positions = jnp.broadcast_to(jnp.arange(length), batch.items.shape)
+        segment_ids = (positions < batch.lengths[:, None]).astype(jnp.int32)
+        states = self.user_states(batch.items, segment_ids, positions, catalog)
+        last = jnp.take_along_axis(states, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
+        scores = to_similarity_space(last, self.config.similarity) @ to_similarity_space(catalog, self.config.similarity).T
+        if self.has_collisions:
+            # Items with one code have one vector, but a matrix product may round equal columns differently.
+            scores = scores[:, self.first_with_same_tokens[...]]
+        if filter_history:
+            rows = jnp.arange(len(scores))[:, None]
+            scores = scores.at[rows, jnp.where(segment_ids > 0, batch.items, scores.shape[1])].set(-jnp.inf, mode="drop")
+        return rank_catalog(scores, batch.targets, k)
+
+
+def _first_with_same_tokens(tokens: np.ndarray) -> np.ndarray:
+    """int [N]: for each item, the first item that has the same tokens."""
+    _, first, group = np.unique(tokens, axis=0, return_index=True, return_inverse=True)
+    return first[group.reshape(-1)]

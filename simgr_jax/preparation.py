@@ -1,0 +1,108 @@
+"""From a config to what every binary begins with: the data, their split, the semantic IDs and the untrained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from simgr_jax.data.dataset import Dataset, Split
+from simgr_jax.data.load import load
+from simgr_jax.errors import UserError
+from simgr_jax.evaluation.metrics import LIST_LENGTH
+from simgr_jax.evaluation.ranking import Ranker
+from simgr_jax.models.create import create
+from simgr_jax.models.recommender import Recommender
+from simgr_jax.semantic_ids.build import build
+
+
+class Prepared(NamedTuple):
+    """What a run begins with.
+
+    Attributes:
+      id_quality: how good the semantic IDs are (see `semantic_ids.quality`).
+      model: with random parameters.
+      ranker: ranks evaluation cases with the model's parameters.
+    """
+
+    dataset: Dataset
+    split: Split
+    id_quality: dict[str, Any]
+    model: Recommender
+    ranker: Ranker
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.model, nnx.Param)))
+
+
+def cache_dir(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+    """Where prepared data and semantic IDs are kept."""
+    return Path(config.cache_dir).expanduser() if config.cache_dir else workdir / "cache"
+
+
+def load_data(config: ml_collections.ConfigDict, cache: Path) -> tuple[Dataset, Split]:
+    """The dataset and its split.
+
+    Raises:
+      UserError: the data are not usable, or too small to fill a list of 10.
+    """
+    dataset, split = load(config.data, cache)
+    if dataset.num_items < LIST_LENGTH:
+        raise UserError(
+            f"config.data.path: {dataset.name} has {dataset.num_items} items, but the metrics need lists of {LIST_LENGTH}; "
+            "use a larger catalog or a lower config.data.k_core"
+        )
+    return dataset, split
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Prepared:
+    """Everything before training; what can be kept is kept in the cache."""
+    check(config)
+    cache = cache_dir(config, workdir)
+    dataset, split = load_data(config, cache)
+    semantic_ids, id_quality = build(config.semantic_ids, dataset, split.train, cache, config.seed)
+    item_counts = np.bincount(split.train.values, minlength=dataset.num_items)
+    model = create(config, semantic_ids, item_counts, config.seed)
+    ranker = Ranker(
+        nnx.graphdef(model),
+        batch_size=config.evaluation.batch_size,
+        max_items=config.data.max_items,
+        k=LIST_LENGTH,
+        filter_history=config.evaluation.filter_history,
+    )
+    return Prepared(dataset, split, id_quality, model, ranker)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses numbers that no run can have, before any work is done.
+
+    Raises:
+      UserError: naming the key.
+    """
+    positive = {
+        "data.max_items": config.data.max_items,
+        "training.epochs": config.training.epochs,
+        "training.batch_rows": config.training.batch_rows,
+        "training.row_length": config.training.row_length,
+        "training.log_every_steps": config.training.log_every_steps,
+        "training.evaluate_every_epochs": config.training.evaluate_every_epochs,
+        "optimizer.learning_rate": config.optimizer.learning_rate,
+        "optimizer.accumulate_steps": config.optimizer.accumulate_steps,
+        "evaluation.batch_size": config.evaluation.batch_size,
+        "evaluation.bootstrap_samples": config.evaluation.bootstrap_samples,
+    }
+    for key, value in positive.items():
+        if not value > 0:
+            raise UserError(f"config.{key}: {value} is not positive; give a larger number")
+    if config.training.row_length < config.data.max_items:
+        raise UserError(
+            f"config.training.row_length: {config.training.row_length} is shorter than config.data.max_items = "
+            f"{config.data.max_items}, so a sequence would not fit in a row; raise it"
+        )
+    if not 0 <= config.training.ema_decay < 1:
+        raise UserError(f"config.training.ema_decay: {config.training.ema_decay} is not in [0, 1); 0 keeps no average")

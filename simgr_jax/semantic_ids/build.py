@@ -1,0 +1,198 @@
+"""From a dataset and a config to the catalog's semantic IDs, kept on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from sklearn.preprocessing import normalize
+
+from simgr_jax.cache import atomic_path, fingerprint
+from simgr_jax.data.dataset import Dataset, Sequences
+from simgr_jax.errors import UserError
+from simgr_jax.semantic_ids import (
+    collisions,
+    interaction_embeddings,
+    product_quantization,
+    quality,
+    residual_kmeans,
+    rqvae,
+    text_embeddings,
+)
+from simgr_jax.semantic_ids.tokenizer import SemanticIds
+
+# Part of every fingerprint: raise it when the same inputs come to give other codes.
+VERSION = 1
+KEY = "config.semantic_ids"
+EMBEDDINGS = ("tfidf", "text_encoder", "npy", "interactions")
+QUANTIZERS = ("residual_kmeans", "rqvae", "opq", "pq")
+
+
+def build(
+    config: ConfigDict, dataset: Dataset, train: Sequences, cache_dir: Path, seed: int
+) -> tuple[SemanticIds, dict[str, Any]]:
+    """The semantic IDs of the catalog: the dataset's own, or fitted, or found in the cache.
+
+    Args:
+      config: `config.semantic_ids`.
+      dataset: its texts or codes are used.
+      train: the training sequences, the only interactions that any fit sees.
+      cache_dir: where embeddings, codes and their quality reports are kept.
+      seed: of every fit.
+
+    Returns:
+      The IDs, with a disambiguating level where `config.collisions` asks for one and codes do collide, and the
+      quality report (see `quality.report`) of the codes without it.
+
+    Raises:
+      UserError: the config asks for what the dataset lacks, or a value in it can't be.
+    """
+    _check_choice("source", config.source, ("fit", "given"))
+    _check_choice("collisions", config.collisions, ("level", "keep"))
+    if config.source == "given":
+        if dataset.codes is None:
+            raise UserError(
+                f"{KEY}.source: is 'given', but dataset {dataset.name} comes without codes; set it to 'fit'"
+            )
+        codes, sizes = dataset.codes, tuple(dataset.codebook_sizes)
+        report = quality.report(codes, sizes)
+    else:
+        _check_fit(config, dataset)
+        codes, sizes, report = _fit_cached(config, dataset, train, Path(cache_dir), seed)
+    if config.collisions == "level" and report["collisions"]:
+        codes, sizes = collisions.add_disambiguating_level(codes, sizes)
+    return SemanticIds(codes, sizes), report
+
+
+def _fit_cached(config, dataset, train, cache_dir, seed) -> tuple[np.ndarray, tuple[int, ...], dict[str, Any]]:
+    parts = [_embedding_fingerprint(name, config.embeddings, dataset, train, seed) for name in config.embeddings.names]
+    quantizer = config.quantizer.to_dict()
+    if quantizer["name"] != "rqvae":
+        quantizer.pop("rqvae", None)
+    name = f"codes-{fingerprint(VERSION, parts, list(_weights(config)), quantizer, seed)}"
+    npz, report_file = cache_dir / f"{name}.npz", cache_dir / f"{name}.json"
+    if not npz.exists():
+        embeddings = _embeddings(config, dataset, train, cache_dir, seed)
+        logging.info("Fitting semantic IDs: %s, %d items", quantizer["name"], len(embeddings))
+        codes, reconstruction = _quantize(config.quantizer, embeddings, seed)
+        sizes = (config.quantizer.codebook_size,) * config.quantizer.levels
+        report = quality.report(codes, sizes, embeddings, reconstruction)
+        report["zero_embeddings"] = int((~embeddings.any(axis=1)).sum())
+        # The report first: codes in the cache always have theirs.
+        with atomic_path(report_file) as path:
+            path.write_text(json.dumps(report, indent=2) + "\n")
+        with atomic_path(npz) as path:
+            np.savez(path, codes=codes, codebook_sizes=np.array(sizes))
+    with np.load(npz, allow_pickle=False) as file:
+        codes, sizes = file["codes"], tuple(int(size) for size in file["codebook_sizes"])
+    return codes, sizes, json.loads(report_file.read_text())
+
+
+def _embedding_fingerprint(name: str, config: ConfigDict, dataset: Dataset, train: Sequences, seed: int) -> str:
+    """Of what embedding `name` depends on, and nothing else."""
+    if name == "tfidf":
+        return fingerprint(VERSION, name, dataset.item_texts, config.dim, seed)
+    if name == "text_encoder":
+        model = Path(config.encoder) if Path(config.encoder).is_dir() else config.encoder
+        return fingerprint(VERSION, name, dataset.item_texts, model)
+    if name == "npy":
+        return fingerprint(VERSION, name, _npy_path(config))
+    sequences = (train.values, train.offsets)
+    return fingerprint(VERSION, name, *sequences, dataset.num_items, config.dim, config.window, seed)
+
+
+def _embeddings(config: ConfigDict, dataset: Dataset, train: Sequences, cache_dir: Path, seed: int) -> np.ndarray:
+    """float32 [N, D]: the named embeddings beside each other, each with rows of length `weight` (or zero)."""
+    options = config.embeddings
+    makers: dict[str, Callable[[], np.ndarray]] = {
+        "tfidf": lambda: text_embeddings.tfidf_svd(dataset.item_texts, options.dim, seed),
+        "text_encoder": lambda: text_embeddings.encode(dataset.item_texts, options.encoder, batch_size=64),
+        "npy": lambda: text_embeddings.load_npy(_npy_path(options), dataset.num_items),
+        "interactions": lambda: interaction_embeddings.cooccurrence(
+            train, dataset.num_items, options.dim, seed, options.window
+        ),
+    }
+    blocks = []
+    for name, weight in zip(options.names, _weights(config), strict=True):
+        path = cache_dir / f"{name}-{_embedding_fingerprint(name, options, dataset, train, seed)}.npz"
+        if not path.exists():
+            logging.info("Making item embeddings: %s", name)
+            embeddings = makers[name]()
+            with atomic_path(path) as temporary:
+                np.savez(temporary, embeddings=embeddings)
+        with np.load(path, allow_pickle=False) as file:
+            blocks.append(weight * normalize(file["embeddings"]))
+    return np.concatenate(blocks, axis=1).astype(np.float32)
+
+
+def _quantize(config: ConfigDict, embeddings: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    distinct = len(np.unique(embeddings, axis=0))
+    if config.codebook_size > distinct:
+        raise UserError(
+            f"{KEY}.quantizer.codebook_size: is {config.codebook_size}, but the items have only {distinct} different "
+            "embeddings; set it to fewer"
+        )
+    if config.name in ("opq", "pq") and config.levels > embeddings.shape[1]:
+        raise UserError(
+            f"{KEY}.quantizer.levels: is {config.levels}, but the embeddings have only {embeddings.shape[1]} "
+            f"dimensions; set at most that many levels, or raise {KEY}.embeddings.dim"
+        )
+    arguments = (embeddings, config.levels, config.codebook_size, seed)
+    if config.name == "rqvae":
+        return rqvae.fit(*arguments, rqvae.Options(**config.rqvae.to_dict()))
+    fits = {
+        "residual_kmeans": residual_kmeans.fit,
+        "opq": product_quantization.fit_opq,
+        "pq": product_quantization.fit_pq,
+    }
+    return fits[config.name](*arguments)
+
+
+def _check_fit(config: ConfigDict, dataset: Dataset) -> None:
+    """Raises UserError for what can be told before any work."""
+    names = config.embeddings.names
+    if not names:
+        raise UserError(f"{KEY}.embeddings.names: is empty; name one or more of {', '.join(EMBEDDINGS)}")
+    for name in names:
+        _check_choice("embeddings.names", name, EMBEDDINGS)
+    if {"tfidf", "text_encoder"} & set(names) and dataset.item_texts is None:
+        raise UserError(
+            f"{KEY}.embeddings.names: {list(names)} needs item text, which dataset {dataset.name} has not; "
+            "set it to ('interactions',), or to ('npy',) with embeddings of your own"
+        )
+    _check_choice("quantizer.name", config.quantizer.name, QUANTIZERS)
+    for key, least in (
+        ("embeddings.dim", 1), ("embeddings.window", 1), ("quantizer.levels", 1), ("quantizer.codebook_size", 2)
+    ):  # fmt: skip
+        group, name = key.split(".")
+        if config[group][name] < least:
+            raise UserError(f"{KEY}.{key}: is {config[group][name]}; set it to at least {least}")
+    if config.quantizer.codebook_size > dataset.num_items:
+        raise UserError(
+            f"{KEY}.quantizer.codebook_size: is {config.quantizer.codebook_size}, more than the catalog's "
+            f"{dataset.num_items} items; set it to fewer"
+        )
+    weights = _weights(config)
+    if len(weights) != len(names) or min(weights) <= 0:
+        raise UserError(f"{KEY}.embeddings.weights: is {weights}; give a positive number for each of {list(names)}")
+
+
+def _weights(config: ConfigDict) -> tuple[float, ...]:
+    return tuple(config.embeddings.weights) or (1.0,) * len(config.embeddings.names)
+
+
+def _npy_path(config: ConfigDict) -> Path:
+    path = Path(config.npy_path)
+    if not config.npy_path or not path.is_file():
+        raise UserError(f"{KEY}.embeddings.npy_path: no file {config.npy_path!r}; give the path of a .npy file")
+    return path
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{KEY}.{key}: {value!r} is unknown; choose from {', '.join(choices)}")

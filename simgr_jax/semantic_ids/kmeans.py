@@ -1,0 +1,50 @@
+"""k-means by faiss, the same on every run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """faiss on one thread: the order of its sums, and so the codes, don't depend on the machine's core count."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def kmeans(points: np.ndarray, num_clusters: int, seed: int, iterations: int = 25) -> tuple[np.ndarray, np.ndarray]:
+    """Lloyd's algorithm; an empty cluster takes half of a big one.
+
+    The first centroids are the means of K random groups of points. The usual start, K random points, does badly on
+    what is quantized here (many dimensions, few points a cluster): a centroid that is a point is far from every other
+    point, keeps that one alone, and the rest crowd into a few clusters.
+
+    Args:
+      points: float32 [N, D], N >= num_clusters.
+      num_clusters: K.
+      seed: of the first centroids, and of the sample that is fitted where N > 256 K.
+      iterations: of Lloyd's algorithm.
+
+    Returns:
+      codes int32 [N], the nearest centroid of each point, and centroids float32 [K, D].
+    """
+    points = np.ascontiguousarray(points, np.float32)
+    group = np.random.default_rng(seed).permutation(len(points)) % num_clusters
+    start = np.zeros((num_clusters, points.shape[1]), np.float32)
+    np.add.at(start, group, points)
+    start /= np.bincount(group)[:, None]
+    with one_thread():
+        fit = faiss.Kmeans(
+            points.shape[1], num_clusters, niter=iterations, seed=seed % 2**31, min_points_per_centroid=1
+        )
+        fit.train(points, init_centroids=start)
+        _, nearest = fit.index.search(points, 1)
+    return nearest[:, 0].astype(np.int32), fit.centroids.reshape(num_clusters, -1)

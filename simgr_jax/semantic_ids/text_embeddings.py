@@ -1,0 +1,145 @@
+"""Item embeddings from item text, or from a file somebody else made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import normalize
+from sklearn.utils.extmath import randomized_svd
+
+from simgr_jax.errors import UserError
+
+
+def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
+    """Latent semantic analysis: TF-IDF of words and of their character n-grams, reduced by a truncated SVD.
+
+    Character n-grams (3 to 5, within words) let "moisturizer" and "moisturizing" meet; words keep rare names apart.
+
+    Args:
+      texts: [N], an item's text; may be empty.
+      dim: the number of singular directions kept; fewer where the texts don't have as many.
+      seed: of the randomized SVD.
+
+    Returns:
+      float32 [N, D], D <= dim, rows of unit length; an item whose text has no word gets a zero row.
+
+    Raises:
+      UserError: no text has a word in it.
+    """
+    words = TfidfVectorizer(sublinear_tf=True, min_df=2 if len(texts) > 1000 else 1)
+    characters = TfidfVectorizer(
+        sublinear_tf=True, analyzer="char_wb", ngram_range=(3, 5), min_df=2, max_features=200_000
+    )
+    try:
+        blocks = [words.fit_transform(texts), characters.fit_transform(texts)]
+    except ValueError as error:  # scikit-learn: empty vocabulary
+        raise UserError(
+            "config.semantic_ids.embeddings.names: 'tfidf' finds no words in the items' texts; "
+            "give items text, or use 'interactions'"
+        ) from error
+    matrix = scipy.sparse.hstack(blocks, format="csr", dtype=np.float32)
+    left, singular_values, _ = randomized_svd(matrix, min(dim, *matrix.shape), n_iter=4, random_state=seed)
+    return normalize(left * singular_values).astype(np.float32)
+
+
+def encode(texts: Sequence[str], model: str, batch_size: int) -> np.ndarray:
+    """Sentence embeddings by a pretrained encoder.
+
+    Args:
+      texts: [N], an item's text; may be empty.
+      model: a folder or a Hugging Face id: a sentence-transformers model, or any Transformers encoder (its last
+        hidden states are then mean-pooled). Weights must be safetensors; code that comes with a model is never run.
+      batch_size: texts encoded at once.
+
+    Returns:
+      float32 [N, D], rows of unit length; zero rows for empty texts.
+
+    Raises:
+      UserError: the optional packages are missing, or the model can't be found or isn't safe to load.
+    """
+    key = "config.semantic_ids.embeddings.encoder"
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise UserError(
+            "config.semantic_ids.embeddings.names: 'text_encoder' needs optional packages; "
+            "run `pip install simgr_jax[text]`"
+        ) from error
+    if not model:
+        raise UserError(f"{key}: is empty; give a folder or a Hugging Face id, or use 'tfidf', which needs no model")
+    folder = _local_folder(model)
+    _refuse_unsafe(folder)
+    try:
+        encoder = SentenceTransformer(
+            str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{key}: {model} is not a text encoder ({error}); give another model") from error
+    embeddings = encoder.encode(
+        list(texts), batch_size=batch_size, convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=False
+    ).astype(np.float32)
+    embeddings[[not text.strip() for text in texts]] = 0
+    return embeddings
+
+
+def _local_folder(model: str) -> Path:
+    """The folder `model` is in, downloaded from the Hugging Face hub if it is an id."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"config.semantic_ids.embeddings.encoder: no folder {model}, and no such model to be had from the "
+            "Hugging Face hub; check the name, or give a folder"
+        ) from error
+
+
+def _refuse_unsafe(folder: Path) -> None:
+    """Raises UserError where loading `folder` would unpickle weights or run code that it brings along."""
+    key = "config.semantic_ids.embeddings.encoder"
+    if not any(folder.rglob("*.safetensors")):
+        raise UserError(f"{key}: {folder} has no safetensors weights; convert them, or give another model")
+    for weights in folder.rglob("pytorch_model*.bin"):
+        if not any(weights.parent.glob("*.safetensors")):
+            raise UserError(f"{key}: {weights} is a pickle without safetensors beside it; convert it to safetensors")
+    modules = folder / "modules.json"
+    if modules.exists():
+        for module in json.loads(modules.read_text()):
+            # For a local folder sentence-transformers runs such code even with trust_remote_code=False.
+            if not str(module.get("type")).startswith("sentence_transformers."):
+                raise UserError(f"{modules}: module {module.get('type')} is the model's own code; give another model")
+
+
+def load_npy(path: Path, num_items: int) -> np.ndarray:
+    """Embeddings from a `.npy` file, a row an item in the order of the catalog (`Dataset.item_ids`).
+
+    Returns:
+      float32 [N, D], as they are in the file.
+
+    Raises:
+      UserError: the file is missing or not an array of N rows of finite numbers.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: can't be read as a .npy array ({error}); write it with numpy.save") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise UserError(f"{path}: is not an array of numbers; write a float array with numpy.save")
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise UserError(f"{path}: has shape {array.shape}; write [items, dimensions]")
+    if len(array) != num_items:
+        raise UserError(f"{path}: has {len(array)} rows for {num_items} items; write one row an item, in catalog order")
+    array = array.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise UserError(f"{path}: row {bad[0]} has NaN or infinite values ({len(bad)} such rows); recompute them")
+    return array

@@ -1,0 +1,95 @@
+"""Orbax checkpoints of a run: the latest, to go on from, and the best by validation NDCG@10, to keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from simgr_jax.errors import UserError
+from simgr_jax.training.state import TrainState
+
+SELECTION_METRIC = "NDCG@10"
+
+
+class Checkpoints:
+    """The checkpoints in a folder, by step.
+
+    Each holds `state` (the TrainState), `model` (the parameters to evaluate, so that a reader needs no optimizer) and
+    `progress` (JSON: where the input and the early stopping stand). Writing is asynchronous and atomic.
+    """
+
+    def __init__(self, folder: Path):
+        selection = lambda metrics: metrics[SELECTION_METRIC]  # noqa: E731
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=selection,
+                preservation_policy=preservation_policy.AnyPreservationPolicy(
+                    [preservation_policy.LatestN(1), preservation_policy.BestN(get_metric_fn=selection, n=1)]
+                ),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        return self._manager.best_step()
+
+    def save(self, state: TrainState, progress: dict[str, Any], metrics: dict[str, float]) -> None:
+        """metrics: of the validation split; SELECTION_METRIC among them selects the best."""
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state._asdict()),
+                model=ocp.args.StandardSave(nnx.to_pure_dict(state.evaluation_params)),
+                progress=ocp.args.JsonSave(progress),
+            ),
+            metrics=metrics,
+        )
+
+    def restore_latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state, in the shapes and shardings of `like`, and its progress."""
+        restored = self._restore(
+            self.latest_step,
+            state=ocp.args.StandardRestore(_abstract(like._asdict())),
+            progress=ocp.args.JsonRestore(),
+        )
+        return TrainState(**restored.state), restored.progress
+
+    def restore_best(self, like: nnx.State) -> nnx.State:
+        """The parameters that did best on validation, in the shapes and shardings of `like`."""
+        pure = nnx.to_pure_dict(like)
+        restored = self._restore(self.best_step, model=ocp.args.StandardRestore(_abstract(pure)))
+        params = jax.tree.map(lambda leaf: leaf, like)
+        nnx.replace_by_pure_dict(params, restored.model)
+        return params
+
+    def _restore(self, step: int | None, **items):
+        folder = self._manager.directory
+        if step is None:
+            raise UserError(f"{folder}: holds no checkpoint; train in this workdir first")
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{folder / str(step)}: can't be restored ({reason}); the checkpoint is damaged or another config's: "
+                "remove it or choose another --workdir"
+            ) from error
+
+    def close(self) -> None:
+        """Waits for what is still being written."""
+        self._manager.close()
+
+
+def _abstract(tree):
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

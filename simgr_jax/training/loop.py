@@ -1,0 +1,145 @@
+"""The training loop: any recommender, one config, one workdir."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from simgr_jax.batch import TrainBatch
+from simgr_jax.data.batches import TrainingWindows, train_batches
+from simgr_jax.data.dataset import Split
+from simgr_jax.errors import UserError
+from simgr_jax.evaluation.metrics import summarize
+from simgr_jax.evaluation.ranking import Ranker
+from simgr_jax.training import optimizer as optimizers
+from simgr_jax.training.checkpoints import SELECTION_METRIC, Checkpoints
+from simgr_jax.training.metric_writer import MetricWriter
+from simgr_jax.training.state import create_state, make_train_step
+
+
+class Fitted(NamedTuple):
+    """What training leaves.
+
+    Attributes:
+      params: of the checkpoint that did best on validation.
+      step: its step.
+      seconds: wall time of the whole loop, validation and compilation included, over all resumed parts.
+      targets_per_second: of the training steps alone.
+    """
+
+    params: nnx.State
+    step: int
+    seconds: float
+    targets_per_second: float
+
+
+class _StepTimer:
+    """Counts the targets trained and the seconds spent on training steps, evaluations left out."""
+
+    def __init__(self, seconds: float, targets: int):
+        self.seconds, self.targets = seconds, targets
+        self._since: float | None = None
+        self._lap = (seconds, targets)
+
+    def start(self) -> None:
+        self._since = time.monotonic()
+
+    def stop(self) -> None:
+        if self._since is not None:
+            self.seconds += time.monotonic() - self._since
+            self._since = None
+
+    def lap(self) -> float:
+        """Targets per second since the last lap."""
+        self.stop()
+        seconds, targets = self.seconds - self._lap[0], self.targets - self._lap[1]
+        self._lap = (self.seconds, self.targets)
+        self.start()
+        return targets / seconds
+
+
+def fit(model: nnx.Module, split: Split, config: ml_collections.ConfigDict, ranker: Ranker, workdir: Path) -> Fitted:
+    """Trains `model` (a Recommender) on `split.train`, going on from the workdir's latest checkpoint where there is one.
+
+    Raises:
+      UserError: nothing to train on, or a loss that is not finite.
+    """
+    began, training = time.monotonic(), config.training
+    graphdef, params, catalog = nnx.split(model, nnx.Param, ...)
+    windows = TrainingWindows(split.train, config.data.max_items)
+    if not len(windows):
+        raise UserError("config.data.split: leaves no training sequence of two items; give users with more interactions")
+    batch_shape = (training.batch_rows, training.row_length)
+    batches = train_batches(windows, *batch_shape, config.seed)
+    steps_per_epoch = -(-windows.num_targets // (training.batch_rows * training.row_length))
+    num_steps = training.epochs * steps_per_epoch
+    evaluate_every = training.evaluate_every_epochs * steps_per_epoch
+
+    optimizer = optimizers.create(config.optimizer, num_steps)
+    state = create_state(params, optimizer, training.ema_decay)
+    progress: dict[str, Any] = {"best": -1.0, "since_best": 0, "seconds": 0.0, "step_seconds": 0.0, "targets": 0}
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    if checkpoints.latest_step is not None:
+        state, progress = checkpoints.restore_latest(state)
+        batches.set_state(progress["input"])
+    seconds_before = progress["seconds"]
+
+    # Compiled ahead, so that no step of the loop can ever compile: a batch of another shape would be an error.
+    train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed)
+    train_step = train_step.lower(state, catalog, TrainBatch(*[jax.ShapeDtypeStruct(batch_shape, "int32")] * 4)).compile()
+
+    step = int(state.step)
+    timer = _StepTimer(progress["step_seconds"], progress["targets"])
+    pending: list[dict[str, jax.Array]] = []
+    with MetricWriter(workdir, num_steps, step) as writer:
+        timer.start()
+        while step < num_steps and progress["since_best"] <= training.patience:
+            batch = next(batches)
+            state, scalars = train_step(state, catalog, batch)
+            step += 1
+            pending.append(scalars)
+            timer.targets += int(np.count_nonzero(batch.segment_ids))
+
+            if step % training.log_every_steps == 0:
+                # All but the newest: the device still has a step to do while the host reads the finished ones.
+                done, pending = (pending[:-1], pending[-1:]) if len(pending) > 1 else (pending, [])
+                scalars = _mean(done)
+                if not np.isfinite(scalars["loss"]):
+                    raise UserError(
+                        f"config.optimizer.learning_rate: the loss was not finite before step {step}; lower it or raise "
+                        "config.model.temperature, and train in a new workdir"
+                    )
+                scalars["targets_per_second"] = timer.lap()
+                writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
+
+            if step % evaluate_every == 0 or step == num_steps:
+                jax.block_until_ready(state)
+                timer.stop()
+                ranking = ranker(state.evaluation_params, catalog, split.validation)
+                metrics = summarize(ranking.target_rank, ranking.items, model.num_items)
+                writer.write(step, {f"validation/{name}": value for name, value in metrics.items()})
+                score = metrics[SELECTION_METRIC]
+                progress = {
+                    "best": max(progress["best"], score),
+                    "since_best": 0 if score > progress["best"] else progress["since_best"] + 1,
+                    "seconds": seconds_before + time.monotonic() - began,
+                    "step_seconds": timer.seconds,
+                    "targets": timer.targets,
+                    "input": batches.get_state(),
+                }
+                checkpoints.save(state, progress, metrics)
+                timer.start()
+    best, best_step = checkpoints.restore_best(params), checkpoints.best_step
+    checkpoints.close()
+    return Fitted(best, best_step, progress["seconds"], progress["targets"] / progress["step_seconds"])
+
+
+def _mean(scalars: list[dict[str, jax.Array]]) -> dict[str, float]:
+    fetched = jax.device_get(scalars)
+    return {name: float(np.mean([one[name] for one in fetched])) for name in fetched[0]}

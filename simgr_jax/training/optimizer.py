@@ -1,0 +1,47 @@
+"""AdamW with warm-up and cosine decay, clipping, and weight decay only where it belongs."""
+
+from __future__ import annotations
+
+import jax
+import ml_collections
+import optax
+from flax import nnx
+
+
+def learning_rate_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
+    """Linear warm-up over `config.warmup_fraction` of the steps, then a cosine down to `config.final_fraction` of the peak."""
+    warmup_steps = max(1, round(config.warmup_fraction * num_steps))
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=max(num_steps, warmup_steps + 1),
+        end_value=config.final_fraction * config.learning_rate,
+    )
+
+
+def decays(params: nnx.State) -> nnx.State:
+    """True for matrices that multiply activations; False for embeddings, norms, biases and the temperature."""
+
+    def is_weight(path, leaf) -> bool:
+        return leaf.ndim >= 2 and "embedding" not in jax.tree_util.keystr(path)
+
+    return jax.tree_util.tree_map_with_path(is_weight, params)
+
+
+def create(config: ml_collections.ConfigDict, num_steps: int) -> optax.GradientTransformation:
+    """The optimizer for `num_steps` batches, of which every `config.accumulate_steps` make one update."""
+    num_updates = num_steps // config.accumulate_steps
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.adamw(
+            learning_rate_schedule(config, num_updates),
+            b1=config.beta1,
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+            mask=decays,
+        ),
+    )
+    if config.accumulate_steps > 1:
+        return optax.MultiSteps(optimizer, config.accumulate_steps).gradient_transformation()
+    return optimizer

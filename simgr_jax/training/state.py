@@ -1,0 +1,68 @@
+"""The training state and the jit-compiled step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from simgr_jax.batch import TrainBatch
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 [], batches seen.
+      params: what is learned.
+      averaged_params: exponential moving average of `params`, or None.
+      optimizer_state: optax's.
+    """
+
+    step: jax.Array
+    params: nnx.State
+    averaged_params: nnx.State | None
+    optimizer_state: Any
+
+    @property
+    def evaluation_params(self) -> nnx.State:
+        """The parameters that are evaluated and kept: the average where there is one."""
+        return self.params if self.averaged_params is None else self.averaged_params
+
+
+def create_state(params: nnx.State, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
+    """ema_decay: 0 keeps no average."""
+    # A copy, because the step donates its state and must not be handed one buffer twice.
+    averaged = jax.tree.map(jnp.copy, params) if ema_decay else None
+    return TrainState(jnp.int32(0), params, averaged, optimizer.init(params))
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, ema_decay: float, seed: int
+) -> Callable[[TrainState, nnx.State, TrainBatch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The compiled step (state, catalog, batch) -> (state, scalars). The old state's buffers are reused.
+
+    Dropout's randomness comes from the seed and the step number alone, so a resumed run draws what an unbroken one would.
+    """
+
+    def train_step(state: TrainState, catalog: nnx.State, batch: TrainBatch):
+        def loss_of(params):
+            rngs = nnx.Rngs(dropout=jax.random.fold_in(jax.random.key(seed), state.step))
+            return nnx.merge(graphdef, params, catalog).loss(batch, rngs)
+
+        (loss, scalars), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averaged = state.averaged_params
+        if averaged is not None:
+            # Early steps average over what has been seen so far, so that the random start is forgotten at once.
+            decay = jnp.minimum(ema_decay, (state.step + 1) / (state.step + 10))
+            averaged = optax.incremental_update(params, averaged, 1 - decay)
+        scalars = scalars | {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, averaged, optimizer_state), scalars
+
+    return jax.jit(train_step, donate_argnums=0)

@@ -1,0 +1,166 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simgr_jax.evaluation import metrics
+
+
+def brute_force(scores, targets, k=10):
+    """The definitions, one case at a time, with ties ordered every way that matters: their mean rank."""
+    ranks, lists = [], []
+    for row, target in zip(scores.tolist(), targets, strict=True):
+        better = sum(s > row[target] for s in row)
+        tied = sum(s == row[target] for s in row)
+        ranks.append(sum(range(better + 1, better + tied + 1)) / tied)
+        lists.append(sorted(range(len(row)), key=lambda i, row=row: (-row[i], i))[:k])
+    expected = {}
+    for cut in (1, 5, 10):
+        expected[f"HR@{cut}"] = sum(r <= cut for r in ranks) / len(ranks)
+    for cut in (5, 10):
+        expected[f"NDCG@{cut}"] = sum(1 / math.log2(1 + r) for r in ranks if r <= cut) / len(ranks)
+    slots = [i for line in lists for i in line]
+    shares = [slots.count(i) / len(slots) for i in set(slots)]
+    expected["entropy@10"] = -sum(p * math.log(p) for p in shares)
+    expected["coverage@10"] = len(set(slots)) / scores.shape[1]
+    return np.array(ranks), np.array(lists), expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), cases=st.integers(1, 12), num_items=st.integers(10, 40), levels=st.integers(1, 9)
+)
+def test_metrics_agree_with_brute_force_under_ties(seed, cases, num_items, levels):
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, levels, size=(cases, num_items))
+    targets = generator.integers(0, num_items, size=cases)
+    ranks, items, expected = brute_force(scores, targets)
+    assert metrics.summarize(ranks, items, num_items) == pytest.approx(expected, abs=1e-12)
+
+
+def test_hand_made_example():
+    ranks = np.array([1, 2.5, 7, np.inf])
+    items = np.full((4, 10), -1)
+    items[0, 0], items[1, :2], items[2, 0] = 3, [3, 5], 4
+    result = metrics.summarize(ranks, items, num_items=8)
+    assert result == pytest.approx(
+        {
+            "HR@1": 0.25,
+            "HR@5": 0.5,
+            "HR@10": 0.75,
+            "NDCG@5": (1 + 1 / math.log2(3.5)) / 4,
+            "NDCG@10": (1 + 1 / math.log2(3.5) + 1 / 3) / 4,
+            "entropy@10": -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)),
+            "coverage@10": 3 / 8,
+        }
+    )
+    assert tuple(result) == metrics.METRICS
+    assert all(type(value) is float for value in result.values())
+
+
+def test_every_item_shown_equally_often_has_the_entropy_of_the_whole_catalog():
+    items = (np.arange(30)[:, None] + np.arange(10)) % 30
+    result = metrics.summarize(np.ones(30), items, num_items=30)
+    assert result["entropy@10"] == pytest.approx(math.log(30))
+    assert result["coverage@10"] == 1
+
+
+def test_one_list_for_all_has_the_entropy_of_ten_items():
+    result = metrics.summarize(np.ones(7), np.tile(np.arange(10), (7, 1)), num_items=1000)
+    assert result["entropy@10"] == pytest.approx(math.log(10))
+    assert result["coverage@10"] == 0.01
+
+
+def test_only_the_top_ten_of_a_longer_list_count():
+    items = np.tile(np.arange(20), (3, 1))
+    ranks = np.array([10, 10.5, 11])
+    assert metrics.summarize(ranks, items, 20) == metrics.summarize(ranks, items[:, :10], 20)
+    assert metrics.summarize(ranks, items, 20)["HR@10"] == pytest.approx(1 / 3)
+
+
+def test_recommending_nothing_scores_zero():
+    result = metrics.summarize(np.full(5, np.inf), np.full((5, 10), -1), num_items=20)
+    assert set(result.values()) == {0.0}
+
+
+@pytest.fixture(scope="module")
+def many_cases():
+    """2,000 cases with an HR@10 of about 0.2, and lists drawn from a long-tailed catalog of 500 items."""
+    generator = np.random.default_rng(0)
+    ranks = np.ceil(generator.pareto(0.6, size=2000) * 15 + 1e-9)
+    popularity = np.arange(1, 501) ** -2.0
+    keys = generator.gumbel(size=(2000, 500)) + np.log(popularity)
+    return ranks, np.argsort(-keys, axis=1)[:, :10], popularity
+
+
+def test_interval_of_hit_rate_has_the_width_of_a_binomial(many_cases):
+    ranks, items, _ = many_cases
+    estimate = metrics.summarize(ranks, items, 500)["HR@10"]
+    interval = metrics.confidence_intervals(ranks, items, 500)
+    half_width = (interval["HR@10/ci95_high"] - interval["HR@10/ci95_low"]) / 2
+    assert 0.1 < estimate < 0.9
+    assert half_width == pytest.approx(1.96 * math.sqrt(estimate * (1 - estimate) / 2000), rel=0.1)
+
+
+def test_intervals_contain_their_estimate_and_depend_on_the_seed_alone(many_cases):
+    ranks, items, _ = many_cases
+    interval = metrics.confidence_intervals(ranks, items, 500, resamples=200)
+    for name, estimate in metrics.summarize(ranks, items, 500).items():
+        assert interval[f"{name}/ci95_low"] < estimate < interval[f"{name}/ci95_high"]
+    assert interval == metrics.confidence_intervals(ranks, items, 500, resamples=200)
+    assert interval != metrics.confidence_intervals(ranks, items, 500, resamples=200, seed=1)
+
+
+def test_spread_of_entropy_and_coverage_is_that_of_fresh_users(many_cases):
+    """Fresh samples of users from the same population vary as much as the intervals say."""
+    ranks, items, popularity = many_cases
+    generator = np.random.default_rng(1)
+    fresh = []
+    for _ in range(60):
+        keys = generator.gumbel(size=(2000, 500)) + np.log(popularity)
+        fresh.append(metrics.summarize(ranks, np.argpartition(-keys, 10, axis=1)[:, :10], 500))
+    interval = metrics.confidence_intervals(ranks, items, 500)
+    for name, tolerance in (("entropy@10", 1.35), ("coverage@10", 2)):
+        deviation = np.std([m[name] for m in fresh])
+        half_width = (interval[f"{name}/ci95_high"] - interval[f"{name}/ci95_low"]) / 2
+        assert 1 / tolerance < half_width / (1.96 * deviation) < tolerance
+
+
+def test_a_resample_counts_each_drawn_case_as_often_as_it_is_drawn():
+    """The sparse product is checked against summarize on the drawn cases themselves."""
+    generator = np.random.default_rng(2)
+    ranks = generator.integers(1, 20, size=13).astype(float)
+    items = np.stack([generator.permutation(30)[:10] for _ in range(13)])
+    items[3, 6:] = -1
+    resampled = metrics._resample(ranks, items, 30, resamples=3, seed=5, chunk=3)
+    draws = np.random.default_rng(5).integers(0, 13, size=(3, 13))
+    for draw, row in zip(draws, resampled, strict=True):
+        assert metrics.summarize(ranks[draw], items[draw], 30) == pytest.approx(
+            dict(zip(metrics.METRICS, row, strict=True))
+        )
+
+
+def test_intervals_stay_within_the_bounds_of_the_metric():
+    interval = metrics.confidence_intervals(np.array([1.0, 1.0, 30.0]), np.tile(np.arange(10), (3, 1)), 10)
+    assert all(value >= 0 for value in interval.values())
+    assert interval["HR@10/ci95_high"] == 1
+    assert interval["entropy@10/ci95_high"] <= math.log(10)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "items"),
+    [
+        (np.ones(0), np.zeros((0, 10), int)),
+        (np.ones(3), np.zeros((2, 10), int)),
+        (np.ones(2), np.zeros((2, 9), int)),
+        (np.zeros(2), np.zeros((2, 10), int)),
+        (np.array([1, np.nan]), np.zeros((2, 10), int)),
+        (np.ones(2), np.full((2, 10), 20)),
+        (np.ones(2), np.full((2, 10), -2)),
+    ],
+)
+def test_arrays_that_make_no_sense_are_refused(ranks, items):
+    with pytest.raises(ValueError):
+        metrics.summarize(ranks, items, num_items=20)
