@@ -130,7 +130,6 @@ def get_config() -> ml_collections.ConfigDict:
                 "batch_size": 512,
                 # Leave the items of a user's history out of their list (published figures do not).
                 "filter_history": False,
-                "bootstrap_samples": 1000,
             },
         }
     )

@@ -18,6 +18,7 @@ from simgr_jax.evaluation.ranking import Ranker
 from simgr_jax.models.create import create
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.semantic_ids.build import build
+from simgr_jax.training.checkpoints import Checkpoints
 
 
 class Prepared(NamedTuple):
@@ -60,11 +61,17 @@ def load_data(config: ml_collections.ConfigDict, cache: Path) -> tuple[Dataset, 
     return dataset, split
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Prepared:
-    """Everything before training; what can be kept is kept in the cache."""
+def prepare(config: ml_collections.ConfigDict, workdir: Path, k: int = LIST_LENGTH) -> Prepared:
+    """Everything before training; what can be kept is kept in the cache.
+
+    Args:
+      k: length of the ranker's lists.
+    """
     check(config)
     cache = cache_dir(config, workdir)
     dataset, split = load_data(config, cache)
+    if k > dataset.num_items:
+        raise UserError(f"--k: {k} is more than the {dataset.num_items} items of {dataset.name}; give at most that")
     semantic_ids, id_quality = build(config.semantic_ids, dataset, split.train, cache, config.seed)
     item_counts = np.bincount(split.train.values, minlength=dataset.num_items)
     model = create(config, semantic_ids, item_counts, config.seed)
@@ -72,10 +79,24 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Prepared:
         nnx.graphdef(model),
         batch_size=config.evaluation.batch_size,
         max_items=config.data.max_items,
-        k=LIST_LENGTH,
+        k=k,
         filter_history=config.evaluation.filter_history,
     )
     return Prepared(dataset, split, id_quality, model, ranker)
+
+
+def restore_best(model: Recommender, workdir: Path) -> tuple[nnx.State, nnx.State, dict[str, float]]:
+    """The parameters that did best on validation, the model's other state, and the training's cost.
+
+    Raises:
+      UserError: no checkpoint, or one that is damaged or another model's.
+    """
+    _, params, rest = nnx.split(model, nnx.Param, ...)
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not there; train in this workdir first")
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore_best(params), rest, checkpoints.training_cost()
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -94,7 +115,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         "optimizer.learning_rate": config.optimizer.learning_rate,
         "optimizer.accumulate_steps": config.optimizer.accumulate_steps,
         "evaluation.batch_size": config.evaluation.batch_size,
-        "evaluation.bootstrap_samples": config.evaluation.bootstrap_samples,
     }
     for key, value in positive.items():
         if not value > 0:

@@ -57,6 +57,11 @@ def load(config: ml_collections.ConfigDict, cache_dir: Path) -> tuple[Dataset, S
     return dataset, getattr(splits, config.split)(dataset)
 
 
+def synthetic_folder(config: ml_collections.ConfigDict, cache_dir: Path) -> Path:
+    """Where the embedded data of `config.data` lie."""
+    return Path(config.path) if config.path else cache_dir / f"synthetic-{fingerprint(config.synthetic.to_dict())}"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Source:
     """files and arguments: all that `read()` depends on, besides `config.data.k_core`."""
@@ -70,7 +75,7 @@ class _Source:
 def _source(config: ml_collections.ConfigDict, cache_dir: Path) -> _Source:
     if config.format == "synthetic":
         arguments = config.synthetic.to_dict()
-        path = Path(config.path) if config.path else cache_dir / f"synthetic-{fingerprint(arguments)}"
+        path = synthetic_folder(config, cache_dir)
         synthetic.ensure(path, **arguments)
         return dataclasses.replace(_sequences(p5, path, config.k_core), name="synthetic")
     if not config.path:

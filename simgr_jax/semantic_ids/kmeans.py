@@ -23,9 +23,9 @@ def one_thread() -> Iterator[None]:
 def kmeans(points: np.ndarray, num_clusters: int, seed: int, iterations: int = 25) -> tuple[np.ndarray, np.ndarray]:
     """Lloyd's algorithm; an empty cluster takes half of a big one.
 
-    The first centroids are the means of K random groups of points. The usual start, K random points, does badly on
-    what is quantized here (many dimensions, few points a cluster): a centroid that is a point is far from every other
-    point, keeps that one alone, and the rest crowd into a few clusters.
+    The first centroids are the means of K random groups of at most 32 points. The usual start, K random
+    points, does badly on what is quantized here (many dimensions, few points a cluster): a centroid that is a point is
+    far from every other point, keeps that one alone, and the rest crowd into a few clusters.
 
     Args:
       points: float32 [N, D], N >= num_clusters.
@@ -37,10 +37,8 @@ def kmeans(points: np.ndarray, num_clusters: int, seed: int, iterations: int = 2
       codes int32 [N], the nearest centroid of each point, and centroids float32 [K, D].
     """
     points = np.ascontiguousarray(points, np.float32)
-    group = np.random.default_rng(seed).permutation(len(points)) % num_clusters
-    start = np.zeros((num_clusters, points.shape[1]), np.float32)
-    np.add.at(start, group, points)
-    start /= np.bincount(group)[:, None]
+    chosen = np.random.default_rng(seed).permutation(len(points))[: 32 * num_clusters]
+    start = np.stack([points[group].mean(axis=0) for group in np.array_split(chosen, num_clusters)])
     with one_thread():
         fit = faiss.Kmeans(
             points.shape[1], num_clusters, niter=iterations, seed=seed % 2**31, min_points_per_centroid=1

@@ -114,7 +114,7 @@ def _refuse_unsafe(folder: Path) -> None:
     modules = folder / "modules.json"
     if modules.exists():
         for module in json.loads(modules.read_text()):
-            # For a local folder sentence-transformers runs such code even with trust_remote_code=False.
+            # Releases before 6 run such code from a local folder even with trust_remote_code=False.
             if not str(module.get("type")).startswith("sentence_transformers."):
                 raise UserError(f"{modules}: module {module.get('type')} is the model's own code; give another model")
 

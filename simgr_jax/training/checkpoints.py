@@ -20,7 +20,8 @@ class Checkpoints:
     """The checkpoints in a folder, by step.
 
     Each holds `state` (the TrainState), `model` (the parameters to evaluate, so that a reader needs no optimizer) and
-    `progress` (JSON: where the input and the early stopping stand). Writing is asynchronous and atomic.
+    `progress` (JSON: where the input and the early stopping stand). Writing is asynchronous and atomic. Use as a context
+    manager, which waits for the last write.
     """
 
     def __init__(self, folder: Path):
@@ -73,6 +74,15 @@ class Checkpoints:
         nnx.replace_by_pure_dict(params, restored.model)
         return params
 
+    def training_cost(self) -> dict[str, float]:
+        """`train_seconds`, the wall time of training with validation and compilation, over all resumed parts, and
+        `train_targets_per_second`, of the training steps alone."""
+        progress = self._restore(self.latest_step, progress=ocp.args.JsonRestore()).progress
+        return {
+            "train_seconds": progress["seconds"],
+            "train_targets_per_second": progress["targets"] / progress["step_seconds"],
+        }
+
     def _restore(self, step: int | None, **items):
         folder = self._manager.directory
         if step is None:
@@ -86,7 +96,10 @@ class Checkpoints:
                 "remove it or choose another --workdir"
             ) from error
 
-    def close(self) -> None:
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception) -> None:
         """Waits for what is still being written."""
         self._manager.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
@@ -17,26 +17,11 @@ from simgr_jax.data.dataset import Split
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation.metrics import summarize
 from simgr_jax.evaluation.ranking import Ranker
+from simgr_jax.models.recommender import Recommender
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.checkpoints import SELECTION_METRIC, Checkpoints
 from simgr_jax.training.metric_writer import MetricWriter
 from simgr_jax.training.state import create_state, make_train_step
-
-
-class Fitted(NamedTuple):
-    """What training leaves.
-
-    Attributes:
-      params: of the checkpoint that did best on validation.
-      step: its step.
-      seconds: wall time of the whole loop, validation and compilation included, over all resumed parts.
-      targets_per_second: of the training steps alone.
-    """
-
-    params: nnx.State
-    step: int
-    seconds: float
-    targets_per_second: float
 
 
 class _StepTimer:
@@ -64,14 +49,17 @@ class _StepTimer:
         return targets / seconds
 
 
-def fit(model: nnx.Module, split: Split, config: ml_collections.ConfigDict, ranker: Ranker, workdir: Path) -> Fitted:
-    """Trains `model` (a Recommender) on `split.train`, going on from the workdir's latest checkpoint where there is one.
+def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ranker: Ranker, workdir: Path) -> None:
+    """Trains `model` on `split.train`, going on from the workdir's latest checkpoint where there is one.
+
+    Leaves `workdir/checkpoints` (the latest, and the best by validation NDCG@10), `metrics.jsonl` and TensorBoard events.
 
     Raises:
       UserError: nothing to train on, or a loss that is not finite.
     """
     began, training = time.monotonic(), config.training
-    graphdef, params, catalog = nnx.split(model, nnx.Param, ...)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
     windows = TrainingWindows(split.train, config.data.max_items)
     if not len(windows):
         raise UserError("config.data.split: leaves no training sequence of two items; give users with more interactions")
@@ -84,62 +72,60 @@ def fit(model: nnx.Module, split: Split, config: ml_collections.ConfigDict, rank
     optimizer = optimizers.create(config.optimizer, num_steps)
     state = create_state(params, optimizer, training.ema_decay)
     progress: dict[str, Any] = {"best": -1.0, "since_best": 0, "seconds": 0.0, "step_seconds": 0.0, "targets": 0}
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    if checkpoints.latest_step is not None:
-        state, progress = checkpoints.restore_latest(state)
-        batches.set_state(progress["input"])
-    seconds_before = progress["seconds"]
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        if checkpoints.latest_step is not None:
+            state, progress = checkpoints.restore_latest(state)
+            batches.set_state(progress["input"])
+        began -= progress["seconds"]
 
-    # Compiled ahead, so that no step of the loop can ever compile: a batch of another shape would be an error.
-    train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed)
-    train_step = train_step.lower(state, catalog, TrainBatch(*[jax.ShapeDtypeStruct(batch_shape, "int32")] * 4)).compile()
+        # Compiled ahead, so that no step of the loop can ever compile: a batch of another shape would be an error.
+        batch_like = TrainBatch(*[jax.ShapeDtypeStruct(batch_shape, "int32")] * 4)
+        train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed)
+        train_step = train_step.lower(state, rest, batch_like).compile()
 
-    step = int(state.step)
-    timer = _StepTimer(progress["step_seconds"], progress["targets"])
-    pending: list[dict[str, jax.Array]] = []
-    with MetricWriter(workdir, num_steps, step) as writer:
-        timer.start()
-        while step < num_steps and progress["since_best"] <= training.patience:
-            batch = next(batches)
-            state, scalars = train_step(state, catalog, batch)
-            step += 1
-            pending.append(scalars)
-            timer.targets += int(np.count_nonzero(batch.segment_ids))
+        step, pending = int(state.step), []
+        timer = _StepTimer(progress["step_seconds"], progress["targets"])
+        with MetricWriter(workdir, num_steps, step) as writer:
+            timer.start()
+            while step < num_steps and progress["since_best"] < training.patience:
+                batch = next(batches)
+                state, scalars = train_step(state, rest, batch)
+                step += 1
+                pending.append(scalars)
+                timer.targets += int(np.count_nonzero(batch.segment_ids))
 
-            if step % training.log_every_steps == 0:
-                # All but the newest: the device still has a step to do while the host reads the finished ones.
-                done, pending = (pending[:-1], pending[-1:]) if len(pending) > 1 else (pending, [])
-                scalars = _mean(done)
-                if not np.isfinite(scalars["loss"]):
-                    raise UserError(
-                        f"config.optimizer.learning_rate: the loss was not finite before step {step}; lower it or raise "
-                        "config.model.temperature, and train in a new workdir"
-                    )
-                scalars["targets_per_second"] = timer.lap()
-                writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
+                if step % training.log_every_steps == 0:
+                    # All but the newest: the device still has a step to do while the host reads the finished ones.
+                    finished, pending = pending[:-1] or pending, pending[-1:]
+                    scalars = _finite_means(finished, step) | {"targets_per_second": timer.lap()}
+                    writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
 
-            if step % evaluate_every == 0 or step == num_steps:
-                jax.block_until_ready(state)
-                timer.stop()
-                ranking = ranker(state.evaluation_params, catalog, split.validation)
-                metrics = summarize(ranking.target_rank, ranking.items, model.num_items)
-                writer.write(step, {f"validation/{name}": value for name, value in metrics.items()})
-                score = metrics[SELECTION_METRIC]
-                progress = {
-                    "best": max(progress["best"], score),
-                    "since_best": 0 if score > progress["best"] else progress["since_best"] + 1,
-                    "seconds": seconds_before + time.monotonic() - began,
-                    "step_seconds": timer.seconds,
-                    "targets": timer.targets,
-                    "input": batches.get_state(),
-                }
-                checkpoints.save(state, progress, metrics)
-                timer.start()
-    best, best_step = checkpoints.restore_best(params), checkpoints.best_step
-    checkpoints.close()
-    return Fitted(best, best_step, progress["seconds"], progress["targets"] / progress["step_seconds"])
+                if step % evaluate_every == 0 or step == num_steps:
+                    jax.block_until_ready(state)
+                    timer.stop()
+                    ranking = ranker(state.evaluation_params, rest, split.validation)
+                    metrics = summarize(ranking.target_rank, ranking.items, model.num_items)
+                    writer.write(step, {f"validation/{name}": value for name, value in metrics.items()})
+                    score = metrics[SELECTION_METRIC]
+                    progress = {
+                        "best": max(progress["best"], score),
+                        "since_best": 0 if score > progress["best"] else progress["since_best"] + 1,
+                        "seconds": time.monotonic() - began,
+                        "step_seconds": timer.seconds,
+                        "targets": timer.targets,
+                        "input": batches.get_state(),
+                    }
+                    checkpoints.save(state, progress, metrics)
+                    timer.start()
 
 
-def _mean(scalars: list[dict[str, jax.Array]]) -> dict[str, float]:
+def _finite_means(scalars: list[dict[str, jax.Array]], step: int) -> dict[str, float]:
+    """The mean of each scalar over steps; a loss that is not finite ends the run."""
     fetched = jax.device_get(scalars)
-    return {name: float(np.mean([one[name] for one in fetched])) for name in fetched[0]}
+    means = {name: float(np.mean([one[name] for one in fetched])) for name in fetched[0]}
+    if not np.isfinite(means["loss"]):
+        raise UserError(
+            f"config.optimizer.learning_rate: the loss was not finite before step {step}; lower it or raise "
+            "config.model.temperature, and train in a new workdir"
+        )
+    return means
