@@ -138,7 +138,7 @@ class MeanMLP(nnx.Module):
         return self.mean(table, tokens) + self.mlp(table, tokens)
 
 
-ITEM_ENCODERS = ("mean", "gated", "attention", "cross_attention", "mlp", "mean_mlp")
+ITEM_ENCODERS = ("mean", "mean_mlp", "mlp", "cross_attention", "attention", "gated")
 
 
 def create(

@@ -6,6 +6,7 @@ import numpy as np
 import scipy.sparse
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
 
 from simgr_jax.data.dataset import Sequences
 
@@ -31,7 +32,9 @@ def cooccurrence(train: Sequences, num_items: int, dim: int, seed: int, window: 
       float32 [N, D], rows of unit length; zero rows for items that occur with no other.
     """
     ppmi = _ppmi(_pair_counts(train, num_items, window))
-    left, singular_values, _ = randomized_svd(ppmi, min(dim, num_items), n_iter=4, random_state=seed)
+    with threadpool_limits(1):  # the same sums whatever the core count
+        left, singular_values, _ = randomized_svd(ppmi, min(dim, num_items), n_iter=4, random_state=seed)
+    left[np.diff(ppmi.indptr) == 0] = 0  # the SVD leaves rounding errors there, which normalizing would blow up
     return normalize(left * np.sqrt(singular_values)).astype(np.float32)
 
 

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import faiss
 import numpy as np
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """faiss on one thread: the order of its sums, and so the codes, don't depend on the machine's core count."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
+from threadpoolctl import threadpool_limits
 
 
 def kmeans(points: np.ndarray, num_clusters: int, seed: int, iterations: int = 25) -> tuple[np.ndarray, np.ndarray]:
@@ -39,10 +26,11 @@ def kmeans(points: np.ndarray, num_clusters: int, seed: int, iterations: int = 2
     points = np.ascontiguousarray(points, np.float32)
     chosen = np.random.default_rng(seed).permutation(len(points))[: 32 * num_clusters]
     start = np.stack([points[group].mean(axis=0) for group in np.array_split(chosen, num_clusters)])
-    with one_thread():
+    # On one thread the order of the sums, and so the centroids, does not depend on the machine's core count.
+    with threadpool_limits(1):
         fit = faiss.Kmeans(
             points.shape[1], num_clusters, niter=iterations, seed=seed % 2**31, min_points_per_centroid=1
         )
         fit.train(points, init_centroids=start)
-        _, nearest = fit.index.search(points, 1)
+    _, nearest = fit.index.search(points, 1)
     return nearest[:, 0].astype(np.int32), fit.centroids.reshape(num_clusters, -1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import faiss
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from simgr_jax.semantic_ids.kmeans import kmeans, one_thread
+from simgr_jax.semantic_ids.kmeans import kmeans
 
 
 def fit_pq(embeddings: np.ndarray, levels: int, codebook_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,32 +35,54 @@ def fit_opq(embeddings: np.ndarray, levels: int, codebook_size: int, seed: int) 
     """Product quantization after the rotation that makes it lose least (Ge et al. 2013; semantic IDs: RPG,
     arXiv 2506.05781).
 
-    Columns of zeros are added where D is not a multiple of L; the rotation spreads the rest over them.
+    Where D is not a multiple of L, the D mod L directions of least variance are dropped.
 
     Args, Returns: those of `fit_pq`.
     """
-    num_items, dim = embeddings.shape
-    if dim < levels:
-        raise ValueError(f"{dim} dimensions can't be cut into {levels} slices")
-    padded = np.zeros((num_items, -(-dim // levels) * levels), np.float32)
-    padded[:, :dim] = embeddings
-    rotation = _opq_rotation(padded, levels, codebook_size, seed)
-    codes, reconstruction = fit_pq(padded @ rotation.T, levels, codebook_size, seed)
-    return codes, (reconstruction @ rotation)[:, :dim]
+    if embeddings.shape[1] < levels:
+        raise ValueError(f"{embeddings.shape[1]} dimensions can't be cut into {levels} slices")
+    mean = embeddings.mean(axis=0)
+    rotation = _opq_rotation(embeddings - mean, levels, codebook_size, seed)
+    codes, reconstruction = fit_pq((embeddings - mean) @ rotation.T, levels, codebook_size, seed)
+    return codes, reconstruction @ rotation + mean
 
 
 def _opq_rotation(points: np.ndarray, levels: int, codebook_size: int, seed: int) -> np.ndarray:
-    """float32 [D, D] orthogonal, D a multiple of `levels`."""
+    """Learns float32 [D', D] with orthonormal rows, D' the largest multiple of `levels` up to D.
+
+    It starts where every slice gets principal directions of about the same product of variances (Ge et al.'s
+    parametric solution, best for Gaussian data): few rounds from there do better than many from faiss's random start.
+    The rounds use at most 64 codes, which is as good as 256 and several times as fast.
+    """
     dim = points.shape[1]
-    rng = np.random.default_rng(seed)
-    start, _ = np.linalg.qr(rng.standard_normal((dim, dim)))
-    # faiss counts codes in bits; the rotation hardly depends on K, so the next smaller power of two does.
-    quantizer = faiss.ProductQuantizer(dim, levels, max(1, int(np.log2(codebook_size))))
+    kept = dim // levels * levels
+    variances, directions = np.linalg.eigh(points.T.astype(np.float64) @ points)
+    strongest = np.argsort(-variances)[:kept]
+    order = _balanced_slices(variances[strongest], levels)
+    start = directions[:, strongest[order]].T.astype(np.float32)
+    quantizer = faiss.ProductQuantizer(kept, levels, min(6, int(np.log2(codebook_size))))
     quantizer.cp.seed = seed % 2**31
     quantizer.cp.min_points_per_centroid = 1
-    opq = faiss.OPQMatrix(dim, levels, dim)
+    opq = faiss.OPQMatrix(dim, levels, kept)
     opq.pq = quantizer
-    faiss.copy_array_to_vector(start.astype(np.float32).ravel(), opq.A)
-    with one_thread():
-        opq.train(np.ascontiguousarray(points))
-    return faiss.vector_to_array(opq.A).reshape(dim, dim)
+    opq.niter = 20
+    faiss.copy_array_to_vector(start.ravel(), opq.A)
+    with threadpool_limits(1):
+        opq.train(np.ascontiguousarray(points, np.float32))
+    return faiss.vector_to_array(opq.A).reshape(kept, dim)
+
+
+def _balanced_slices(variances: np.ndarray, levels: int) -> np.ndarray:
+    """Deals out variances [D], falling, to `levels` slices of one size: each to the slice of the smallest product.
+
+    Returns:
+      int [D], the variances' places, slice after slice.
+    """
+    logs = np.log(np.maximum(variances / variances[0], 1e-12)) - np.log(1e-12)  # >= 0: products only grow
+    slices: list[list[int]] = [[] for _ in range(levels)]
+    products = np.zeros(levels)
+    for place, log in enumerate(logs):
+        chosen = int(products.argmin())
+        slices[chosen].append(place)
+        products[chosen] = np.inf if len(slices[chosen]) == len(logs) // levels else products[chosen] + log
+    return np.concatenate(slices)

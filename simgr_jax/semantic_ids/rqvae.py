@@ -26,15 +26,15 @@ class Options:
     Attributes:
       steps: of Adam.
       learning_rate: its peak; it rises over the first 5% of the steps and falls to 0 by cosine.
-      hidden: widths of the encoder's hidden layers; the decoder mirrors them.
+      hidden_widths: widths of the encoder's hidden layers; the decoder mirrors them.
       latent_dim: width of what is quantized.
       commitment: beta, the weight of the pull of latents towards their codes.
       batch_size: items a step.
     """
 
-    steps: int = 2000
-    learning_rate: float = 1e-3
-    hidden: Sequence[int] = (256, 128)
+    steps: int = 1500
+    learning_rate: float = 2e-3
+    hidden_widths: Sequence[int] = (512, 256)
     latent_dim: int = 64
     commitment: float = 0.25
     batch_size: int = 1024
@@ -56,7 +56,7 @@ class RQVAE(nnx.Module):
     """Residual-quantized autoencoder (Lee et al. 2022, arXiv 2203.01941; semantic IDs: TIGER, arXiv 2305.05065)."""
 
     def __init__(self, dim: int, levels: int, codebook_size: int, options: Options, *, rngs: nnx.Rngs):
-        widths = [dim, *options.hidden, options.latent_dim]
+        widths = [dim, *options.hidden_widths, options.latent_dim]
         self.encoder = MLP(widths, rngs=rngs)
         self.decoder = MLP(widths[::-1], rngs=rngs)
         self.codebooks = nnx.Param(jnp.zeros((levels, codebook_size, options.latent_dim)))
@@ -134,7 +134,7 @@ def _train(model: RQVAE, data: Float[Array, "N D"], seed: int, options: Options)
     uses = jnp.zeros(model.codebooks.shape[:2], jnp.int32)
     for step, key in enumerate(keys):
         uses, residuals = _step(model, optimizer, data, uses, key, batch_size, options.commitment)
-        if (step + 1) % REVIVAL_INTERVAL == 0:
+        if (step + 1) % REVIVAL_INTERVAL == 0 and step + REVIVAL_INTERVAL < options.steps:
             _revive(model, uses, residuals)
             uses = jnp.zeros_like(uses)
 

@@ -11,6 +11,7 @@ import scipy.sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
 
 from simgr_jax.errors import UserError
 
@@ -18,7 +19,8 @@ from simgr_jax.errors import UserError
 def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
     """Latent semantic analysis: TF-IDF of words and of their character n-grams, reduced by a truncated SVD.
 
-    Character n-grams (3 to 5, within words) let "moisturizer" and "moisturizing" meet; words keep rare names apart.
+    Character n-grams (3 and 4 letters within words, the 30,000 most frequent) let "moisturizer" and "moisturizing"
+    meet; words keep rare names apart.
 
     Args:
       texts: [N], an item's text; may be empty.
@@ -33,7 +35,7 @@ def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
     """
     words = TfidfVectorizer(sublinear_tf=True, min_df=2 if len(texts) > 1000 else 1)
     characters = TfidfVectorizer(
-        sublinear_tf=True, analyzer="char_wb", ngram_range=(3, 5), min_df=2, max_features=200_000
+        sublinear_tf=True, analyzer="char_wb", ngram_range=(3, 4), min_df=2, max_features=30_000
     )
     try:
         blocks = [words.fit_transform(texts), characters.fit_transform(texts)]
@@ -43,7 +45,9 @@ def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
             "give items text, or use 'interactions'"
         ) from error
     matrix = scipy.sparse.hstack(blocks, format="csr", dtype=np.float32)
-    left, singular_values, _ = randomized_svd(matrix, min(dim, *matrix.shape), n_iter=4, random_state=seed)
+    with threadpool_limits(1):  # the same sums whatever the core count
+        left, singular_values, _ = randomized_svd(matrix, min(dim, *matrix.shape), n_iter=2, random_state=seed)
+    left[matrix.getnnz(axis=1) == 0] = 0  # the SVD leaves rounding errors there, which normalizing would blow up
     return normalize(left * singular_values).astype(np.float32)
 
 

@@ -11,7 +11,7 @@ from simgr_jax.errors import UserError
 from simgr_jax.semantic_ids import build as build_module
 from simgr_jax.semantic_ids.build import build
 
-WORDS = "red green blue steel wood glass hammer saw lamp chair table cup plate brush soap towel".split()
+WORDS = ("red green blue steel wood glass hammer saw lamp chair table cup plate brush soap towel").split()  # noqa: SIM905
 RNG = np.random.default_rng(0)
 SEQUENCES = [RNG.integers(0, 120, RNG.integers(3, 12)) for _ in range(200)]
 TRAIN = Sequences.from_lists([sequence[:-2] for sequence in SEQUENCES if len(sequence) > 3])
@@ -20,7 +20,7 @@ DATASET = Dataset(
     user_ids=[str(i) for i in range(200)],
     item_ids=[str(i) for i in range(120)],
     sequences=Sequences.from_lists(SEQUENCES),
-    item_texts=["", "", ""] + [" ".join(RNG.choice(WORDS, 5)) for _ in range(117)],
+    item_texts=["", "", ""] + [" ".join(RNG.choice(WORDS, 6)) for _ in range(117)],
 )
 
 
@@ -34,7 +34,7 @@ def make_config(**overrides) -> ConfigDict:
         "quantizer": {
             "name": "opq", "levels": 3, "codebook_size": 8,
             "rqvae": {
-                "steps": 60, "learning_rate": 1e-3, "hidden": (16,), "latent_dim": 4, "commitment": 0.25,
+                "steps": 300, "learning_rate": 3e-3, "hidden_widths": (16,), "latent_dim": 4, "commitment": 0.25,
                 "batch_size": 64,
             },
         },

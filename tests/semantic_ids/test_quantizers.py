@@ -1,12 +1,14 @@
 """k-means, residual k-means, product quantization and RQ-VAE."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from simgr_jax.semantic_ids import product_quantization, quality, residual_kmeans, rqvae
 from simgr_jax.semantic_ids.kmeans import kmeans
 
-RQVAE = rqvae.Options(steps=300, hidden=(32,), latent_dim=8, batch_size=256)
+RQVAE = rqvae.Options(steps=400, hidden_widths=(32,), latent_dim=16, learning_rate=3e-3, batch_size=256)
 
 
 def clustered(num_items=600, dim=16, clusters=40, seed=0) -> np.ndarray:
@@ -78,7 +80,7 @@ def test_kmeans_shares_points_out_in_many_dimensions():
 def test_residual_kmeans_error_falls_with_each_level():
     points = clustered()
     errors = [relative_mse(points, residual_kmeans.fit(points, levels, 16, 0)[1]) for levels in (1, 2, 3, 4)]
-    assert all(later < earlier for earlier, later in zip(errors[:-1], errors[1:], strict=True))
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
 
 
 def test_residual_kmeans_reconstruction_is_a_sum_of_one_vector_a_code():
@@ -121,6 +123,12 @@ def test_opq_takes_any_dimension_and_codebook_size():
     assert relative_mse(points, reconstruction) < 0.5
 
 
+def test_opq_rotation_has_orthonormal_rows():
+    rotation = product_quantization._opq_rotation(clustered(dim=13), 4, 16, 0)
+    assert rotation.shape == (12, 13)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(12), atol=1e-4)
+
+
 @pytest.mark.parametrize("fit", [product_quantization.fit_pq, product_quantization.fit_opq])
 def test_more_slices_than_dimensions_is_refused(fit):
     with pytest.raises(ValueError, match="3 dimensions"):
@@ -137,7 +145,7 @@ def test_rqvae_revives_dead_codes_onto_residuals_and_keeps_the_others():
     from flax import nnx
 
     rng = np.random.default_rng(0)
-    model = rqvae.RQVAE(4, 2, 8, rqvae.Options(hidden=(8,), latent_dim=4), rngs=nnx.Rngs(0))
+    model = rqvae.RQVAE(4, 2, 8, rqvae.Options(hidden_widths=(8,), latent_dim=4), rngs=nnx.Rngs(0))
     codebooks = rng.standard_normal((2, 8, 4)).astype(np.float32)
     residuals = rng.standard_normal((2, 32, 4)).astype(np.float32)
     model.codebooks[...] = jnp.asarray(codebooks)
@@ -155,7 +163,7 @@ def test_rqvae_straight_through_gradient_reaches_the_encoder_as_if_nothing_were_
     import jax.numpy as jnp
     from flax import nnx
 
-    model = rqvae.RQVAE(4, 2, 8, rqvae.Options(hidden=(8,), latent_dim=3), rngs=nnx.Rngs(0))
+    model = rqvae.RQVAE(4, 2, 8, rqvae.Options(hidden_widths=(8,), latent_dim=3), rngs=nnx.Rngs(0))
     model.codebooks[...] = jax.random.normal(jax.random.key(1), (2, 8, 3))
     x = jax.random.normal(jax.random.key(2), (16, 4))
     gradients = nnx.grad(lambda m: m.loss(x, 0.0)[0])(model)
