@@ -30,13 +30,20 @@ def main() -> None:
     figures = {}
     for name in ITEM_ENCODERS:
         workdir = args.workdir / name
-        train = ["simgr_jax.train", f"--config={args.config}", f"--config.data.path={args.data}", f"--workdir={workdir}"]
+        train = [
+            "simgr_jax.train",
+            f"--config={args.config}",
+            f"--config.data.path={args.data}",
+            f"--workdir={workdir}",
+        ]
         train += [f"--config.model.item_encoder={name}", f"--config.training.epochs={args.epochs}"]
         for command in (train, ["simgr_jax.evaluate", f"--workdir={workdir}", "--split=validation"]):
             subprocess.run([sys.executable, "-m", *command], check=True)
         metrics = json.loads((workdir / "report_validation" / "metrics.json").read_text(encoding="utf-8"))
         figures[name] = {key: metrics[key] for key in KEPT}
-        record.write("item_encoders", figures, {"config": args.config, "epochs": args.epochs, "split": "validation"}, seed=0)
+        record.write(
+            "item_encoders", figures, {"config": args.config, "epochs": args.epochs, "split": "validation"}, seed=0
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ DATASETS = ("beauty", "toys", "instruments")
 def get_config(dataset: str = "") -> ml_collections.ConfigDict:
     """dataset: one of DATASETS."""
     if dataset not in DATASETS:
-        raise UserError(f'--config=configs/amazon.py:{dataset}: no such dataset; choose one of {", ".join(DATASETS)}')
+        raise UserError(f"--config=configs/amazon.py:{dataset}: no such dataset; choose one of {', '.join(DATASETS)}")
     config = default_config.get_config()
     config.data.name = dataset
     if dataset == "instruments":

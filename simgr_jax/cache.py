@@ -1,7 +1,7 @@
 """What a stage made is kept, and found again by a hash of everything it depends on.
 
-A stage computes `fingerprint(...)` of its inputs, looks for `cache_dir/NAME-FINGERPRINT.SUFFIX`, and on a miss writes it
-with `atomic_path`, so that a killed run never leaves half a file under the final name.
+A stage computes `fingerprint(...)` of its inputs, looks for `cache_dir/NAME-FINGERPRINT.SUFFIX`, and on a miss writes
+it with `atomic_path`, so that a killed run never leaves half a file under the final name.
 """
 
 from __future__ import annotations

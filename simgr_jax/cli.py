@@ -17,7 +17,9 @@ from simgr_jax.errors import UserError
 
 def define_config() -> None:
     """Defines `--config=FILE.py[:argument]` with `--config.key=value` overrides of its (locked) keys."""
-    config_flags.DEFINE_config_file("config", None, "A file of configs/, like configs/amazon.py:beauty.", lock_config=True)
+    config_flags.DEFINE_config_file(
+        "config", None, "A file of configs/, like configs/amazon.py:beauty.", lock_config=True
+    )
 
 
 def run(main: Callable[[], None]) -> None:
@@ -40,8 +42,8 @@ def run(main: Callable[[], None]) -> None:
 def _use_huge_pages() -> None:
     """Starts this program anew with glibc's allocator asking for huge pages, unless GLIBC_TUNABLES is set.
 
-    Logits of tens of megabytes are allocated in every step, and with 4 KiB pages their page faults take a third of a CPU
-    step's time (benchmarks/huge_pages.py). The allocator reads the setting only when a process starts.
+    Logits of tens of megabytes are allocated in every step, and with 4 KiB pages their page faults take a third of a
+    CPU step's time (benchmarks/huge_pages.py). The allocator reads the setting only when a process starts.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"

@@ -10,7 +10,8 @@ def get_config() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "seed": 0,
-            # Where prepared data and semantic IDs are kept; "" is WORKDIR/cache. Runs that share a folder share the work.
+            # Where prepared data and semantic IDs are kept; "" is WORKDIR/cache. Runs that share a folder share the
+            # work.
             "cache_dir": "",
             "data": {
                 # "p5", "lcrec", "minionerec", "recbole", "log", "amazon_reviews" or "synthetic" (docs/data.md).
@@ -24,7 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "split": "leave_one_out",
                 "validation_fraction": 0.1,
                 "test_fraction": 0.1,
-                # The newest items of a history that the model sees; longer training sequences are cut into such windows.
+                # The newest items of a history that the model sees; longer training sequences are cut into such
+                # windows.
                 "max_items": 20,
                 # format "log": the columns of a CSV or Parquet file, and a file of item texts if there is one.
                 "log": {
@@ -49,7 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
                     # One factor for each name; () is all one.
                     "weights": (),
                     "dim": 256,
-                    # A sentence-transformers or Hugging Face encoder: a folder or a hub id (pip install simgr_jax[text]).
+                    # A sentence-transformers or Hugging Face encoder: a folder or a hub id (pip install
+                    # simgr_jax[text]).
                     "encoder": "",
                     "npy_path": "",
                     # How many items apart two items of a sequence still count as neighbours.

@@ -55,7 +55,7 @@ def load_data(config: ml_collections.ConfigDict, cache: Path) -> tuple[Dataset, 
     dataset, split = load(config.data, cache)
     if dataset.num_items < LIST_LENGTH:
         raise UserError(
-            f"config.data.path: {dataset.name} has {dataset.num_items} items, but the metrics need lists of {LIST_LENGTH}; "
+            f"config.data.path: {dataset.name} has {dataset.num_items} items, but lists have {LIST_LENGTH}; "
             "use a larger catalog or a lower config.data.k_core"
         )
     return dataset, split

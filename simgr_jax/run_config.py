@@ -30,7 +30,7 @@ def save(config: ml_collections.ConfigDict, workdir: Path) -> None:
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and key not in _PLACES:
                 raise UserError(
-                    f"{path}:{key}: this workdir's run has {before.get(key)!r}, not {now.get(key)!r}; go on with the same "
+                    f"{path}:{key}: the run here has {before.get(key)!r}, not {now.get(key)!r}; go on with the same "
                     "config or choose another --workdir"
                 )
     with atomic_path(path) as temporary:

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A run of seconds: 200 users of 60 embedded items, and a model to match.
+TINY = (
+    f"--config={ROOT}/configs/quickstart.py",
+    "--config.data.synthetic.num_users=200",
+    "--config.data.synthetic.num_items=60",
+    "--config.semantic_ids.embeddings.dim=16",
+    "--config.semantic_ids.quantizer.levels=4",
+    "--config.semantic_ids.quantizer.codebook_size=8",
+    "--config.model.item_encoder_width=16",
+    "--config.backbone.width=16",
+    "--config.backbone.layers=1",
+    "--config.backbone.heads=2",
+    "--config.backbone.kv_heads=1",
+    "--config.backbone.head_width=8",
+    "--config.backbone.mlp_width=32",
+    "--config.training.epochs=1",
+)
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +45,39 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real datasets are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_options() -> tuple[str, ...]:
+    """The flags of `simgr_jax.train`, but for --workdir, that make a run of seconds."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def run_binary() -> Callable[..., int]:
+    """A function (name, *arguments) -> exit code that runs `python -m simgr_jax.NAME ARGUMENTS` within this process.
+
+    A process of its own would import JAX anew, which takes longer than most of what is tested. flagsaver forgets the
+    flags that the binary defined.
+    """
+
+    def run(name: str, *arguments: object) -> int:
+        with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), warnings.catch_warnings():
+            patch.setattr(sys, "argv", [name, *map(str, arguments)])
+            patch.setenv("GLIBC_TUNABLES", "")  # or the binary would start this process anew
+            warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
+            try:
+                runpy.run_module(f"simgr_jax.{name}", run_name="__main__")
+            except SystemExit as end:
+                return end.code or 0
+            return 0
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_workdir(run_binary, tmp_path_factory) -> Path:
+    """The workdir of a finished run of one epoch on the embedded data. Copy it before changing anything in it."""
+    workdir = tmp_path_factory.mktemp("trained") / "workdir"
+    assert run_binary("train", *TINY, f"--workdir={workdir}") == 0
+    return workdir

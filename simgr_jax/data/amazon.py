@@ -48,14 +48,17 @@ def read(path: Path, version: str, category: str) -> tuple[pl.DataFrame, dict[st
 def _known_category(path: Path, version: str, category: str) -> str:
     """The category as the builder's configs spell it, with `_5` where only the 5-core is at hand."""
     if version not in RELEASES:
-        raise UserError(f"config.data.amazon_reviews.version: there is no Amazon Reviews {version}; use one of {', '.join(RELEASES)}")
+        raise UserError(
+            f"config.data.amazon_reviews.version: there is no Amazon Reviews {version}; use one of "
+            f"{', '.join(RELEASES)}"
+        )
     release = RELEASES[version]
     names = release.categories + tuple(f"{name}{FIVE_CORE}" for name in release.categories if release.five_core)
     if category not in names:
         near = difflib.get_close_matches(category, names, n=1, cutoff=0.0)[0]
         raise UserError(
-            f"config.data.amazon_reviews.category: Amazon Reviews {version} has no {category!r}, the nearest is {near!r};"
-            f" use one of {', '.join(release.categories)}" + (", or one of these with _5" if release.five_core else "")
+            f"config.data.amazon_reviews.category: Amazon Reviews {version} has no {category!r}, the nearest is "
+            f"{near!r}; use one of {', '.join(release.categories)}" + (", or one of these with _5" if release.five_core else "")
         )
     at_hand = (name for name in (category, category + FIVE_CORE) if name in names and _is_at_hand(path, version, name))
     return next(at_hand, category)

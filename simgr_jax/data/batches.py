@@ -15,8 +15,8 @@ from simgr_jax.data.dataset import EvaluationCases, Sequences
 class TrainingWindows:
     """Random access to (items, targets) windows of at most `max_items` positions, for Grain.
 
-    A sequence longer than that is cut into windows counted from its newest end, so every interaction trains once an epoch
-    and only the oldest window is short.
+    A sequence longer than that is cut into windows counted from its newest end, so every interaction trains once an
+    epoch and only the oldest window is short.
     """
 
     def __init__(self, sequences: Sequences, max_items: int):
@@ -51,7 +51,8 @@ def train_batches(
       max_sequences_per_row: 1 with `row_length` = the windows' length is plain padding; None packs as many as fit.
     """
     dataset = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
-    # A window costs microseconds to read: Grain's threads would only add overhead, one prefetched batch ahead is enough.
+    # A window costs microseconds to read: Grain's threads would only add overhead, one prefetched batch ahead is
+    # enough.
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     dataset = FirstFitPackIterDataset(
         dataset,
@@ -69,7 +70,8 @@ def _to_train_batch(packed: dict[str, np.ndarray]) -> TrainBatch:
 
 
 def rank_batches(cases: EvaluationCases, batch_size: int, max_items: int) -> Iterator[tuple[RankBatch, int]]:
-    """The cases in order, `batch_size` at a time, each history cut to its newest `max_items`, with the count of real rows.
+    """The cases in order, `batch_size` at a time, each history cut to its newest `max_items`, with the count of real
+    rows.
 
     The last batch is filled up with a history of one item, so that every batch has one shape and nothing recompiles.
     """

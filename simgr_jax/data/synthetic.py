@@ -315,7 +315,7 @@ def generate(num_users: int, num_items: int, seed: int) -> SyntheticWorld:
     if num_users < 1:
         raise UserError(f"config.data.synthetic.num_users: {num_users} is too few; give 1 or more")
     if not 2 <= num_items <= MAX_ITEMS:
-        raise UserError(f"config.data.synthetic.num_items: {num_items} is not between 2 and {MAX_ITEMS}; choose one that is")
+        raise UserError(f"config.data.synthetic.num_items: {num_items} is not in 2 .. {MAX_ITEMS}; choose one that is")
     if seed < 0:
         raise UserError(f"config.data.synthetic.seed: {seed} is negative; give 0 or more")
     rng = np.random.Generator(np.random.PCG64(seed))

@@ -19,8 +19,8 @@ class Recommender(Protocol):
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The mean loss of the batch's targets, and scalars worth logging. `rngs` has a "dropout" stream."""
 
-    def catalog(self) -> Float[Array, "..."]:
+    def catalog(self) -> Float[Array, ...]:
         """What ranking needs of the catalog and may be computed once for many batches (for SimGR: item vectors)."""
 
-    def rank(self, batch: RankBatch, catalog: Float[Array, "..."], k: int, filter_history: bool) -> Ranking:
+    def rank(self, batch: RankBatch, catalog: Float[Array, ...], k: int, filter_history: bool) -> Ranking:
         """The top-K items of each history and the rank of its target; with `filter_history`, without history items."""

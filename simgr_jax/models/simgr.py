@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -72,9 +71,12 @@ class SimGRConfig:
                 f"config.model.temperature: {self.temperature} is not in [temperature_min, temperature_max] = "
                 f"[{self.temperature_min}, {self.temperature_max}]; give a positive one between them"
             )
-        if min(self.full_catalog_weight, self.in_batch_weight) < 0 or not self.full_catalog_weight + self.in_batch_weight:
+        if (
+            min(self.full_catalog_weight, self.in_batch_weight) < 0
+            or not self.full_catalog_weight + self.in_batch_weight
+        ):
             raise UserError(
-                "config.loss.full_catalog_weight, in_batch_weight: negative or both zero; give at least one positive weight"
+                "config.loss.full_catalog_weight, in_batch_weight: negative or both zero; give one that is positive"
             )
         if not 0 <= self.label_smoothing < 1:
             raise UserError(
@@ -125,7 +127,9 @@ class SimGR(nnx.Module):
     @property
     def temperature(self) -> Float[Array, ""]:
         config = self.config
-        return jnp.exp(jnp.clip(self.log_temperature[...], jnp.log(config.temperature_min), jnp.log(config.temperature_max)))
+        return jnp.exp(
+            jnp.clip(self.log_temperature[...], jnp.log(config.temperature_min), jnp.log(config.temperature_max))
+        )
 
     def encode_items(self, items: Int[Array, " M"] | None = None) -> Float[Array, "M D"]:
         """Item vectors before the similarity's normalisation; of the whole catalog if `items` is None."""
@@ -193,13 +197,16 @@ class SimGR(nnx.Module):
         segment_ids = (positions < batch.lengths[:, None]).astype(jnp.int32)
         states = self.user_states(batch.items, segment_ids, positions, catalog)
         last = jnp.take_along_axis(states, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
-        scores = to_similarity_space(last, self.config.similarity) @ to_similarity_space(catalog, self.config.similarity).T
+        users, items = (to_similarity_space(x, self.config.similarity) for x in (last, catalog))
+        scores = users @ items.T
         if self.has_collisions:
             # Items with one code have one vector, but a matrix product may round equal columns differently.
             scores = scores[:, self.first_with_same_tokens[...]]
         if filter_history:
             rows = jnp.arange(len(scores))[:, None]
-            scores = scores.at[rows, jnp.where(segment_ids > 0, batch.items, scores.shape[1])].set(-jnp.inf, mode="drop")
+            nowhere = scores.shape[1]
+            seen = jnp.where(segment_ids > 0, batch.items, nowhere)
+            scores = scores.at[rows, seen].set(-jnp.inf, mode="drop")
         return rank_catalog(scores, batch.targets, k)
 
 

@@ -1,7 +1,7 @@
 """A decoder-only transformer driven by its config: RMSNorm, rotary positions, grouped-query attention, gated MLP.
 
 It takes embeddings and returns hidden states; what the embeddings stand for is the recommender's business. Parts are
-named and shaped as Hugging Face's Llama-like decoders name and shape them (`q_proj`, `gate_proj`, `input_layernorm`, ...).
+named and shaped as in Hugging Face's Llama-like decoders (`q_proj`, `gate_proj`, `input_layernorm`, ...).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TransformerConfig:
             )
         if self.head_width % 2:
             raise UserError(
-                f"config.backbone.head_width: {self.head_width} is odd and rotary positions turn pairs; choose an even one"
+                f"config.backbone.head_width: {self.head_width} is odd and rotary positions turn pairs; make it even"
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"config.backbone.dropout: {self.dropout} is not a rate; give a number in [0, 1)")
@@ -76,7 +76,9 @@ class RMSNorm(nnx.Module):
         return (x32 * self.scale[...]).astype(x.dtype)
 
 
-def apply_rotary(x: Float[Array, "B T H head"], positions: Int[Array, "B T"], theta: float) -> Float[Array, "B T H head"]:
+def apply_rotary(
+    x: Float[Array, "B T H head"], positions: Int[Array, "B T"], theta: float
+) -> Float[Array, "B T H head"]:
     """Rotates the pairs (x[i], x[i + head/2]) by position * theta^(-2i/head), as Hugging Face's decoders do."""
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)

@@ -1,7 +1,7 @@
 """From the hidden states of a prefix to the user's state after it.
 
-A pooling looks at positions 0..t of a segment and gives the state after t, for every t at once, so that all positions of
-a packed row train together.
+A pooling looks at positions 0..t of a segment and gives the state after t, for every t at once, so that all positions
+of a packed row train together.
 """
 
 from __future__ import annotations

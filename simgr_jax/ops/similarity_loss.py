@@ -34,7 +34,7 @@ def full_catalog_cross_entropy(
     temperature: Float[Array, ""] | float,
     label_smoothing: float = 0.0,
 ) -> Float[Array, " B"]:
-    """-log p(target | u) with p(i | u) = exp(u·v_i / τ) / Σ_j exp(u·v_j / τ) over all N items (SimGR, arXiv 2602.07847).
+    """-log p(target | u), p(i | u) = exp(u·v_i / τ) / Σ_j exp(u·v_j / τ) over all N items (SimGR, arXiv 2602.07847).
 
     With label smoothing ε the target distribution is (1 - ε) on the target plus ε / N on every item.
     """

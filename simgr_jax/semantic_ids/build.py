@@ -27,7 +27,7 @@ from simgr_jax.semantic_ids import (
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
 # Part of every fingerprint: raise it when the same inputs come to give other codes.
-VERSION = 1
+VERSION = 2
 KEY = "config.semantic_ids"
 EMBEDDINGS = ("tfidf", "text_encoder", "npy", "interactions")
 QUANTIZERS = ("residual_kmeans", "rqvae", "opq", "pq")
@@ -172,6 +172,10 @@ def _check_fit(config: ConfigDict, dataset: Dataset) -> None:
         group, name = key.split(".")
         if config[group][name] < least:
             raise UserError(f"{KEY}.{key}: is {config[group][name]}; set it to at least {least}")
+    if config.quantizer.name == "rqvae":
+        for name, value in config.quantizer.rqvae.items():
+            if np.min(value, initial=np.inf) <= 0:
+                raise UserError(f"{KEY}.quantizer.rqvae.{name}: is {value}; set it above 0")
     if config.quantizer.codebook_size > dataset.num_items:
         raise UserError(
             f"{KEY}.quantizer.codebook_size: is {config.quantizer.codebook_size}, more than the catalog's "

@@ -20,8 +20,8 @@ class Checkpoints:
     """The checkpoints in a folder, by step.
 
     Each holds `state` (the TrainState), `model` (the parameters to evaluate, so that a reader needs no optimizer) and
-    `progress` (JSON: where the input and the early stopping stand). Writing is asynchronous and atomic. Use as a context
-    manager, which waits for the last write.
+    `progress` (JSON: where the input and the early stopping stand). Writing is asynchronous and atomic. Use as a
+    context manager, which waits for the last write.
     """
 
     def __init__(self, folder: Path):

@@ -52,7 +52,8 @@ class _StepTimer:
 def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ranker: Ranker, workdir: Path) -> None:
     """Trains `model` on `split.train`, going on from the workdir's latest checkpoint where there is one.
 
-    Leaves `workdir/checkpoints` (the latest, and the best by validation NDCG@10), `metrics.jsonl` and TensorBoard events.
+    Leaves `workdir/checkpoints` (the latest, and the best by validation NDCG@10), `metrics.jsonl` and TensorBoard
+    events.
 
     Raises:
       UserError: nothing to train on, or a loss that is not finite.
@@ -62,7 +63,9 @@ def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ran
 
     windows = TrainingWindows(split.train, config.data.max_items)
     if not len(windows):
-        raise UserError("config.data.split: leaves no training sequence of two items; give users with more interactions")
+        raise UserError(
+            "config.data.split: leaves no training sequence of two items; give users with more interactions"
+        )
     batch_shape = (training.batch_rows, training.row_length)
     batches = train_batches(windows, *batch_shape, config.seed)
     steps_per_epoch = -(-windows.num_targets // (training.batch_rows * training.row_length))

