@@ -1,6 +1,6 @@
 """SimGR on the embedded data (a generated shop): minutes on a laptop.
 
-    python -m simgr_jax.train --config=configs/quickstart.py --workdir=workdirs/quickstart
+python -m simgr_jax.train --config=configs/quickstart.py --workdir=workdirs/quickstart
 """
 
 import ml_collections

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import runpy
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from simgr_jax import default_config
 from simgr_jax.errors import UserError
 
 
@@ -64,45 +68,55 @@ def required(name: str) -> str:
 
 
 def _parse(argv: list[str]) -> None:
+    if "config" in flags.FLAGS:
+        _check_config(argv)
     try:
         remaining = flags.FLAGS(argv)
-    except (KeyError, AttributeError) as error:
-        # What ml_collections raises for an override of a key that the config does not have.
-        raise _unknown_key(argv) or error from error
-    except (flags.Error, OSError) as error:
-        raise UserError(_flag_message(argv, str(error))) from error
+    except flags.Error as error:
+        raise UserError(f"{str(error).removeprefix('flag ')}; see --help") from error
     if len(remaining) > 1:
         raise UserError(f"{remaining[1]}: is no flag; flags look like --name=value")
+
+
+def _check_config(argv: list[str]) -> None:
+    """Loads the config file and checks the names of its keys and of the overrides.
+
+    ml_collections would do it too, but what it raises does not say where in the file, or of which key.
+    """
+    overrides = [match[1] for arg in argv[1:] if (match := re.match(r"--?(?:no)?(config\.[^=]+)", arg))]
+    file = next((arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))), None)
+    if file is None:
+        if overrides:
+            raise UserError(f"{overrides[0]}: there is no --config to change; give --config=FILE.py before it")
+        return
+    keys, known = list(_keys(_load_config(file), "config")), list(_keys(default_config.get_config(), "config"))
+    for where, names in ((f"{file}: ", keys), ("", overrides)):
+        for name in names:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, 1, cutoff=0)[0]
+                raise UserError(f"{where}{name}: the config has no such key; did you mean {nearest}?")
+    if missing := set(known) - set(keys):
+        raise UserError(f"{file}: {min(missing)}: is missing; begin with simgr_jax.default_config.get_config()")
+
+
+def _load_config(file: str) -> ml_collections.ConfigDict:
+    """file: FILE.py or FILE.py:argument."""
+    path, colon, argument = file.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"{path}: there is no such config file; give --config=configs/NAME.py")
     try:
-        # A missing config file is reported by ml_collections only when the config is first used.
-        _ = flags.FLAGS["config"].value and flags.FLAGS.config.keys() if "config" in flags.FLAGS else None
-    except OSError as error:
-        raise UserError(_flag_message(argv, str(error))) from error
-
-
-def _flag_message(argv: list[str], message: str) -> str:
-    config_file = next((arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))), "")
-    if "Failed loading config file" in message:
-        return f"{config_file}: there is no such config file; give --config=configs/NAME.py"
-    if "Error whilst parsing config file" in message:
-        last_line = message.strip().splitlines()[-1]
-        if "UserError: " in last_line:
-            return last_line.partition("UserError: ")[2]
-        return f"{config_file}: fails with {last_line}; mend the file or its argument"
-    return f"{' '.join(message.split())}; see --help"
-
-
-def _unknown_key(argv: list[str]) -> UserError | None:
-    """What to say of the first `--config.key` that the config does not have."""
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS([argv[0]] + [arg for arg in argv[1:] if arg.startswith("--config=")])
-    known = list(_keys(flags.FLAGS.config, "config"))
-    for arg in argv[1:]:
-        key = arg.lstrip("-").partition("=")[0]
-        if key.startswith("config.") and key not in known:
-            nearest = difflib.get_close_matches(key, known, 1, cutoff=0)[0]
-            return UserError(f"{key}: the config has no such key; did you mean {nearest}?")
-    return None
+        config = runpy.run_path(path)["get_config"](*[argument] if colon else [])
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
+        raise UserError(
+            f"{path}:{line}: fails with {type(error).__name__}: {error}; mend the file, or its argument after the colon"
+        ) from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"{path}: get_config() returns a {type(config).__name__}; return a ConfigDict")
+    return config
 
 
 def _keys(config: ml_collections.ConfigDict, prefix: str) -> Iterator[str]:

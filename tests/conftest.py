@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import sys
 import warnings
@@ -62,6 +63,7 @@ def run_binary() -> Callable[..., int]:
     """
 
     def run(name: str, *arguments: object) -> int:
+        importlib.import_module(f"simgr_jax.{name}")  # Libraries define flags of their own when first imported.
         with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), warnings.catch_warnings():
             patch.setattr(sys, "argv", [name, *map(str, arguments)])
             patch.setenv("GLIBC_TUNABLES", "")  # or the binary would start this process anew

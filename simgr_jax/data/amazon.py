@@ -58,7 +58,8 @@ def _known_category(path: Path, version: str, category: str) -> str:
         near = difflib.get_close_matches(category, names, n=1, cutoff=0.0)[0]
         raise UserError(
             f"config.data.amazon_reviews.category: Amazon Reviews {version} has no {category!r}, the nearest is "
-            f"{near!r}; use one of {', '.join(release.categories)}" + (", or one of these with _5" if release.five_core else "")
+            f"{near!r}; use one of {', '.join(release.categories)}"
+            + (", or one of these with _5" if release.five_core else "")
         )
     at_hand = (name for name in (category, category + FIVE_CORE) if name in names and _is_at_hand(path, version, name))
     return next(at_hand, category)

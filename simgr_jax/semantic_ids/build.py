@@ -174,7 +174,7 @@ def _check_fit(config: ConfigDict, dataset: Dataset) -> None:
             raise UserError(f"{KEY}.{key}: is {config[group][name]}; set it to at least {least}")
     if config.quantizer.name == "rqvae":
         for name, value in config.quantizer.rqvae.items():
-            if np.min(value, initial=np.inf) <= 0:
+            if (np.asarray(value) <= 0).any():
                 raise UserError(f"{KEY}.quantizer.rqvae.{name}: is {value}; set it above 0")
     if config.quantizer.codebook_size > dataset.num_items:
         raise UserError(
