@@ -64,9 +64,9 @@ def get_config() -> ml_collections.ConfigDict:
                     "levels": 32,
                     "codebook_size": 256,
                     "rqvae": {
-                        "steps": 3000,
+                        "steps": 1500,
                         "batch_size": 1024,
-                        "learning_rate": 1e-3,
+                        "learning_rate": 2e-3,
                         "hidden_widths": (512, 256),
                         "latent_dim": 64,
                         "commitment": 0.25,

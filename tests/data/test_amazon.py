@@ -274,12 +274,20 @@ def test_downloads_over_http(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("version", "category", "message"),
     [
-        ("2019", "Beauty", r"^config\.data\.version: there is no Amazon Reviews 2019; use one of 2014, 2018, 2023$"),
-        ("2014", "Beuty", r"^config\.data\.category: Amazon Reviews 2014 has no 'Beuty', the nearest is 'Beauty'; use"),
+        (
+            "2019",
+            "Beauty",
+            r"^config\.data\.amazon_reviews\.version: there is no Amazon Reviews 2019; use one of 2014, 2018, 2023$",
+        ),
+        (
+            "2014",
+            "Beuty",
+            r"^config\.data\.amazon_reviews\.category: Amazon Reviews 2014 has no 'Beuty', the nearest is 'Beauty'; use",
+        ),
         (
             "2023",
             "All_Beauty_5",
-            r"^config\.data\.category: .* the nearest is 'All_Beauty'; use one of All_Beauty, Ama",
+            r"^config\.data\.amazon_reviews\.category: .* the nearest is 'All_Beauty'; use one of All_Beauty, Ama",
         ),
         (
             "2014",

@@ -13,11 +13,9 @@ import ast
 import contextlib
 import dataclasses
 import gzip
-import html
 import itertools
 import json
 import math
-import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -29,6 +27,7 @@ import requests
 import tensorflow_datasets as tfds
 
 from simgr_jax.data.amazon_reviews.releases import FIVE_CORE, HOST, RELEASES, Release
+from simgr_jax.data.item_text import clean
 from simgr_jax.errors import UserError
 
 # Text encoders read 256 to 512 tokens; 2000 characters are about 500, so what is cut would not be read. Some
@@ -42,9 +41,6 @@ BLOCK_ROWS = {"reviews": 8192, "items": 512}
 # TFDS holds a split in memory while it writes it and needs TensorFlow past 1 GB, so a big table is several splits.
 # 100,000 items stay below that even if every text is at the cap in 4-byte characters.
 SPLIT_ROWS = {"reviews": 4_000_000, "items": 100_000}
-
-NOT_PROSE = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
-TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 @dataclasses.dataclass
@@ -183,10 +179,7 @@ def _plain_text(text: str) -> str:
     # Page script that the 2018 crawl took for a title or a description; its authors advise to drop it.
     if "getTime" in text:
         return ""
-    text = html.unescape(text[: 10 * MAX_TEXT_LENGTH])
-    text = TAG.sub(" ", NOT_PROSE.sub(" ", text))
-    # A half surrogate pair (a cut emoji) is legal in JSON and has no UTF-8.
-    return " ".join(text.encode("utf-8", "ignore").decode().split())
+    return clean(text[: 10 * MAX_TEXT_LENGTH])
 
 
 def _raw_file(config: AmazonReviewsConfig, dl_manager: tfds.download.DownloadManager) -> Path:
