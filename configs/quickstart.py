@@ -16,5 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.semantic_ids.quantizer.levels = 16
     config.semantic_ids.quantizer.codebook_size = 32
 
-    config.training.epochs = 20
+    config.model.item_encoder = "mean"
+    config.training.epochs = 10
     return config

@@ -23,8 +23,13 @@ from simgr_jax.ops.similarity_loss import (
 from simgr_jax.ops.top_k import Ranking, rank_catalog
 
 
+# Adam moves a weight by about the learning rate in a step, so from 0.1 the embeddings leave their random start within an
+# epoch. From sqrt(L), which would give the mean of L levels unit size, they hardly moved and learned three times slower.
+EMBEDDING_STD = 0.1
+
+
 class Catalog(nnx.Variable):
-    """What the model knows of the catalog and does not learn; saved with the parameters."""
+    """What the model knows of the catalog and does not learn: made anew from the semantic IDs, in no checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +114,7 @@ class SimGR(nnx.Module):
         # One added to every count keeps log q finite for items that never train.
         self.log_q = Catalog(jnp.asarray(np.log((item_counts + 1) / (item_counts + 1).sum()), jnp.float32))
 
-        # A unit RMS of the mean of L embeddings, so that the backbone's residual stream begins at its natural size.
-        init = nnx.initializers.normal(tokens.shape[1] ** 0.5)
+        init = nnx.initializers.normal(EMBEDDING_STD)
         self.embedding = nnx.Param(init(rngs.params(), (sum(codebook_sizes), backbone.width), jnp.float32))
         self.item_encoder = item_encoders.create(
             config.item_encoder, backbone.width, backbone.heads, config.item_encoder_width, codebook_sizes, rngs
