@@ -7,6 +7,9 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
+# Huge pages for glibc's allocator: faster steps on a Linux CPU (benchmarks/huge_pages.py), no matter elsewhere.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: quickstart test test-slow torch lint format
 
 quickstart: $(VENV)/run.stamp

@@ -1,4 +1,6 @@
-"""Train-step time with and without huge pages (see `cli._use_huge_pages`), in alternating processes.
+"""Train-step time on a Linux CPU with and without glibc's huge pages, in alternating processes.
+
+Logits of tens of megabytes are allocated in every step; with 4 KiB pages their page faults take much of its time.
 
     python -m benchmarks.huge_pages --config=configs/amazon.py:beauty --config.data.path=DIR
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import itertools
+import logging
 import os
 import re
 import runpy
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_collections
-from absl import flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from simgr_jax import default_config
@@ -31,8 +36,8 @@ def run(main: Callable[[], None]) -> None:
 
     A `UserError` becomes one line on stderr and exit code 2; any other exception keeps its traceback, as it is our bug.
     """
-    _use_huge_pages()
-    logging.set_verbosity(logging.WARNING)
+    _silence_libraries()
+    app.define_help_flags()
     try:
         _parse(sys.argv)
         main()
@@ -43,16 +48,17 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def _use_huge_pages() -> None:
-    """Starts this program anew with glibc's allocator asking for huge pages, unless GLIBC_TUNABLES is set.
+def _silence_libraries() -> None:
+    """Leaves stderr to this package: what goes wrong in a library reaches the main thread as an exception.
 
-    Logits of tens of megabytes are allocated in every step, and with 4 KiB pages their page faults take a third of a
-    CPU step's time (benchmarks/huge_pages.py). The allocator reads the setting only when a process starts.
+    Orbax, for one, logs what it then raises, and its reading threads complain of each other's failures in tracebacks.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger().setLevel(logging.CRITICAL)
+    logging.getLogger("simgr_jax").setLevel(logging.WARNING)
+    sys.unraisablehook = lambda unraisable: None
+    report = sys.excepthook
+    sys.excepthook = lambda *error: report(*error) if threading.current_thread() is threading.main_thread() else None
 
 
 def required(name: str) -> str:
@@ -73,9 +79,18 @@ def _parse(argv: list[str]) -> None:
     try:
         remaining = flags.FLAGS(argv)
     except flags.Error as error:
-        raise UserError(f"{str(error).removeprefix('flag ')}; see --help") from error
+        raise _flag_error(str(error).removeprefix("flag ")) from error
     if len(remaining) > 1:
         raise UserError(f"{remaining[1]}: is no flag; flags look like --name=value")
+
+
+def _flag_error(message: str) -> UserError:
+    """message: absl's, `--NAME=VALUE: what is wrong` where the value has the wrong type."""
+    if match := re.match(r"--(?:no)?(config\.[\w.]+)=(.*?): ", message):
+        key, value = match.groups()
+        default = functools.reduce(getattr, key.split(".")[1:], default_config.get_config())
+        return UserError(f"{key}: {value!r} is no {type(default).__name__}; give a value like {default!r}")
+    return UserError(f"{message}; see --help")
 
 
 def _check_config(argv: list[str]) -> None:
@@ -84,7 +99,7 @@ def _check_config(argv: list[str]) -> None:
     ml_collections would do it too, but what it raises does not say where in the file, or of which key.
     """
     overrides = [match[1] for arg in argv[1:] if (match := re.match(r"--?(?:no)?(config\.[^=]+)", arg))]
-    file = next((arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))), None)
+    file = _config_file(argv)
     if file is None:
         if overrides:
             raise UserError(f"{overrides[0]}: there is no --config to change; give --config=FILE.py before it")
@@ -97,13 +112,27 @@ def _check_config(argv: list[str]) -> None:
                 raise UserError(f"{where}{name}: the config has no such key; did you mean {nearest}?")
     if missing := set(known) - set(keys):
         raise UserError(f"{file}: {min(missing)}: is missing; begin with simgr_jax.default_config.get_config()")
+    for name in overrides:
+        if child := next((key for key in known if key.startswith(f"{name}.")), None):
+            raise UserError(f"{name}: is a group of keys; set them one by one, like --{child}=...")
+
+
+def _config_file(argv: list[str]) -> str | None:
+    """FILE of `--config=FILE` or `--config FILE`."""
+    files = []
+    for arg, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", arg):
+            files.append(match[1] if match[1] is not None else following)
+    if len(files) > 1:
+        raise UserError(f"--config={files[1]}: is a second --config; give one")
+    return files[0] if files else None
 
 
 def _load_config(file: str) -> ml_collections.ConfigDict:
     """file: FILE.py or FILE.py:argument."""
     path, colon, argument = file.partition(":")
     if not Path(path).is_file():
-        raise UserError(f"{path}: there is no such config file; give --config=configs/NAME.py")
+        raise UserError(f"--config={file}: there is no such file; give --config=configs/NAME.py")
     try:
         config = runpy.run_path(path)["get_config"](*[argument] if colon else [])
     except UserError:

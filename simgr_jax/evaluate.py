@@ -24,6 +24,7 @@ from simgr_jax.evaluation import predictions
 from simgr_jax.evaluation.metrics import LIST_LENGTH
 from simgr_jax.evaluation.references import reference_rankings
 from simgr_jax.evaluation.report import collect_metrics, write_report
+from simgr_jax.files import read_text
 from simgr_jax.ops.top_k import Ranking
 from simgr_jax.preparation import Prepared, cache_dir, load_data, prepare, restore_best
 
@@ -52,9 +53,19 @@ def report_run(config: ml_collections.ConfigDict, workdir: Path, prepared: Prepa
     params, rest, cost = restore_best(prepared.model, workdir)
     ranking = prepared.ranker(params, rest, getattr(prepared.split, split))
     facts = {"model": config.model.name, "num_parameters": prepared.num_parameters, **cost}
-    log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = _read_log(workdir / "metrics.jsonl")
     folder = workdir / ("report" if split == "test" else f"report_{split}")
     _report(config, cache_dir(config, workdir), folder, prepared.dataset, prepared.split, split, ranking, facts, log)
+
+
+def _read_log(file: Path) -> list[dict[str, Any]]:
+    lines = []
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{file}:{number}: is not JSON ({error}); remove the line") from error
+    return lines
 
 
 def report_predictions(config: ml_collections.ConfigDict, file: Path, split: str) -> None:

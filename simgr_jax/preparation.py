@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
+from simgr_jax import run_config
 from simgr_jax.data.dataset import Dataset, Split
 from simgr_jax.data.load import load
 from simgr_jax.errors import UserError
@@ -99,30 +100,46 @@ def restore_best(model: Recommender, workdir: Path) -> tuple[nnx.State, nnx.Stat
         return checkpoints.restore_best(params), rest, checkpoints.training_cost()
 
 
+_POSITIVE = (
+    "data.max_items",
+    "model.item_encoder_width",
+    "backbone.rope_theta",
+    "backbone.norm_epsilon",
+    "optimizer.learning_rate",
+    "optimizer.accumulate_steps",
+    "training.epochs",
+    "training.batch_rows",
+    "training.row_length",
+    "training.log_every_steps",
+    "training.evaluate_every_epochs",
+    "training.patience",
+    "evaluation.batch_size",
+)
+_NOT_NEGATIVE = ("seed", "optimizer.weight_decay", "optimizer.clip_norm")
+_SHARES = ("optimizer.warmup_fraction", "optimizer.final_fraction")
+_DECAYS = ("optimizer.beta1", "optimizer.beta2", "training.ema_decay")
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses numbers that no run can have, before any work is done.
 
     Raises:
       UserError: naming the key.
     """
-    positive = {
-        "data.max_items": config.data.max_items,
-        "training.epochs": config.training.epochs,
-        "training.batch_rows": config.training.batch_rows,
-        "training.row_length": config.training.row_length,
-        "training.log_every_steps": config.training.log_every_steps,
-        "training.evaluate_every_epochs": config.training.evaluate_every_epochs,
-        "optimizer.learning_rate": config.optimizer.learning_rate,
-        "optimizer.accumulate_steps": config.optimizer.accumulate_steps,
-        "evaluation.batch_size": config.evaluation.batch_size,
-    }
-    for key, value in positive.items():
-        if not value > 0:
-            raise UserError(f"config.{key}: {value} is not positive; give a larger number")
+    values = run_config.flat(config)
+    rules = (
+        ([key for key, value in values.items() if isinstance(value, float)], np.isfinite, "give a finite number"),
+        (_POSITIVE, lambda value: value > 0, "give a number above 0"),
+        (_NOT_NEGATIVE, lambda value: value >= 0, "give 0 or more"),
+        (_SHARES, lambda value: 0 <= value <= 1, "give a number from 0 to 1"),
+        (_DECAYS, lambda value: 0 <= value < 1, "give a number from 0 to below 1"),
+    )
+    for keys, allows, remedy in rules:
+        for key in keys:
+            if not allows(values[key]):
+                raise UserError(f"config.{key}: can't be {values[key]}; {remedy}")
     if config.training.row_length < config.data.max_items:
         raise UserError(
             f"config.training.row_length: {config.training.row_length} is shorter than config.data.max_items = "
             f"{config.data.max_items}, so a sequence would not fit in a row; raise it"
         )
-    if not 0 <= config.training.ema_decay < 1:
-        raise UserError(f"config.training.ema_decay: {config.training.ema_decay} is not in [0, 1); 0 keeps no average")

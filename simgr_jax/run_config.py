@@ -11,6 +11,7 @@ import ml_collections
 from simgr_jax import default_config
 from simgr_jax.cache import atomic_path
 from simgr_jax.errors import UserError
+from simgr_jax.files import read_json_object
 
 FILE_NAME = "config.json"
 
@@ -18,22 +19,27 @@ FILE_NAME = "config.json"
 _PLACES = ("cache_dir", "data.path")
 
 
-def save(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Writes `workdir/config.json`, or checks `config` against the one a run began with.
+def check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Checks `config` against the one that the workdir's run began with, if there is one.
 
     Raises:
       UserError: the workdir holds a run of another config.
     """
     path = workdir / FILE_NAME
-    if path.exists():
-        before, now = _flat(load(workdir)), _flat(config)
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and key not in _PLACES:
-                raise UserError(
-                    f"{path}:{key}: the run here has {before.get(key)!r}, not {now.get(key)!r}; go on with the same "
-                    "config or choose another --workdir"
-                )
-    with atomic_path(path) as temporary:
+    if not path.exists():
+        return
+    before, now = flat(load(workdir)), flat(config)
+    for key in sorted(now):
+        if before[key] != now[key] and key not in _PLACES:
+            raise UserError(
+                f"{path}:{key}: the run here has {before[key]!r}, not {now[key]!r}; go on with the same config or "
+                "choose another --workdir"
+            )
+
+
+def save(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Writes `workdir/config.json`."""
+    with atomic_path(workdir / FILE_NAME) as temporary:
         temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
@@ -44,17 +50,16 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
       UserError: there is none, or it can't be read.
     """
     path = workdir / FILE_NAME
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: is not there; give the --workdir of a run of simgr_jax.train") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is not readable JSON ({error}); train in a new workdir") from error
+    if not path.exists():
+        raise UserError(f"{path}: is not there; give the --workdir of a run of simgr_jax.train")
+    values = read_json_object(path)
     config = default_config.get_config().lock()
     try:
         config.update(_tuples(values))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: was written by another version ({error}); train in a new workdir") from error
+        # ml_collections lists the whole config after its first sentence.
+        reason = str(error.args[0]).partition(". Other fields")[0]
+        raise UserError(f"{path}: is not this version's config ({reason}); train in a new workdir") from error
     return config
 
 
@@ -65,11 +70,12 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(child) for child in value) if isinstance(value, list) else value
 
 
-def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """The config's values by full key, like `data.path`."""
+    values = {}
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            values |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            values[prefix + key] = value
+    return values

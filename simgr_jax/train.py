@@ -21,9 +21,11 @@ from simgr_jax.training.loop import fit
 def main() -> None:
     cli.required("config")
     config, workdir = flags.FLAGS.config, cli.open_workdir(cli.required("workdir"))
-    run_config.save(config, workdir)
+    run_config.check_same(config, workdir)
 
     prepared = prepare(config, workdir)
+    # Only now, so that a config that can't be prepared may be corrected in the same workdir.
+    run_config.save(config, workdir)
     with atomic_path(workdir / "semantic_ids.json") as path:
         path.write_text(json.dumps(prepared.id_quality, indent=2) + "\n", encoding="utf-8")
     dataset = prepared.dataset

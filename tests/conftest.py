@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from absl import app
 from absl.testing import flagsaver
+
+from simgr_jax import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,14 +62,16 @@ def run_binary() -> Callable[..., int]:
     """A function (name, *arguments) -> exit code that runs `python -m simgr_jax.NAME ARGUMENTS` within this process.
 
     A process of its own would import JAX anew, which takes longer than most of what is tested. flagsaver forgets the
-    flags that the binary defined.
+    flags that the binary defined; what `cli.run` does to the process as a whole is left out.
     """
 
     def run(name: str, *arguments: object) -> int:
-        importlib.import_module(f"simgr_jax.{name}")  # Libraries define flags of their own when first imported.
+        # Libraries define flags of their own when first imported, absl those for help once and never again.
+        importlib.import_module(f"simgr_jax.{name}")
+        app.define_help_flags()
         with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), warnings.catch_warnings():
             patch.setattr(sys, "argv", [name, *map(str, arguments)])
-            patch.setenv("GLIBC_TUNABLES", "")  # or the binary would start this process anew
+            patch.setattr(cli, "_silence_libraries", lambda: None)
             warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
             try:
                 runpy.run_module(f"simgr_jax.{name}", run_name="__main__")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ran
     """Trains `model` on `split.train`, going on from the workdir's latest checkpoint where there is one.
 
     Leaves `workdir/checkpoints` (the latest, and the best by validation NDCG@10), `metrics.jsonl` and TensorBoard
-    events.
+    events. The model's own parameters are used up: their buffers become the first step's.
 
     Raises:
-      UserError: nothing to train on, or a loss that is not finite.
+      UserError: nothing to train on, or a loss or gradient that is not finite.
     """
     began, training = time.monotonic(), config.training
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
@@ -67,7 +68,7 @@ def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ran
             "config.data.split: leaves no training sequence of two items; give users with more interactions"
         )
     batch_shape = (training.batch_rows, training.row_length)
-    batches = train_batches(windows, *batch_shape, config.seed)
+    # Rows are never quite full, so what is called an epoch here shows a little less than every target.
     steps_per_epoch = -(-windows.num_targets // (training.batch_rows * training.row_length))
     num_steps = training.epochs * steps_per_epoch
     evaluate_every = training.evaluate_every_epochs * steps_per_epoch
@@ -75,7 +76,11 @@ def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ran
     optimizer = optimizers.create(config.optimizer, num_steps)
     state = create_state(params, optimizer, training.ema_decay)
     progress: dict[str, Any] = {"best": -1.0, "since_best": 0, "seconds": 0.0, "step_seconds": 0.0, "targets": 0}
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    # Closed whatever happens: the interpreter aborts where a prefetching thread outlives it.
+    with (
+        closing(train_batches(windows, *batch_shape, config.seed)) as batches,
+        Checkpoints(workdir / "checkpoints") as checkpoints,
+    ):
         if checkpoints.latest_step is not None:
             state, progress = checkpoints.restore_latest(state)
             batches.set_state(progress["input"])
@@ -97,13 +102,15 @@ def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ran
                 pending.append(scalars)
                 timer.targets += int(np.count_nonzero(batch.segment_ids))
 
-                if step % training.log_every_steps == 0:
+                evaluates = step % evaluate_every == 0 or step == num_steps
+                if evaluates or (step % training.log_every_steps == 0 and len(pending) > 1):
                     # All but the newest: the device still has a step to do while the host reads the finished ones.
-                    finished, pending = pending[:-1] or pending, pending[-1:]
+                    # Before an evaluation, all: no checkpoint is taken of a run that has diverged.
+                    finished, pending = (pending, []) if evaluates else (pending[:-1], pending[-1:])
                     scalars = _finite_means(finished, step) | {"targets_per_second": timer.lap()}
                     writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
 
-                if step % evaluate_every == 0 or step == num_steps:
+                if evaluates:
                     jax.block_until_ready(state)
                     timer.stop()
                     ranking = ranker(state.evaluation_params, rest, split.validation)
@@ -123,12 +130,12 @@ def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ran
 
 
 def _finite_means(scalars: list[dict[str, jax.Array]], step: int) -> dict[str, float]:
-    """The mean of each scalar over steps; a loss that is not finite ends the run."""
+    """The mean of each scalar over steps; a loss or gradient that is not finite ends the run."""
     fetched = jax.device_get(scalars)
     means = {name: float(np.mean([one[name] for one in fetched])) for name in fetched[0]}
-    if not np.isfinite(means["loss"]):
+    if not np.isfinite([means["loss"], means["gradient_norm"]]).all():
         raise UserError(
-            f"config.optimizer.learning_rate: the loss was not finite before step {step}; lower it or raise "
-            "config.model.temperature, and train in a new workdir"
+            f"config.optimizer.learning_rate: the loss was not finite, or its gradient, before step {step + 1}; "
+            "lower it or raise config.model.temperature, and train in a new workdir"
         )
     return means

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -11,18 +10,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from simgr_jax.cache import atomic_path
+
 
 class MetricWriter:
     """Writes a line to `workdir/metrics.jsonl` and the TensorBoard events for each `write`, and shows progress.
 
     On a terminal the progress is a bar (step, loss, targets/s, time left); elsewhere a plain line for each `write`.
+    A run that goes on from `first_step` writes again what an earlier part wrote of later steps, so that is dropped.
     Use as a context manager.
     """
 
     def __init__(self, workdir: Path, num_steps: int, first_step: int):
         self._num_steps = num_steps
-        self._file = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / "tensorboard"))
+        file = workdir / "metrics.jsonl"
+        _drop_after(first_step, file)
+        self._file = file.open("a", encoding="utf-8")
+        # TensorBoard hides what an earlier part wrote from the purge step on.
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         self._console = Console()
         self._started, self._first_step = time.monotonic(), first_step
         self._bar = None
@@ -33,8 +38,10 @@ class MetricWriter:
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
                 console=self._console,
+                # Rich forgets speeds after 30 seconds, and then knows no time left where steps are slow.
+                speed_estimate_period=600,
             )
-            self._task = self._bar.add_task("compiling", total=num_steps, completed=first_step)
+            self._task = self._bar.add_task("starting", total=num_steps, completed=first_step)
             self._bar.start()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -47,7 +54,7 @@ class MetricWriter:
         if self._bar is None:
             done = max(step - self._first_step, 1)
             left = (time.monotonic() - self._started) / done * (self._num_steps - step)
-            print(f"step {step}/{self._num_steps}  {text}  {left / 60:.1f} min left", flush=True, file=sys.stdout)
+            print(f"step {step}/{self._num_steps}  {text}  {left / 60:.1f} min left", flush=True)
         elif "train/loss" in scalars:
             speed = scalars["train/targets_per_second"]
             self._bar.update(
@@ -64,6 +71,21 @@ class MetricWriter:
             self._bar.stop()
         self._events.close()
         self._file.close()
+
+
+def _drop_after(step: int, file: Path) -> None:
+    """Drops the lines of later steps, and a line that was cut short."""
+
+    def is_kept(line: str) -> bool:
+        try:
+            return json.loads(line)["step"] <= step
+        except ValueError:
+            return False
+
+    if file.exists():
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        with atomic_path(file) as path:
+            path.write_text("".join(filter(is_kept, lines)), encoding="utf-8")
 
 
 def _short(value: float) -> str:

@@ -1,0 +1,150 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+from absl import app, flags
+from absl.testing import flagsaver
+
+from simgr_jax import cli
+from simgr_jax.errors import UserError
+
+CONFIG = "from simgr_jax import default_config\ndef get_config(name=''):\n    config = default_config.get_config()\n"
+CONFIG += "    config.data.name = name\n    return config\n"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a `main` as a binary with the flags --config and --workdir; returns the exit code, 0 if it just returns."""
+    (tmp_path / "config.py").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_silence_libraries", lambda: None)
+    app.define_help_flags()
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["binary", *arguments])
+        with flagsaver.flagsaver():
+            cli.define_config()
+            flags.DEFINE_string("workdir", None, "The workdir.")
+            try:
+                cli.run(main)
+            except SystemExit as end:
+                return end.code
+            return 0
+
+    return run
+
+
+def parsed(run, *arguments):
+    """The config and the workdir that `main` finds."""
+    found = SimpleNamespace()
+
+    def main():
+        found.config, found.workdir = flags.FLAGS.config, flags.FLAGS.workdir
+
+    assert run(main, *arguments) == 0
+    return found
+
+
+def fail(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--config=config.py:shop", "--config.model.temperature=0.1", "--noconfig.loss.log_q", "--workdir=w"),
+        (
+            "-config",
+            "config.py:shop",
+            "--config.model.temperature",
+            "0.1",
+            "--config.loss.log_q=false",
+            "--workdir",
+            "w",
+        ),
+        (
+            "--workdir=w",
+            "--config=config.py:shop",
+            "--config.model.temperature=0.1",
+            "--noconfig.loss.log_q",
+        ),
+    ],
+)
+def test_flags_the_config_and_its_overrides_are_read(run, arguments):
+    found = parsed(run, *arguments)
+    assert found.workdir == "w"
+    assert found.config.data.name == "shop"
+    assert found.config.model.temperature == 0.1
+    assert found.config.loss.log_q is False
+    with pytest.raises(AttributeError):
+        found.config.new_key = 1
+
+
+@pytest.mark.parametrize(
+    ("override", "value"), [("('a', 'b')", ("a", "b")), ("()", ()), ("a", ("a",)), ("'a','b'", ("a", "b"))]
+)
+def test_a_tuple_is_overridden(run, override, value):
+    found = parsed(run, "--config=config.py", f"--config.semantic_ids.embeddings.names={override}")
+    assert found.config.semantic_ids.embeddings.names == value
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(run, capsys):
+    assert run(fail(UserError("file:3: is\nwrong; mend it"))) == 2
+    assert capsys.readouterr().err == "error: file:3: is wrong; mend it\n"
+
+
+def test_our_mistake_keeps_its_traceback(run):
+    with pytest.raises(ZeroDivisionError):
+        run(fail(ZeroDivisionError("ours")))
+
+
+def test_interruption_is_exit_code_130_without_a_word(run, capsys):
+    assert run(fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config=config.py", "--config.model.nmae=x"), "config.model.nmae: the config has no such key; did you"),
+        (("--config=config.py", "--config.model.name.x=1"), "config.model.name.x: the config has no such key"),
+        (("--config=config.py", "--config.model={}"), "config.model: is a group of keys; set them one by one, like"),
+        (("--config=config.py", "--config=other.py"), "--config=other.py: is a second --config; give one"),
+        (("--config=config.py", "more", "words"), "more: is no flag; flags look like --name=value"),
+        (("--config=config.py", "--config.seed"), "Missing value for flag --config.seed"),
+        (("--config",), "--config=: there is no such file"),
+        (("--config.seed=1", "--config=config.py"), "--config was specified"),
+    ],
+)  # fmt: skip
+def test_bad_flags_never_reach_main(run, arguments, message, capsys):
+    assert run(fail(AssertionError("main ran")), *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_shows_the_flags(run, capsys):
+    assert run(fail(AssertionError("main ran")), "--helpfull") == 1
+    assert "--workdir" in capsys.readouterr().out
+
+
+def test_required_flags():
+    with flagsaver.flagsaver():
+        flags.DEFINE_string("output", None, "")
+        flags.FLAGS(["binary"])
+        with pytest.raises(UserError, match="--output: is missing; give --output="):
+            cli.required("output")
+        flags.FLAGS(["binary", "--output=file"])
+        assert cli.required("output") == "file"
+
+
+def test_a_workdir_is_made_with_its_parents(tmp_path):
+    workdir = cli.open_workdir(str(tmp_path / "a" / "b"))
+    assert workdir.is_dir()
+    assert cli.open_workdir(str(workdir)) == workdir
+
+
+def test_a_home_directory_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.open_workdir("~/w") == tmp_path / "w"

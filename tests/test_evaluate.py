@@ -1,0 +1,85 @@
+"""`simgr_jax.evaluate`, as the binary."""
+
+import json
+import shutil
+
+import pytest
+
+METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "entropy@10", "coverage@10")
+FACTS = {"model", "dataset", "split", "num_users", "num_items"}
+COST = {"num_parameters", "train_seconds", "train_targets_per_second"}
+
+
+def read(folder, name="metrics.json"):
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def workdir(trained_workdir, tmp_path):
+    return shutil.copytree(trained_workdir, tmp_path / "workdir")
+
+
+def test_metrics_json_is_the_contract(trained_workdir):
+    metrics = read(trained_workdir / "report")
+    named = [f"{prefix}{metric}" for prefix in ("", "popularity/", "oracle/") for metric in METRICS]
+    intervals = [f"{name}/ci95_{end}" for name in named for end in ("low", "high")]
+    assert metrics.keys() == FACTS | COST | set(named) | set(intervals)
+    assert (metrics["model"], metrics["dataset"], metrics["split"]) == ("simgr", "synthetic", "test")
+    assert (metrics["num_users"], metrics["num_items"]) == (200, 60)
+    assert min(metrics[key] for key in COST) > 0
+    assert all(type(metrics[name]) is float for name in named)
+    for name in named:
+        assert metrics[f"{name}/ci95_low"] <= metrics[name] <= metrics[f"{name}/ci95_high"]
+    assert metrics["oracle/HR@10"] > metrics["popularity/HR@10"]
+
+
+def test_a_workdir_is_as_designed(trained_workdir):
+    there = {path.relative_to(trained_workdir).as_posix() for path in trained_workdir.rglob("*")}
+    assert {"config.json", "metrics.jsonl", "checkpoints", "semantic_ids.json"} <= there
+    assert {f"report/{name}.png" for name in ("learning_curves", "exposure", "slices")} <= there
+    assert any(name.startswith("tensorboard/events.") for name in there)
+    lines = [json.loads(line) for line in (trained_workdir / "metrics.jsonl").read_text().splitlines()]
+    assert any("validation/NDCG@10" in line for line in lines)
+
+
+def test_a_workdir_evaluated_again_gives_the_same_report_timings_included(run_binary, workdir):
+    before = (workdir / "report" / "metrics.json").read_bytes()
+    shutil.rmtree(workdir / "report")
+    assert run_binary("evaluate", f"--workdir={workdir}") == 0
+    assert (workdir / "report" / "metrics.json").read_bytes() == before
+    assert not (workdir / "report_validation").exists()
+
+
+def test_validation_has_a_report_of_its_own(run_binary, workdir):
+    before = (workdir / "report" / "metrics.json").read_bytes()
+    assert run_binary("evaluate", f"--workdir={workdir}", "--split=validation") == 0
+    metrics = read(workdir / "report_validation")
+    assert metrics["split"] == "validation"
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert metrics["NDCG@10"] == max(line.get("validation/NDCG@10", -1) for line in lines)
+    assert (workdir / "report" / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_recommendations_judged_as_predictions_score_as_the_model_does(
+    run_binary, tiny_options, workdir, tmp_path, split
+):
+    file = tmp_path / "theirs.jsonl"
+    assert run_binary("evaluate", f"--workdir={workdir}", f"--split={split}") == 0
+    assert run_binary("recommend", f"--workdir={workdir}", f"--output={file}", f"--split={split}") == 0
+    assert run_binary("evaluate", *tiny_options, f"--predictions={file}", f"--split={split}") == 0
+    own = read(workdir / ("report" if split == "test" else "report_validation"))
+    judged = read(tmp_path / "theirs.jsonl.report")
+    assert judged.keys() == own.keys()
+    assert judged.pop("model") == "theirs" and own.pop("model") == "simgr"
+    assert {judged.pop(key) for key in COST} == {None}
+    assert judged == {key: value for key, value in own.items() if key not in COST}
+
+
+def test_short_lists_are_judged_with_a_warning(run_binary, tiny_options, workdir, tmp_path, caplog):
+    file = tmp_path / "short.jsonl"
+    assert run_binary("recommend", f"--workdir={workdir}", f"--output={file}", "--split=test", "--k=5") == 0
+    assert run_binary("evaluate", *tiny_options, f"--predictions={file}") == 0
+    judged, own = read(tmp_path / "short.jsonl.report"), read(workdir / "report")
+    assert judged["HR@5"] == judged["HR@10"] == own["HR@5"] < own["HR@10"]
+    assert "200 of 200 lists have fewer than 10 items" in caplog.text
