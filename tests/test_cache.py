@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 
-from simgr_jax.cache import atomic_path, fingerprint
+from simgr_jax.cache import atomic_path, fingerprint, load_arrays
 from simgr_jax.errors import UserError
 
 ARRAY = np.arange(6, dtype=np.int32)
@@ -142,3 +142,12 @@ def test_a_folder_that_is_a_file_is_a_users_mistake(tmp_path, below):
         with atomic_path(tmp_path / below / "new") as temporary:
             temporary.write_text(json.dumps({}))
     assert files(tmp_path) == {"file": "x"}
+
+
+def test_a_damaged_file_is_one_line_that_says_what_to_do(tmp_path):
+    path = tmp_path / "codes.npz"
+    np.savez(path, codes=np.arange(1000))
+    assert (load_arrays(path)["codes"] == np.arange(1000)).all()
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"codes\.npz: is damaged .*; remove it"):
+        load_arrays(path)

@@ -11,7 +11,7 @@ from types import ModuleType
 import ml_collections
 import numpy as np
 
-from simgr_jax.cache import atomic_path, fingerprint
+from simgr_jax.cache import atomic_path, fingerprint, load_arrays
 from simgr_jax.data import splits, synthetic
 from simgr_jax.data.dataset import Dataset, Sequences, Split
 from simgr_jax.data.interactions import filter_k_core, from_frame
@@ -139,9 +139,9 @@ def _save_dataset(path: Path, dataset: Dataset) -> None:
 
 
 def _load_dataset(path: Path) -> Dataset:
-    with np.load(path, allow_pickle=False) as arrays:
-        strings = ("name", "user_ids", "item_ids", "item_texts", "codebook_sizes")
-        fields = {field: json.loads(arrays[field].tobytes()) for field in strings}
-        fields["codebook_sizes"] = tuple(fields["codebook_sizes"])
-        optional = {field: arrays[field] for field in ("timestamps", "codes", "parts") if field in arrays}
-        return Dataset(sequences=Sequences(arrays["values"], arrays["offsets"]), **fields, **optional)
+    arrays = load_arrays(path)
+    strings = ("name", "user_ids", "item_ids", "item_texts", "codebook_sizes")
+    fields = {field: json.loads(arrays[field].tobytes()) for field in strings}
+    fields["codebook_sizes"] = tuple(fields["codebook_sizes"])
+    optional = {field: arrays[field] for field in ("timestamps", "codes", "parts") if field in arrays}
+    return Dataset(sequences=Sequences(arrays["values"], arrays["offsets"]), **fields, **optional)

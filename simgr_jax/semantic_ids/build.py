@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from sklearn.preprocessing import normalize
 
-from simgr_jax.cache import atomic_path, fingerprint
+from simgr_jax.cache import atomic_path, fingerprint, load_arrays
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.semantic_ids import (
@@ -88,9 +88,8 @@ def _fit_cached(config, dataset, train, cache_dir, seed) -> tuple[np.ndarray, tu
             path.write_text(json.dumps(report, indent=2) + "\n")
         with atomic_path(npz) as path:
             np.savez(path, codes=codes, codebook_sizes=np.array(sizes))
-    with np.load(npz, allow_pickle=False) as file:
-        codes, sizes = file["codes"], tuple(int(size) for size in file["codebook_sizes"])
-    return codes, sizes, json.loads(report_file.read_text())
+    arrays = load_arrays(npz)
+    return arrays["codes"], tuple(arrays["codebook_sizes"].tolist()), json.loads(report_file.read_text())
 
 
 def _embedding_fingerprint(name: str, config: ConfigDict, dataset: Dataset, train: Sequences, seed: int) -> str:
@@ -125,8 +124,7 @@ def _embeddings(config: ConfigDict, dataset: Dataset, train: Sequences, cache_di
             embeddings = makers[name]()
             with atomic_path(path) as temporary:
                 np.savez(temporary, embeddings=embeddings)
-        with np.load(path, allow_pickle=False) as file:
-            blocks.append(weight * normalize(file["embeddings"]))
+        blocks.append(weight * normalize(load_arrays(path)["embeddings"]))
     return np.concatenate(blocks, axis=1).astype(np.float32)
 
 
@@ -182,7 +180,7 @@ def _check_fit(config: ConfigDict, dataset: Dataset) -> None:
             f"{dataset.num_items} items; set it to fewer"
         )
     weights = _weights(config)
-    if len(weights) != len(names) or min(weights) <= 0:
+    if len(weights) != len(names) or not all(isinstance(weight, int | float) and weight > 0 for weight in weights):
         raise UserError(f"{KEY}.embeddings.weights: is {weights}; give a positive number for each of {list(names)}")
 
 

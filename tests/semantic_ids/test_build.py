@@ -161,6 +161,7 @@ def test_unique_codes_get_no_further_level(tmp_path):
         ({"embeddings.names": ("bm25",)}, r"embeddings\.names: 'bm25' is unknown; choose from tfidf"),
         ({"embeddings.weights": (1.0, 2.0)}, r"embeddings\.weights: .* a positive number for each"),
         ({"embeddings.weights": (0.0,)}, r"embeddings\.weights: .* a positive number for each"),
+        ({"embeddings.weights": ("a",)}, r"embeddings\.weights: .* a positive number for each"),
         ({"embeddings.names": ("npy",)}, r"embeddings\.npy_path: no file"),
         ({"embeddings.names": ("npy",), "embeddings.npy_path": "none.npy"}, r"npy_path: no file 'none.npy'"),
     ],
