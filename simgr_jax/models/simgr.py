@@ -22,8 +22,8 @@ from simgr_jax.ops.similarity_loss import (
 )
 from simgr_jax.ops.top_k import Ranking, rank_catalog
 
-# Adam moves a weight by about the learning rate in a step, so from 0.1 the embeddings leave their random start within an
-# epoch. From sqrt(L), which would give the mean of L levels unit size, they hardly moved and learned three times slower.
+# Adam moves a weight by about the learning rate in a step, so from 0.1 the embeddings leave their random start within
+# an epoch. From sqrt(L), which gives the mean of L levels unit size, they hardly moved and learned three times slower.
 EMBEDDING_STD = 0.1
 
 

@@ -282,7 +282,7 @@ def test_downloads_over_http(tmp_path, monkeypatch):
         (
             "2014",
             "Beuty",
-            r"^config\.data\.amazon_reviews\.category: Amazon Reviews 2014 has no 'Beuty', the nearest is 'Beauty'; use",
+            r"^config\.data\.amazon_reviews\.category: Amazon Reviews 2014 has no 'Beuty', the nearest is 'Beauty';",
         ),
         (
             "2023",

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from simgr_jax.data.item_text import join_fields
+from simgr_jax.data.readers.index_json import read_index_json
 from simgr_jax.errors import UserError
 from simgr_jax.files import read_json_object
-from simgr_jax.semantic_ids.index_file import read_index_json
 
 # What makes an item's text, in this order, where the file has it.
 TEXT_FIELDS = ("title", "brand", "categories", "description")

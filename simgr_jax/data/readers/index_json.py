@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,15 @@ import numpy as np
 
 from simgr_jax.errors import UserError
 from simgr_jax.files import read_json_object
+from simgr_jax.semantic_ids.tokenizer import parse_token, token_string
 
-_TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
+# Codes are int32, and a codebook of this size could not be embedded.
+MAX_CODE = 999_999_999
 
 
 def read_index_json(path: Path, item_ids: Sequence[str]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Reads `{"ITEM": ["<a_137>", "<b_5>", ...], ...}`: a token a level, its letter naming the level.
+    """Reads `{"ITEM": ["<a_137>", "<b_5>", ...], ...}`: a token a level, its letter naming the level (see
+    `tokenizer.token_string`).
 
     Items of the file that are not in `item_ids` are passed over.
 
@@ -52,9 +53,13 @@ def _parse(path: Path, item: str, tokens: Any) -> list[int]:
     if not isinstance(tokens, list) or not tokens:
         raise UserError(f'{path}:{item}: {tokens!r:.80} is not a list of tokens; write e.g. ["<a_1>", "<b_2>"]')
     row = []
-    for letter, token in zip(string.ascii_lowercase, tokens, strict=False):
-        match = _TOKEN.fullmatch(token) if isinstance(token, str) else None
-        if match is None or match[1] != letter:
-            raise UserError(f"{path}:{item}: the token {token!r:.80} is not of the form <{letter}_NUMBER>; correct it")
-        row.append(int(match[2]))
+    for level, token in enumerate(tokens):
+        try:
+            found_level, code = parse_token(token)
+        except (TypeError, ValueError):
+            found_level, code = None, None
+        if found_level != level or code > MAX_CODE:
+            example = token_string(level, 7)
+            raise UserError(f"{path}:{item}: {token!r:.80} is not a token of level {level}, like {example}; correct it")
+        row.append(code)
     return row

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
+from simgr_jax.data.readers.index_json import read_index_json
 from simgr_jax.errors import UserError
-from simgr_jax.semantic_ids.index_file import read_index_json
+from simgr_jax.semantic_ids.tokenizer import SemanticIds, token_string
 
 
 def write(folder, content):
@@ -21,15 +22,27 @@ def test_rows_follow_the_catalog(tmp_path):
     assert sizes == (10, 8)  # of the whole file: item "other" has the largest code
 
 
+def test_more_levels_than_letters(tmp_path):
+    ids = SemanticIds(np.array([np.arange(30), np.arange(30)[::-1]], dtype=np.int32), (30,) * 30)
+    rows = {
+        item: [token_string(level, code) for level, code in enumerate(row)]
+        for item, row in zip("ab", ids.codes, strict=True)
+    }
+    codes, sizes = read_index_json(write(tmp_path, rows), ["a", "b"])
+    np.testing.assert_array_equal(codes, ids.codes)
+    assert len(sizes) == 30
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"a": ["<a_1>", "<b_0>"]}, "x.index.json:b: the item has no semantic ID"),
         ({"a": ["<a_1>", "<b_0>"], "b": ["<a_1>"]}, "x.index.json:b: 1 codes where item a has 2"),
-        ({"a": ["<a_1>"], "b": ["<a_x>"]}, "x.index.json:b: the token '<a_x>'"),
-        ({"a": ["<a_1>"], "b": ["<a_-1>"]}, "x.index.json:b: the token '<a_-1>'"),
-        ({"a": ["<a_1>", "<a_2>"]}, "x.index.json:a: the token '<a_2>' is not of the form <b_NUMBER>"),
-        ({"a": [3], "b": ["<a_1>"]}, "x.index.json:a: the token 3"),
+        ({"a": ["<a_1>"], "b": ["<a_x>"]}, "x.index.json:b: '<a_x>' is not a token of level 0"),
+        ({"a": ["<a_1>"], "b": ["<a_-1>"]}, "x.index.json:b: '<a_-1>' is not a token"),
+        ({"a": ["<a_1>", "<a_2>"]}, "x.index.json:a: '<a_2>' is not a token of level 1, like <b_7>"),
+        ({"a": [3], "b": ["<a_1>"]}, "x.index.json:a: 3 is not a token"),
+        ({"a": ["<a_9999999999>"], "b": ["<a_1>"]}, "x.index.json:a: '<a_9999999999>' is not a token"),
         ({"a": "<a_1>"}, "x.index.json:a: '<a_1>' is not a list"),
         ({"a": []}, "x.index.json:a: .* is not a list"),
         ({}, "x.index.json: has no items"),
