@@ -31,8 +31,14 @@ def make(config=CONFIG, seed=0):
 
 
 MODEL = make()
-_GRAPHDEF, _STATE = nnx.split(MODEL)
-jitted = jax.jit(lambda embeddings, ids, positions: nnx.merge(_GRAPHDEF, _STATE)(embeddings, ids, positions))
+_compiled = jax.jit(lambda graphdef, state, *inputs: nnx.merge(graphdef, state)(*inputs), static_argnums=0)
+
+
+def run(model, embeddings, ids, positions):
+    """The hidden states [B, T, D] of a batch filled up with padding to [6, 12, D]: one shape, compiled once."""
+    rows, length = ids.shape
+    fill = lambda x: np.pad(x, [(0, 6 - rows), (0, 12 - length)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
+    return np.asarray(_compiled(*nnx.split(model), fill(embeddings), fill(ids), fill(positions))[:rows, :length])
 
 
 def embeddings_of(*shape, seed=1):
@@ -93,7 +99,7 @@ def numpy_transformer(model, x):
 def test_equals_numpy_in_float64():
     sequences = [embeddings_of(length, 12, seed=length) for length in (5, 3, 8)]
     inputs, places = pack(sequences, 2, 10)
-    hidden = MODEL(*map(jnp.asarray, inputs))
+    hidden = run(MODEL, *inputs)
     for sequence, (row, place) in zip(sequences, places, strict=True):
         np.testing.assert_allclose(hidden[row, place], numpy_transformer(MODEL, sequence), rtol=1e-4, atol=2e-5)
 
@@ -137,27 +143,112 @@ def test_equals_hugging_face_llama_padded_and_packed(llama):
     expected = expected.last_hidden_state.numpy()
 
     positions = one_segment(3, 6)[1]
-    ours = np.asarray(MODEL(padded, real.astype(np.int32), positions))
+    ours = run(MODEL, padded, real.astype(np.int32), positions)
     np.testing.assert_allclose(ours[real], expected[real], atol=1e-5)
 
     inputs, places = pack([padded[i, :length] for i, length in enumerate(lengths)], 1, 12)
-    packed = MODEL(*map(jnp.asarray, inputs))
+    packed = run(MODEL, *inputs)
     for i, (row, place) in enumerate(places):
         np.testing.assert_allclose(packed[row, place], expected[i, : lengths[i]], atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6), data=st.data())
-def test_a_sequences_states_are_the_same_alone_and_packed_in_any_order(lengths, data):
-    order = data.draw(st.permutations(range(len(lengths))))
+def test_a_sequences_states_are_the_same_padded_and_packed_in_any_order(lengths, data):
     sequences = [embeddings_of(length, 12, seed=i) for i, length in enumerate(lengths)]
-    alone = jitted(*pack(sequences, 6, 6)[0]) if all(a + b > 6 for a in lengths for b in lengths) else None
-    if alone is None:
-        alone = jitted(*_one_per_row(sequences))
-        places = [(i, slice(0, length)) for i, length in enumerate(lengths)]
-    else:
-        places = pack(sequences, 6, 6)[1]
-    packed_inputs, packed_places = pack([sequences[i] for i in order], 6, 12)
-    packed = jitted(*packed_inputs)
-    for i, (row, place) in zip(order, packed_places, strict=True):
-        np.testing.assert_allclose(packed[row, place], alone[places[i]], rtol=1e-5, atol=1e-5)
+    padded = np.zeros((6, 12, 12), np.float32)
+    ids = (np.arange(12) < np.array(lengths + [0] * (6 - len(lengths)))[:, None]).astype(np.int32)
+    for row, sequence in zip(padded, sequences, strict=False):
+        row[: len(sequence)] = sequence
+    alone = run(MODEL, padded, ids, one_segment(6, 12)[1])
+
+    order = data.draw(st.permutations(range(len(lengths))))
+    inputs, places = pack([sequences[i] for i in order], 6, 12)
+    packed = run(MODEL, *inputs)
+    for i, (row, place) in zip(order, places, strict=True):
+        np.testing.assert_allclose(packed[row, place], alone[i, : lengths[i]], rtol=1e-5, atol=1e-5)
+
+
+def test_padding_changes_nothing():
+    sequence = embeddings_of(1, 5, 12)
+    alone = MODEL(sequence, *one_segment(1, 5))
+    inputs, _ = pack([sequence[0]], 6, 12)
+    inputs[0][inputs[1] == 0] = 7.0
+    np.testing.assert_allclose(run(MODEL, *inputs)[0, :5], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_later_item_changes_no_earlier_state():
+    embeddings = embeddings_of(6, 12, 12)
+    ids, positions = one_segment(6, 12)
+    changed = embeddings.copy()
+    changed[:, 7] += 1
+    before, after = run(MODEL, embeddings, ids, positions), run(MODEL, changed, ids, positions)
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert (np.abs(before[:, 7:] - after[:, 7:]).max(axis=-1) > 1e-3).all()
+
+
+def test_the_order_of_items_matters():
+    embeddings = embeddings_of(1, 4, 12)
+    swapped = embeddings[:, [1, 0, 2, 3]]
+    states = [run(MODEL, x, *one_segment(1, 4))[0, -1] for x in (embeddings, swapped)]
+    assert np.abs(states[0] - states[1]).max() > 1e-3
+
+
+def test_only_distances_between_positions_matter():
+    """Rotary positions: the same states wherever the sequence begins."""
+    embeddings = embeddings_of(1, 5, 12)
+    ids, positions = one_segment(1, 5)
+    np.testing.assert_allclose(
+        run(MODEL, embeddings, ids, positions), run(MODEL, embeddings, ids, positions + 9), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_grouped_query_attention_equals_repeated_heads():
+    full = make(dataclasses.replace(CONFIG, kv_heads=CONFIG.heads))
+    for grouped_layer, full_layer in zip(MODEL.layers, full.layers, strict=True):
+        for name in ("k_proj", "v_proj"):
+            kernel = getattr(grouped_layer.self_attn, name).kernel[...].reshape(12, 2, 6)
+            getattr(full_layer.self_attn, name).kernel[...] = jnp.repeat(kernel, 2, axis=1).reshape(12, 24)
+        for name in ("q_proj", "o_proj"):
+            getattr(full_layer.self_attn, name).kernel[...] = getattr(grouped_layer.self_attn, name).kernel[...]
+        for name in ("mlp", "input_layernorm", "post_attention_layernorm"):
+            nnx.update(getattr(full_layer, name), nnx.state(getattr(grouped_layer, name)))
+    nnx.update(full.norm, nnx.state(MODEL.norm))
+    inputs = (embeddings_of(1, 5, 12), *one_segment(1, 5))
+    np.testing.assert_allclose(run(full, *inputs), run(MODEL, *inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_acts_only_where_it_is_given_randomness():
+    dropping = make(dataclasses.replace(CONFIG, dropout=0.5))
+    inputs = (embeddings_of(1, 5, 12), *one_segment(1, 5))
+    still = run(dropping, *inputs)
+    np.testing.assert_array_equal(still, run(MODEL, *inputs))
+    first, again, other = (dropping(*inputs, nnx.Rngs(dropout=seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    assert not np.allclose(first, still)
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    narrow = make(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(narrow, nnx.Param))} == {jnp.dtype("float32")}
+    inputs = (embeddings_of(2, 5, 12), *one_segment(2, 5))
+    hidden = run(narrow, *inputs)
+    assert hidden.dtype == jnp.bfloat16
+    error = hidden.astype(np.float32) - run(MODEL, *inputs)
+    assert 0 < np.sqrt((error**2).mean()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"layers": 0}, "layers"),
+        ({"kv_heads": 3}, "kv_heads"),
+        ({"head_width": 5}, "head_width"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dtype": "float64"}, "dtype"),
+    ],
+)
+def test_an_impossible_shape_names_its_key(change, key):
+    with pytest.raises(UserError, match=rf"^config\.backbone\.{key}: "):
+        dataclasses.replace(CONFIG, **change)

@@ -1,0 +1,61 @@
+"""A SimGR so small that a test compiles it in a second or two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from simgr_jax.models.simgr import SimGR, SimGRConfig
+from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.semantic_ids.tokenizer import SemanticIds
+
+NUM_ITEMS = 37
+CODEBOOK_SIZES = (4, 5, 3)
+HEAD = {
+    "history": "item",
+    "user_pooling": "last",
+    "item_encoder": "mean",
+    "item_encoder_width": 10,
+    "similarity": "cosine",
+    "temperature": 0.2,
+    "learn_temperature": False,
+    "temperature_min": 0.05,
+    "temperature_max": 1.0,
+    "full_catalog_weight": 1.0,
+    "in_batch_weight": 0.0,
+    "log_q": True,
+    "label_smoothing": 0.0,
+}
+BACKBONE = TransformerConfig(width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=12)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling is most of what these tests do, and half of that is optimizing."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def codes() -> np.ndarray:
+    """int [37, 3], all distinct."""
+    every = np.stack(np.unravel_index(np.arange(np.prod(CODEBOOK_SIZES)), CODEBOOK_SIZES), axis=1)
+    return np.random.default_rng(0).permutation(every)[:NUM_ITEMS]
+
+
+@pytest.fixture(scope="session")
+def make_simgr(codes) -> Callable[..., SimGR]:
+    """A function (codes=..., **changes of the head's config) -> SimGR of 37 items."""
+
+    def make(codes=codes, **changes) -> SimGR:
+        ids = SemanticIds(codes, CODEBOOK_SIZES)
+        counts = np.arange(NUM_ITEMS)
+        return SimGR(SimGRConfig(**HEAD | changes), BACKBONE, ids.tokens, CODEBOOK_SIZES, counts, nnx.Rngs(0))
+
+    return make

@@ -1,0 +1,52 @@
+import shutil
+
+import pytest
+import tiny_run
+from flax import nnx
+
+from simgr_jax.errors import UserError
+from simgr_jax.training.checkpoints import Checkpoints
+
+# Orbax's reading threads complain of each other when one fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def params_of(config):
+    return nnx.state(tiny_run.model_and_ranker(config)[0], nnx.Param)
+
+
+def test_a_folder_without_checkpoints_says_so(tmp_path, finished):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step is None
+        with pytest.raises(UserError, match="holds no checkpoint; train in this workdir first"):
+            checkpoints.restore_best(params_of(finished.config))
+
+
+def test_another_models_checkpoint_is_refused(finished):
+    other = tiny_run.config()
+    other.backbone.width = 24
+    with Checkpoints(finished.workdir / "checkpoints") as checkpoints:
+        with pytest.raises(UserError, match=r"can't be restored \(.*\); the checkpoint is damaged or another config's"):
+            checkpoints.restore_best(params_of(other))
+
+
+def test_a_damaged_checkpoint_is_named(finished, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(finished.workdir / "checkpoints", folder)
+    with Checkpoints(folder) as checkpoints:
+        best = folder / str(checkpoints.best_step)
+        for file in (best / "model").rglob("*"):
+            if file.is_file():
+                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(UserError) as error:
+            checkpoints.restore_best(params_of(finished.config))
+    assert str(error.value).startswith(f"{best}: can't be restored (")
+    assert "\n" not in str(error.value)
+
+
+def test_the_cost_of_training_is_kept(finished):
+    with Checkpoints(finished.workdir / "checkpoints") as checkpoints:
+        cost = checkpoints.training_cost()
+    assert set(cost) == {"train_seconds", "train_targets_per_second"}
+    # Validation and compilation count as seconds, but not against the speed.
+    assert cost["train_seconds"] * cost["train_targets_per_second"] > 20 * 30

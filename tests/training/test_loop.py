@@ -1,0 +1,202 @@
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+from flax import nnx
+
+from simgr_jax.errors import UserError
+from simgr_jax.evaluation.metrics import summarize
+from simgr_jax.training import optimizer as optimizers
+from simgr_jax.training.checkpoints import Checkpoints
+from simgr_jax.training.metric_writer import MetricWriter
+from simgr_jax.training.state import create_state
+
+STEPS_PER_EPOCH = 5
+
+
+def scores(workdir):
+    """Validation NDCG@10 by step."""
+    return {line["step"]: line["validation/NDCG@10"] for line in tiny_run.log(workdir) if "validation/NDCG@10" in line}
+
+
+def kept_steps(workdir):
+    return {int(folder.name) for folder in (workdir / "checkpoints").iterdir()}
+
+
+def final_state(config, workdir):
+    """The latest TrainState and progress of a run."""
+    model, _ = tiny_run.model_and_ranker(config)
+    like = create_state(nnx.state(model, nnx.Param), optimizers.create(config.optimizer, 20), config.training.ema_decay)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        return checkpoints.restore_latest(like)
+
+
+def untimed(workdir):
+    return [
+        {name: value for name, value in line.items() if name != "train/targets_per_second"}
+        for line in tiny_run.log(workdir)
+    ]
+
+
+def assert_same_run(config, workdir, finished):
+    """To the bit: the log but for speeds, the parameters, the optimizer, and where the input and the stopping stand."""
+    assert untimed(workdir) == untimed(finished.workdir)
+    (state, progress), (expected, expected_progress) = (
+        final_state(config, workdir),
+        final_state(finished.config, finished.workdir),
+    )
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    for key in ("best", "since_best", "targets", "input"):
+        assert progress[key] == expected_progress[key]
+
+
+def validation_ndcg(finished, params):
+    _, _, rest = nnx.split(finished.model, nnx.Param, ...)
+    ranking = finished.ranker(params, rest, tiny_run.split().validation)
+    return summarize(ranking.target_rank, ranking.items, tiny_run.NUM_ITEMS)["NDCG@10"]
+
+
+def test_training_learns_what_comes_next(finished):
+    losses = [line["train/loss"] for line in tiny_run.log(finished.workdir) if "train/loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+    untrained, _ = tiny_run.model_and_ranker(finished.config)
+    assert scores(finished.workdir)[20] > 2 * validation_ndcg(finished, nnx.state(untrained, nnx.Param))
+
+
+def test_the_log_has_the_steps_it_promises(finished):
+    """The loss every 4 steps and before an evaluation; at step 16 the device has not yet finished one since."""
+    lines = tiny_run.log(finished.workdir)
+    assert sorted({line["step"] for line in lines if "train/loss" in line}) == [4, 5, 8, 10, 12, 15, 20]
+    assert list(scores(finished.workdir)) == [5, 10, 15, 20]
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+
+
+def test_nothing_compiles_twice(finished):
+    """20 steps, 4 evaluations of two batches each."""
+    assert finished.traces == {"loss": 1, "catalog": 1, "rank": 1}
+
+
+def test_the_best_and_the_latest_checkpoint_are_kept(finished):
+    by_step = scores(finished.workdir)
+    assert kept_steps(finished.workdir) == {max(by_step, key=by_step.get), 20}
+
+
+def test_the_best_checkpoint_scores_what_the_log_says(finished):
+    model, _ = tiny_run.model_and_ranker(finished.config)
+    with Checkpoints(finished.workdir / "checkpoints") as checkpoints:
+        params = checkpoints.restore_best(nnx.state(model, nnx.Param))
+    assert validation_ndcg(finished, params) == max(scores(finished.workdir).values())
+
+
+def test_one_seed_gives_one_run(finished, tmp_path):
+    tiny_run.train(finished.config, tmp_path)
+    assert_same_run(finished.config, tmp_path, finished)
+
+
+def interrupt_at(patch, interrupted_step):
+    write = MetricWriter.write
+
+    def interrupting(self, step, scalars):
+        write(self, step, scalars)
+        if step == interrupted_step:
+            raise KeyboardInterrupt
+
+    patch.setattr(MetricWriter, "write", interrupting)
+
+
+@pytest.mark.parametrize("step", [4, 12])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, tmp_path, step):
+    """Before the first checkpoint, and between the second and the third: what came after that is done again."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            tiny_run.train(finished.config, tmp_path)
+    # Though its frames still live in the traceback: a thread that outlives the interpreter makes it abort.
+    assert interrupt.tb is not None
+    assert not [thread.name for thread in threading.enumerate() if "prefetch" in thread.name]
+    assert tiny_run.log(tmp_path)[-1]["step"] == step
+    tiny_run.train(finished.config, tmp_path)
+    assert_same_run(finished.config, tmp_path, finished)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, tmp_path, quick_compilation):
+    program = f"""
+import os, signal, sys
+sys.path[:0] = {[str(Path(tiny_run.__file__).parent), str(Path(__file__).parents[2])]}
+import jax, tiny_run
+from pathlib import Path
+from simgr_jax.training.metric_writer import MetricWriter
+for option in {quick_compilation}.items():
+    jax.config.update(*option)
+write = MetricWriter.write
+def killing(self, step, scalars):
+    write(self, step, scalars)
+    if step == 12:
+        self._file.write('{{"step": 13, "train/lo')
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+MetricWriter.write = killing
+tiny_run.train(tiny_run.config(), Path({str(tmp_path)!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -signal.SIGKILL
+    tiny_run.train(finished.config, tmp_path)
+    assert_same_run(finished.config, tmp_path, finished)
+
+
+def test_a_finished_run_does_no_step_when_started_again(finished):
+    files = {path: path.stat().st_mtime_ns for path in (finished.workdir / "checkpoints").rglob("*") if path.is_file()}
+    log = (finished.workdir / "metrics.jsonl").read_bytes()
+    tiny_run.train(finished.config, finished.workdir)
+    assert (finished.workdir / "metrics.jsonl").read_bytes() == log
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+    assert kept_steps(finished.workdir) == {int(path.name) for path in (finished.workdir / "checkpoints").iterdir()}
+
+
+def test_training_stops_when_it_has_stopped_getting_better(tmp_path):
+    config = tiny_run.config(epochs=50, patience=2)
+    config.optimizer.learning_rate = 1e-12
+    tiny_run.train(config, tmp_path)
+    assert list(scores(tmp_path)) == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH, 3 * STEPS_PER_EPOCH]
+
+
+def test_the_averaged_parameters_are_evaluated_and_kept(finished, tmp_path):
+    config = tiny_run.config(ema_decay=0.99, epochs=1)
+    tiny_run.train(config, tmp_path)
+    state, _ = final_state(config, tmp_path)
+    logged = scores(tmp_path)[STEPS_PER_EPOCH]
+    assert validation_ndcg(finished, state.averaged_params) == logged
+    assert validation_ndcg(finished, state.params) != logged
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_best(state.params), state.averaged_params)
+
+
+def test_gradients_can_be_accumulated_over_batches(tmp_path):
+    config = tiny_run.config(epochs=2)
+    config.optimizer.accumulate_steps = 2
+    tiny_run.train(config, tmp_path)
+    state, _ = final_state(config, tmp_path)
+    assert int(state.optimizer_state.gradient_step) == 5
+
+
+def test_a_run_that_diverges_ends_before_it_is_kept(tmp_path):
+    config = tiny_run.config(log_every_steps=1000)
+    config.optimizer.learning_rate = 1e30
+    config.model.similarity = "dot"
+    with pytest.raises(UserError, match=r"^config\.optimizer\.learning_rate: the loss was not finite"):
+        tiny_run.train(config, tmp_path)
+    assert not kept_steps(tmp_path)
+
+
+def test_nothing_to_train_on_is_the_users_to_mend(finished, tmp_path):
+    split = tiny_run.split()
+    singles = tiny_run.Split(tiny_run.Sequences.from_lists([[1], [2]]), split.validation, split.test)
+    with pytest.raises(UserError, match=r"^config\.data\.split: leaves no training sequence"):
+        tiny_run.fit(
+            *tiny_run.model_and_ranker(finished.config)[:1], singles, finished.config, finished.ranker, tmp_path
+        )

@@ -1,0 +1,82 @@
+import io
+import json
+import struct
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+from tensorboardX.proto import event_pb2
+
+from simgr_jax.training import metric_writer
+from simgr_jax.training.metric_writer import MetricWriter
+
+TRAIN = {"train/loss": 2.5, "train/targets_per_second": 12345.6}
+VALIDATION = {"validation/NDCG@10": 0.125}
+
+
+def events(workdir):
+    """(tag, step, value) of every scalar: records of length, checksum, event, checksum."""
+    for file in sorted((workdir / "tensorboard").iterdir()):
+        data = io.BytesIO(file.read_bytes())
+        while header := data.read(12):
+            event = event_pb2.Event.FromString(data.read(struct.unpack("<Q", header[:8])[0]))
+            data.read(4)
+            for value in event.summary.value:
+                yield value.tag, event.step, value.simple_value
+
+
+def log(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_write_is_a_line_and_tensorboard_scalars(tmp_path):
+    with MetricWriter(tmp_path, 20, 0) as writer:
+        writer.write(5, TRAIN)
+        writer.write(10, VALIDATION)
+    assert log(tmp_path) == [{"step": 5} | TRAIN, {"step": 10} | VALIDATION]
+    assert list(events(tmp_path)) == [
+        ("train/loss", 5, 2.5),
+        ("train/targets_per_second", 5, pytest.approx(12345.6)),
+        ("validation/NDCG_10", 10, 0.125),  # TensorBoard allows no @ in names.
+    ]
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    with MetricWriter(tmp_path, 20, 0) as writer:
+        writer.write(5, TRAIN)
+        assert log(tmp_path) == [{"step": 5} | TRAIN]
+
+
+def test_a_run_that_goes_on_drops_what_it_will_write_again(tmp_path):
+    with MetricWriter(tmp_path, 20, 0) as writer:
+        for step in (5, 10, 15):
+            writer.write(step, VALIDATION)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 16, "train/lo')
+    with MetricWriter(tmp_path, 20, 10) as writer:
+        writer.write(15, TRAIN)
+    assert log(tmp_path) == [{"step": 5} | VALIDATION, {"step": 10} | VALIDATION, {"step": 15} | TRAIN]
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
+    with MetricWriter(tmp_path, 20, 0) as writer:
+        writer.write(5, TRAIN)
+        writer.write(20, VALIDATION)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 5/20  loss 2.5  targets_per_second 12,346  ")
+    assert first.endswith(" min left")
+    assert second == "step 20/20  validation/NDCG@10 0.125  0.0 min left"
+
+
+def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(metric_writer, "Console", lambda: Console(file=screen, force_terminal=True, width=120))
+    with MetricWriter(tmp_path, 20, 4) as writer:
+        assert " 4/20" in screen.getvalue()
+        writer.write(5, TRAIN)
+        writer.write(10, VALIDATION)
+    shown = Text.from_ansi(screen.getvalue()).plain
+    assert "step 10  validation/NDCG@10 0.125" in shown
+    assert " 5/20" in shown
+    assert "loss 2.500  12,346 targets/s" in shown
+    assert "━" in shown
