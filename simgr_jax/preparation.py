@@ -59,6 +59,9 @@ def load_data(config: ml_collections.ConfigDict, cache: Path) -> tuple[Dataset, 
             f"config.data.path: {dataset.name} has {dataset.num_items} items, but lists have {LIST_LENGTH}; "
             "use a larger catalog or a lower config.data.k_core"
         )
+    for part in ("validation", "test"):
+        if not len(getattr(split, part)):
+            raise UserError(f"config.data.split: leaves no {part} case; choose another split or larger fractions")
     return dataset, split
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -129,10 +130,10 @@ class SimGR(nnx.Module):
 
     @property
     def temperature(self) -> Float[Array, ""]:
-        config = self.config
-        return jnp.exp(
-            jnp.clip(self.log_temperature[...], jnp.log(config.temperature_min), jnp.log(config.temperature_max))
-        )
+        learned = self.log_temperature[...]
+        bounded = jnp.clip(learned, jnp.log(self.config.temperature_min), jnp.log(self.config.temperature_max))
+        # The gradient passes the clip, or a temperature that once overshot a bound would stay there for good.
+        return jnp.exp(learned + jax.lax.stop_gradient(bounded - learned))
 
     def encode_items(self, items: Int[Array, " M"] | None = None) -> Float[Array, "M D"]:
         """Item vectors before the similarity's normalisation; of the whole catalog if `items` is None."""

@@ -38,6 +38,8 @@ def rank_catalog(scores: Float[Array, "B N"], targets: Int[Array, " B"], k: int)
     ahead = jnp.where(scores > target_scores, 1.0, jnp.where(scores == target_scores, 0.5, 0.0))
     rank = jnp.sum(ahead, axis=1, dtype=jnp.float32) + 0.5  # The target itself counts as one of the ties.
     rank = jnp.where(jnp.isnan(target_scores[:, 0]), jnp.inf, rank)
+    # What is ruled out (a history item, a NaN) is not recommended, even where nothing else is left.
+    items = jnp.where(values == -jnp.inf, -1, items)
     return Ranking(items.astype(jnp.int32), values.astype(jnp.float32), rank)
 
 

@@ -218,6 +218,8 @@ def test_a_learned_temperature_gets_a_gradient_and_keeps_its_bounds(make_simgr):
     for value, bound in [(1e-3, 0.05), (7.0, 1.0)]:
         model.log_temperature[...] = jnp.log(value)
         np.testing.assert_allclose(model.temperature, bound, rtol=1e-6)
+        # A temperature past its bound can still be pulled back.
+        assert float(gradients_of(model)["log_temperature"][...]) != 0
 
 
 def test_a_fixed_temperature_is_no_parameter(make_simgr):

@@ -72,3 +72,9 @@ def test_bfloat16_scores_rank_exactly():
     scores = jnp.zeros((1, 5001), jnp.bfloat16)
     ranking = rank_catalog(scores, jnp.array([4000]), 1)
     assert ranking.target_rank[0] == 2501
+
+
+def test_what_is_ruled_out_is_not_recommended_even_where_nothing_else_is_left():
+    scores = jnp.array([[-jnp.inf, 0.5, -jnp.inf, jnp.nan], [0.1, 0.2, 0.3, 0.4]])
+    ranking = top_k.rank_catalog(scores, jnp.array([1, 3]), k=3)
+    np.testing.assert_array_equal(ranking.items, [[1, -1, -1], [3, 2, 1]])
