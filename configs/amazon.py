@@ -20,7 +20,8 @@ def get_config(dataset: str = "") -> ml_collections.ConfigDict:
         raise UserError(f"--config=configs/amazon.py:{dataset}: no such dataset; choose one of {', '.join(DATASETS)}")
     config = default_config.get_config()
     config.data.name = dataset
-    config.training.epochs = 30
+    config.backbone.width = 256
+    config.backbone.head_width = 64
     if dataset == "instruments":
         config.data.format = "lcrec"
         config.semantic_ids.source = "given"
@@ -30,5 +31,6 @@ def get_config(dataset: str = "") -> ml_collections.ConfigDict:
         config.data.format = "p5"
         config.semantic_ids.embeddings.names = ("tfidf", "interactions")
         config.model.item_encoder = "mean"
+        config.training.epochs = 14
     config.training.evaluate_every_epochs = 2
     return config
