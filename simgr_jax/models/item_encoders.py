@@ -132,19 +132,14 @@ class MLP(nnx.Module):
 
 
 class MeanMLP(nnx.Module):
-    """v = mean + r MLP(concatenated levels): begins as the paper's mean, learns what each combination adds.
-
-    r is the size a mean of L embeddings has, the embeddings' RMS / sqrt(L), so that the correction is counted in the
-    mean's own unit; with r = 1 the MLP drowns the mean within an epoch.
-    """
+    """v = mean + MLP(concatenated levels): begins as the paper's mean, learns what each combination adds."""
 
     def __init__(self, width: int, hidden_width: int, codebook_sizes: tuple[int, ...], rngs: nnx.Rngs):
         self.mean = Mean()
         self.mlp = MLP(width, hidden_width, codebook_sizes, rngs, output_init=nnx.initializers.zeros)
 
     def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
-        unit = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(jnp.square(table)) / tokens.shape[1]))
-        return self.mean(table, tokens) + unit * self.mlp(table, tokens)
+        return self.mean(table, tokens) + self.mlp(table, tokens)
 
 
 ITEM_ENCODERS = ("mean", "mean_mlp", "mlp", "cross_attention", "attention", "gated")
