@@ -20,17 +20,18 @@ def get_config(dataset: str = "") -> ml_collections.ConfigDict:
         raise UserError(f"--config=configs/amazon.py:{dataset}: no such dataset; choose one of {', '.join(DATASETS)}")
     config = default_config.get_config()
     config.data.name = dataset
-    config.backbone.width = 256
-    config.backbone.head_width = 64
     if dataset == "instruments":
         config.data.format = "lcrec"
         config.semantic_ids.source = "given"
         # Four codes tell few items apart by their mean alone (docs/item_encoders.md).
         config.model.item_encoder = "mean_mlp"
+        config.training.epochs = 30
     else:
         config.data.format = "p5"
         config.semantic_ids.embeddings.names = ("tfidf", "interactions")
         config.model.item_encoder = "mean"
+        config.backbone.width = 256
+        config.backbone.head_width = 64
         config.training.epochs = 14
     config.training.evaluate_every_epochs = 2
     return config
