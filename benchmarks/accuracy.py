@@ -31,9 +31,7 @@ def main() -> None:
     best = max(line["validation/NDCG@10"] for line in validation if "validation/NDCG@10" in line)
     config = run_config.load(workdir)
     figures = report | {"validation/NDCG@10": best, "semantic_ids": ids}
-    settings = config.to_dict()
-    del settings["data"]["path"], settings["cache_dir"]  # Where things lie on one machine.
-    record.write(name, figures, settings, config.seed)
+    record.write(name, figures, record.settings(config), config.seed)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main() -> None:
     ratios = [without / with_ for without, with_ in zip(seconds["default"], seconds["huge_pages"], strict=True)]
     figures |= {"speedup": statistics.median(ratios), "speedups": ratios}
     print(figures)
-    record.write("huge_pages", figures, config.to_dict(), config.seed)
+    record.write("huge_pages", figures, record.settings(config), config.seed)
 
 
 if __name__ == "__main__":

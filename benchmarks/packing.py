@@ -41,7 +41,7 @@ def main() -> None:
     figures |= {f"{name}_fill": share for name, share in fill.items()}
     figures |= {"ratio": statistics.median(ratios), "ratios": ratios}
     print(figures)
-    record.write("packing", figures, config.to_dict(), config.seed)
+    record.write("packing", figures, record.settings(config), config.seed)
 
 
 if __name__ == "__main__":

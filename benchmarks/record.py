@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ml_collections
+
 from simgr_jax.cache import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +36,13 @@ def write(name: str, figures: dict[str, Any], config: dict[str, Any], seed: int)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A run's config as a record keeps it: without where things lie on one machine."""
+    values = config.to_dict()
+    del values["data"]["path"], values["cache_dir"]
+    return values
 
 
 def command() -> str:
