@@ -272,7 +272,7 @@ def test_oracle_needs_the_arguments(tmp_path, content):
 
 @pytest.mark.parametrize("change", [{"num_users": 0}, {"num_items": 1}, {"num_items": 6913}, {"seed": -1}])
 def test_arguments_out_of_range_are_named(change):
-    with pytest.raises(UserError, match=f"config.data.{next(iter(change))}: "):
+    with pytest.raises(UserError, match=f"config.data.synthetic.{next(iter(change))}: "):
         synthetic.generate(**{**SMALL, **change})
 
 
