@@ -47,7 +47,7 @@ def untimed(workdir):
 def assert_same_run(config, workdir, finished, rtol=0.0):
     """The log but for speeds, the parameters, the optimizer, and where the input and the stopping stand.
 
-    To the bit by default; XLA may add up in another order in another process, so across processes give float32's `rtol`.
+    To the bit by default; another process may add up in another order, so across processes give float32's `rtol`.
     """
     log, expected_log = untimed(workdir), untimed(finished.workdir)
     assert [line.keys() for line in log] == [line.keys() for line in expected_log]
