@@ -9,7 +9,7 @@ from flax import nnx
 from simgr_jax.errors import UserError
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.models.simgr import SimGR, SimGRConfig
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer import from_scratch_config
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
 
@@ -29,7 +29,7 @@ def create(
         raise UserError(f'config.model.name: "{name}" is unknown; choose "simgr"')
     return SimGR(
         SimGRConfig(**head, **config.loss),
-        TransformerConfig(**config.backbone),
+        from_scratch_config(**config.backbone),
         semantic_ids.tokens,
         semantic_ids.codebook_sizes,
         item_counts,

@@ -1,7 +1,8 @@
-"""A decoder-only transformer driven by its config: RMSNorm, rotary positions, grouped-query attention, gated MLP.
+"""A decoder-only transformer driven by its config, for every family of Hugging Face decoders and for training from
+scratch.
 
-It takes embeddings and returns hidden states; what the embeddings stand for is the recommender's business. Parts are
-named and shaped as in Hugging Face's Llama-like decoders (`q_proj`, `gate_proj`, `input_layernorm`, ...).
+It takes embeddings and returns hidden states; what the embeddings stand for is the recommender's business. What the
+families differ in is a field of `TransformerConfig`; where their weights lie in a checkpoint is in `huggingface/`.
 """
 
 from __future__ import annotations
@@ -10,28 +11,83 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from simgr_jax.errors import UserError
-from simgr_jax.ops.attention import attention
+from simgr_jax.ops.attention import IMPLEMENTATIONS, attention
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+# What the forward pass keeps of a layer for the backward pass; the rest is computed again.
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+# Shallow stacks are unrolled: XLA then fuses across layers, and there is little to compile.
+_UNROLLED_LAYERS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions (RoFormer, https://arxiv.org/abs/2104.09864) of one layer.
+
+    Attributes:
+      frequencies: radians a position of each rotated pair. Two dimensions of a head each; what is left of the head is
+        not rotated. Empty: the layer has no positions.
+      scale: multiplies the rotated query and key (YaRN's attention factor, https://arxiv.org/abs/2309.00071).
+    """
+
+    frequencies: tuple[float, ...]
+    scale: float = 1.0
+
+
+def plain_rope(theta: float, rotated_width: int) -> Rope:
+    """Frequencies theta^(-2i / rotated_width)."""
+    return Rope(tuple((theta ** (-np.arange(0, rotated_width, 2) / rotated_width)).tolist()))
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """The shape of a decoder.
+    """A decoder's shape and the choices that families make differently.
 
     Attributes:
       width: D, the hidden size.
       layers: number of blocks.
       heads: H, query heads.
       kv_heads: key and value heads; divides `heads`.
-      head_width: size of a head; even, for rotary positions.
-      mlp_width: inner size of the gated MLP.
-      rope_theta: base of the rotary frequencies (RoFormer, https://arxiv.org/abs/2104.09864).
-      norm_epsilon: RMSNorm's epsilon.
+      head_width: size of a head.
+      mlp_width: inner size of the MLP, or of each expert.
+      rope: one for each layer; () where positions are learned.
+      windows: one for each layer: a position sees itself and the `window - 1` before it; 0 is all.
+      max_positions: above 0, positions are learned, and there are so many.
+      norm: "rms" (https://arxiv.org/abs/1910.07467) or "layer", which also subtracts the mean and has a bias.
+      norm_epsilon: the norms' epsilon.
+      norm_offset: added to the norms' scales (Gemma: 1).
+      post_norms: whether attention's and the MLP's outputs are normalised, too (Gemma).
+      qk_norm: whether each head's queries and keys are normalised (Qwen3, Gemma 3).
+      attention_bias: whether q_proj, k_proj and v_proj have a bias.
+      attention_output_bias: whether o_proj has a bias.
+      mlp_bias: whether the MLP's projections have biases.
+      gated_mlp: activation(gate) * up (https://arxiv.org/abs/2002.05202), or activation(up) alone.
+      activation: one of ACTIVATIONS.
+      experts: above 0, the MLP is a mixture of so many.
+      experts_per_token: how many of them a position goes through.
+      normalize_expert_weights: whether the chosen experts' weights are made to sum to 1.
+      attention_scale: multiplies the attention scores; None is head_width ** -0.5.
+      attention_softcap: c above 0 bounds the attention scores by c tanh(score / c) (Gemma 2).
+      embedding_scale: multiplies the input embeddings (Gemma: sqrt(D)).
       dropout: rate on each residual branch and on the input.
-      dtype: of the computation ("float32" or "bfloat16"); parameters and norms are float32.
+      dtype: of the computation ("float32" or "bfloat16"); norms, attention's softmax and routing are float32.
+      remat: one of REMAT_POLICIES.
+      attention: one of `ops.attention.IMPLEMENTATIONS`.
     """
 
     width: int
@@ -40,10 +96,29 @@ class TransformerConfig:
     kv_heads: int
     head_width: int
     mlp_width: int
-    rope_theta: float = 10_000.0
+    rope: tuple[Rope, ...]
+    windows: tuple[int, ...]
+    max_positions: int = 0
+    norm: str = "rms"
     norm_epsilon: float = 1e-6
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    qk_norm: bool = False
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    gated_mlp: bool = True
+    activation: str = "silu"
+    experts: int = 0
+    experts_per_token: int = 0
+    normalize_expert_weights: bool = True
+    attention_scale: float | None = None
+    attention_softcap: float = 0.0
+    embedding_scale: float = 1.0
     dropout: float = 0.0
     dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self):
         for key in ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width"):
@@ -53,96 +128,233 @@ class TransformerConfig:
             raise UserError(
                 f"config.backbone.kv_heads: {self.kv_heads} does not divide the {self.heads} heads; choose a divisor"
             )
-        if self.head_width % 2:
+        if self.rope and self.head_width % 2:
             raise UserError(
                 f"config.backbone.head_width: {self.head_width} is odd and rotary positions turn pairs; make it even"
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"config.backbone.dropout: {self.dropout} is not a rate; give a number in [0, 1)")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f'config.backbone.dtype: "{self.dtype}" is unknown; choose "float32" or "bfloat16"')
+        for key, choices in (
+            ("dtype", ("float32", "bfloat16")),
+            ("remat", tuple(REMAT_POLICIES)),
+            ("attention", IMPLEMENTATIONS),
+        ):
+            if getattr(self, key) not in choices:
+                raise UserError(
+                    f'config.backbone.{key}: "{getattr(self, key)}" is unknown; choose one of {", ".join(choices)}'
+                )
 
 
-class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation (https://arxiv.org/abs/1910.07467), computed in float32."""
+def from_scratch_config(*, layers: int, head_width: int, rope_theta: float = 10_000.0, **rest) -> TransformerConfig:
+    """A decoder as Llama's: the same rotary positions in every layer, no windows."""
+    # One, so that a wrong number of layers is told by TransformerConfig, by its key.
+    repeats = max(layers, 1)
+    rope = (plain_rope(rope_theta, head_width),) * repeats
+    return TransformerConfig(layers=layers, head_width=head_width, rope=rope, windows=(0,) * repeats, **rest)
 
-    def __init__(self, width: int, epsilon: float):
-        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
-        self.epsilon = epsilon
+
+class Norm(nnx.Module):
+    """RMSNorm or LayerNorm, computed in float32."""
+
+    def __init__(self, width: int, config: TransformerConfig):
+        self.subtracts_mean = config.norm == "layer"
+        self.epsilon, self.offset = config.norm_epsilon, config.norm_offset
+        self.scale = nnx.Param(jnp.full(width, 1 - self.offset, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(width, jnp.float32)) if self.subtracts_mean else None
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         x32 = x.astype(jnp.float32)
+        if self.subtracts_mean:
+            x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.epsilon)
-        return (x32 * self.scale[...]).astype(x.dtype)
+        x32 = x32 * (self.scale[...] + self.offset)
+        return (x32 if self.bias is None else x32 + self.bias[...]).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """x W + b, computed in the config's dtype, and a low-rank adapter's addition where `lora.add` has put one."""
+
+    def __init__(self, in_width: int, out_width: int, bias: bool, config: TransformerConfig, rngs: nnx.Rngs):
+        self.dtype = config.dtype
+        self.kernel = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (in_width, out_width), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_width, jnp.float32)) if bias else None
+        self.lora = nnx.data(None)
+
+    def __call__(self, x: Float[Array, "*B in"], rngs: nnx.Rngs | None) -> Float[Array, "*B out"]:
+        y = x @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)
+        return y if self.lora is None else y + self.lora(x, rngs)
 
 
 def apply_rotary(
-    x: Float[Array, "B T H head"], positions: Int[Array, "B T"], theta: float
+    x: Float[Array, "B T H head"],
+    positions: Int[Array, "B T"],
+    frequencies: Float[Array, " F"],
+    scale: Float[Array, ""],
 ) -> Float[Array, "B T H head"]:
-    """Rotates the pairs (x[i], x[i + head/2]) by position * theta^(-2i/head), as Hugging Face's decoders do."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    """Rotates the pairs (x[i], x[i + F]) by position * frequencies[i], as Hugging Face's decoders do, F <= head / 2;
+    dimensions from 2F on stay."""
+    pairs = frequencies.shape[0]
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    cos, sin = jnp.cos(angles) * scale, jnp.sin(angles) * scale
+    first, second, rest = jnp.split(x.astype(jnp.float32), [pairs, 2 * pairs], axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1).astype(x.dtype)
 
 
-def _linear(in_width: int, out_width: int, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        in_width, out_width, use_bias=False, dtype=dtype, kernel_init=nnx.initializers.normal(0.02), rngs=rngs
-    )
+class _Positions:
+    """What tells a layer's attention where things are.
+
+    Layers differ in it, but are computed by one scanned body: so each layer's rotary frequencies and the choice of its
+    window are arrays with an axis for the layers.
+    """
+
+    def __init__(self, config: TransformerConfig):
+        pairs = max((len(rope.frequencies) for rope in config.rope), default=0)
+        self.rotates = pairs > 0
+        # A frequency of 0 leaves a pair as it is, so a layer without positions is one of zeros.
+        self.frequencies = np.zeros((config.layers, pairs), np.float32)
+        self.scales = np.ones(config.layers, np.float32)
+        for layer, rope in enumerate(config.rope):
+            self.frequencies[layer, : len(rope.frequencies)] = rope.frequencies
+            self.scales[layer] = rope.scale
+        self.windows = tuple(sorted(set(config.windows)))
+        self.window_index = np.array([self.windows.index(window) for window in config.windows], np.int32)
+
+    @property
+    def per_layer(self) -> tuple[np.ndarray, ...]:
+        return self.frequencies, self.scales, self.window_index
 
 
 class Attention(nnx.Module):
+    """Grouped-query self-attention (https://arxiv.org/abs/2305.13245)."""
+
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config
-        self.q_proj = _linear(config.width, config.heads * config.head_width, config.dtype, rngs)
-        self.k_proj = _linear(config.width, config.kv_heads * config.head_width, config.dtype, rngs)
-        self.v_proj = _linear(config.width, config.kv_heads * config.head_width, config.dtype, rngs)
-        self.o_proj = _linear(config.heads * config.head_width, config.width, config.dtype, rngs)
+        query_width, kv_width = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.q_proj = Linear(config.width, query_width, config.attention_bias, config, rngs)
+        self.k_proj = Linear(config.width, kv_width, config.attention_bias, config, rngs)
+        self.v_proj = Linear(config.width, kv_width, config.attention_bias, config, rngs)
+        self.o_proj = Linear(query_width, config.width, config.attention_output_bias, config, rngs)
+        self.q_norm = Norm(config.head_width, config) if config.qk_norm else None
+        self.k_norm = Norm(config.head_width, config) if config.qk_norm else None
 
-    def __call__(self, x, segment_ids, positions):
-        heads_of = lambda y: y.reshape(*y.shape[:2], -1, self.config.head_width)  # noqa: E731
-        query = apply_rotary(heads_of(self.q_proj(x)), positions, self.config.rope_theta)
-        key = apply_rotary(heads_of(self.k_proj(x)), positions, self.config.rope_theta)
-        mixed = attention(query, key, heads_of(self.v_proj(x)), segment_ids)
-        return self.o_proj(mixed.reshape(*x.shape[:2], -1))
+    def __call__(self, x, segment_ids, positions, layer, windows, rngs):
+        config = self.config
+        frequencies, scale, window_index = layer
+        query, key, value = (
+            projection(x, rngs).reshape(*x.shape[:2], -1, config.head_width)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if config.rope:
+            query, key = (apply_rotary(y, positions, frequencies, scale) for y in (query, key))
+        mixed = attention(
+            query,
+            key,
+            value,
+            segment_ids,
+            windows=windows,
+            window_index=window_index,
+            scale=config.attention_scale or config.head_width**-0.5,
+            softcap=config.attention_softcap,
+            implementation=config.attention,
+        )
+        return self.o_proj(mixed.reshape(*x.shape[:2], -1), rngs)
 
 
-class GatedMLP(nnx.Module):
-    """SwiGLU (https://arxiv.org/abs/2002.05202)."""
+class MLP(nnx.Module):
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.activation = config.activation
+        self.gate_proj = (
+            Linear(config.width, config.mlp_width, config.mlp_bias, config, rngs) if config.gated_mlp else None
+        )
+        self.up_proj = Linear(config.width, config.mlp_width, config.mlp_bias, config, rngs)
+        self.down_proj = Linear(config.mlp_width, config.width, config.mlp_bias, config, rngs)
+
+    def __call__(self, x, rngs):
+        activation = ACTIVATIONS[self.activation]
+        up = self.up_proj(x, rngs)
+        inner = activation(up) if self.gate_proj is None else activation(self.gate_proj(x, rngs)) * up
+        return self.down_proj(inner, rngs)
+
+
+class ExpertLinear(nnx.Module):
+    """One projection of every expert; row i of the input goes through the expert of its group."""
+
+    def __init__(self, in_width: int, out_width: int, config: TransformerConfig, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.dtype = config.dtype
+        self.kernel = nnx.Param(init(rngs.params(), (config.experts, in_width, out_width), jnp.float32))
+
+    def __call__(self, x: Float[Array, "M in"], group_sizes: Int[Array, " experts"]) -> Float[Array, "M out"]:
+        return jax.lax.ragged_dot(x, self.kernel[...].astype(self.dtype), group_sizes)
+
+
+class MixtureOfExperts(nnx.Module):
+    """Each position goes through its `experts_per_token` likeliest experts; none is dropped (Qwen3-MoE,
+    https://arxiv.org/abs/2505.09388)."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.gate_proj = _linear(config.width, config.mlp_width, config.dtype, rngs)
-        self.up_proj = _linear(config.width, config.mlp_width, config.dtype, rngs)
-        self.down_proj = _linear(config.mlp_width, config.width, config.dtype, rngs)
+        self.config = config
+        self.router = Linear(config.width, config.experts, False, config, rngs)
+        self.gate_proj = ExpertLinear(config.width, config.mlp_width, config, rngs)
+        self.up_proj = ExpertLinear(config.width, config.mlp_width, config, rngs)
+        self.down_proj = ExpertLinear(config.mlp_width, config.width, config, rngs)
 
-    def __call__(self, x):
-        return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
+    def __call__(self, x: Float[Array, "B T D"], rngs: nnx.Rngs | None) -> Float[Array, "B T D"]:
+        chosen_count, rows = self.config.experts_per_token, x.reshape(-1, x.shape[-1])
+        probabilities = jax.nn.softmax(self.router(rows, rngs).astype(jnp.float32), axis=-1)
+        weights, experts = jax.lax.top_k(probabilities, chosen_count)
+        if self.config.normalize_expert_weights:
+            weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+        # Sorted by expert, each expert's rows are one block of a ragged matrix product.
+        order = jnp.argsort(experts.reshape(-1))
+        group_sizes = jnp.bincount(experts.reshape(-1), length=self.config.experts).astype(jnp.int32)
+        sorted_rows = rows[order // chosen_count]
+        gate = ACTIVATIONS[self.config.activation](self.gate_proj(sorted_rows, group_sizes))
+        outputs = self.down_proj(gate * self.up_proj(sorted_rows, group_sizes), group_sizes)
+        outputs = outputs * weights.reshape(-1)[order, None].astype(outputs.dtype)
+        return jnp.zeros_like(rows).at[order // chosen_count].add(outputs).reshape(x.shape)
 
 
 class Block(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
+        norm = lambda: Norm(config.width, config)  # noqa: E731
+        self.pre_attention_norm = norm()
         self.self_attn = Attention(config, rngs)
-        self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
-        self.mlp = GatedMLP(config, rngs)
+        self.post_attention_norm = norm() if config.post_norms else None
+        self.pre_mlp_norm = norm()
+        self.mlp = (MixtureOfExperts if config.experts else MLP)(config, rngs)
+        self.post_mlp_norm = norm() if config.post_norms else None
         self.dropout = nnx.Dropout(config.dropout)
 
-    def __call__(self, x, segment_ids, positions, rngs):
+    def __call__(self, x, segment_ids, positions, layer, windows, rngs):
         drop = lambda y: self.dropout(y, deterministic=rngs is None, rngs=rngs)  # noqa: E731
-        x = x + drop(self.self_attn(self.input_layernorm(x), segment_ids, positions))
-        return x + drop(self.mlp(self.post_attention_layernorm(x)))
+        branch = self.self_attn(self.pre_attention_norm(x), segment_ids, positions, layer, windows, rngs)
+        x = x + drop(branch if self.post_attention_norm is None else self.post_attention_norm(branch))
+        branch = self.mlp(self.pre_mlp_norm(x), rngs)
+        return x + drop(branch if self.post_mlp_norm is None else self.post_mlp_norm(branch))
 
 
 class Transformer(nnx.Module):
-    """The decoder stack."""
+    """The decoder stack.
+
+    `layers` is one Block whose every array has a leading axis for the layers. They are scanned, so the time to compile
+    does not grow with their number.
+    """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config
-        self.layers = nnx.List([Block(config, rngs) for _ in range(config.layers)])
-        self.norm = RMSNorm(config.width, config.norm_epsilon)
+        self.position_embedding = None
+        if config.max_positions:
+            init = nnx.initializers.normal(0.02)
+            self.position_embedding = nnx.Param(init(rngs.params(), (config.max_positions, config.width), jnp.float32))
+        blocks = nnx.vmap(lambda rngs: Block(config, rngs), in_axes=0, out_axes=0)
+        self.layers = nnx.split_rngs(splits=config.layers)(blocks)(rngs)
+        self.final_norm = Norm(config.width, config)
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(
@@ -159,8 +371,23 @@ class Transformer(nnx.Module):
           positions: position within the segment.
           rngs: with a "dropout" stream in training; None switches dropout off.
         """
-        x = embeddings.astype(self.config.dtype)
+        config = self.config
+        x = (embeddings * config.embedding_scale).astype(config.dtype)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[positions].astype(config.dtype)
         x = self.dropout(x, deterministic=rngs is None, rngs=rngs)
-        for layer in self.layers:
-            x = layer(x, segment_ids, positions, rngs)
-        return self.norm(x)
+
+        graphdef, layers = nnx.split(self.layers)
+        where = _Positions(config)
+        keys = None if rngs is None else jax.random.split(rngs.dropout(), config.layers)
+
+        def block(x, scanned):
+            parameters, layer, key = scanned
+            rngs = None if key is None else nnx.Rngs(dropout=key)
+            return nnx.merge(graphdef, parameters)(x, segment_ids, positions, layer, where.windows, rngs), None
+
+        if config.remat != "none":
+            block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+        unroll = config.layers if config.layers <= _UNROLLED_LAYERS else 1
+        x, _ = jax.lax.scan(block, x, (layers, where.per_layer, keys), unroll=unroll)
+        return self.final_norm(x)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jaxtyping import Array, Bool, Float, Int
 
+# "auto" takes what is fastest on the machine's accelerator.
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
-def causal_segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """True where position t (second axis) may look at position s (third): s <= t and both in one segment.
+# Splash attention works on blocks of as many positions.
+_SPLASH_BLOCK = 128
+
+
+def causal_segment_mask(segment_ids: Int[Array, "B T"], window: Int[Array, ""] | int = 0) -> Bool[Array, "B T T"]:
+    """True where position t (second axis) may look at position s (third): s <= t and both in one segment, and
+    t - s < window if `window` is not 0.
 
     Padding (segment 0) forms a segment of its own, so that no row of the mask is empty and no softmax is NaN.
     """
     positions = jnp.arange(segment_ids.shape[1])
-    causal = positions[:, None] >= positions[None, :]
-    return causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    distance = positions[:, None] - positions[None, :]
+    near = distance < jnp.where(window == 0, segment_ids.shape[1], window)
+    return (distance >= 0) & near & (segment_ids[:, :, None] == segment_ids[:, None, :])
 
 
 def attention(
@@ -22,10 +33,68 @@ def attention(
     key: Float[Array, "B T Hkv head"],
     value: Float[Array, "B T Hkv head"],
     segment_ids: Int[Array, "B T"],
+    *,
+    windows: tuple[int, ...] = (0,),
+    window_index: Int[Array, ""] | int = 0,
+    scale: float,
+    softcap: float = 0.0,
+    implementation: str = "auto",
 ) -> Float[Array, "B T H head"]:
-    """Causal attention that never crosses a segment; scores are scaled by 1/sqrt(head).
+    """Causal attention that never crosses a segment.
 
     Grouped-query attention (https://arxiv.org/abs/2305.13245): H is a multiple of Hkv.
+
+    Args:
+      windows: the windows that occur in the model (0: all that came before), `window_index` the one that counts here:
+        scanned layers share one computation, and a kernel must know its mask when it is compiled.
+      scale: multiplies the scores.
+      softcap: c above 0 makes them c tanh(score / c) (Gemma 2, https://arxiv.org/abs/2408.00118).
+      implementation: one of IMPLEMENTATIONS: XLA's, cuDNN's on NVIDIA GPUs (bfloat16 only), or the splash kernel on
+        TPUs. A kernel's place is taken by XLA's where it can't compute the shape.
     """
-    mask = causal_segment_mask(segment_ids)[:, None]
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    if implementation == "auto":
+        implementation = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "xla")
+    if implementation == "splash" and _fits_splash(query):
+        kernels = [functools.partial(_splash, window=window, softcap=softcap) for window in windows]
+        return jax.lax.switch(window_index, kernels, query * scale, key, value, segment_ids)
+    mask = causal_segment_mask(segment_ids, jnp.asarray(windows)[window_index])[:, None]
+    if softcap:
+        return _softcapped(query, key, value, mask, scale, softcap)
+    cudnn = implementation == "cudnn" and query.dtype == jnp.bfloat16
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, scale=scale, implementation="cudnn" if cudnn else "xla"
+    )
+
+
+def _softcapped(query, key, value, mask, scale: float, softcap: float) -> Float[Array, "B T H head"]:
+    batch, length, heads, width = query.shape
+    query = query.reshape(batch, length, key.shape[2], -1, width)
+    scores = jnp.einsum("btkgd,bskd->bkgts", query, key, preferred_element_type=jnp.float32) * scale
+    scores = jnp.where(mask[:, :, None], softcap * jnp.tanh(scores / softcap), -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgts,bskd->btkgd", weights, value).reshape(batch, length, heads, width)
+
+
+def _fits_splash(query: Float[Array, "B T H head"]) -> bool:
+    return query.shape[1] % _SPLASH_BLOCK == 0
+
+
+def _splash(query, key, value, segment_ids, *, window: int, softcap: float) -> Float[Array, "B T H head"]:
+    """Pallas's block-sparse flash attention (jax.experimental.pallas.ops.tpu.splash_attention)."""
+    length, heads = query.shape[1:3]
+    shape = (length, length)
+    mask = (
+        splash_attention_mask.LocalMask(shape, window_size=(window - 1, 0), offset=0)
+        if window
+        else splash_attention_mask.CausalMask(shape)
+    )
+    kernel = splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([mask] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=softcap or None,
+        interpret=jax.default_backend() == "cpu",
+    )
+    by_head = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
+    segments = splash_attention_kernel.SegmentIds(segment_ids, segment_ids)
+    return by_head(jax.vmap(kernel)(by_head(query), by_head(key), by_head(value), segments))

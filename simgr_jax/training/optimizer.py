@@ -7,6 +7,8 @@ import ml_collections
 import optax
 from flax import nnx
 
+_NOT_DECAYED = ("embedding", "scale", "bias")
+
 
 def learning_rate_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
     """Linear warm-up for `warmup_fraction` of the steps, then a cosine down to `final_fraction` of the peak."""
@@ -21,10 +23,13 @@ def learning_rate_schedule(config: ml_collections.ConfigDict, num_steps: int) ->
 
 
 def decays(params: nnx.State) -> nnx.State:
-    """True for matrices that multiply activations; False for embeddings, norms, biases and the temperature."""
+    """True for matrices that multiply activations; False for embeddings, norms, biases and the temperature.
+
+    By name: stacked layers make matrices of norms and biases, too.
+    """
 
     def is_weight(path, leaf) -> bool:
-        return leaf.ndim >= 2 and "embedding" not in jax.tree_util.keystr(path)
+        return leaf.ndim >= 2 and not any(name in jax.tree_util.keystr(path) for name in _NOT_DECAYED)
 
     return jax.tree_util.tree_map_with_path(is_weight, params)
 

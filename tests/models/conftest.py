@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from simgr_jax.models.simgr import SimGR, SimGRConfig
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer import from_scratch_config
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
 NUM_ITEMS = 37
@@ -30,7 +30,7 @@ HEAD = {
     "log_q": True,
     "label_smoothing": 0.0,
 }
-BACKBONE = TransformerConfig(width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=12)
+BACKBONE = from_scratch_config(width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=12)
 
 
 @pytest.fixture(scope="module", autouse=True)

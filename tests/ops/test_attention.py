@@ -1,19 +1,26 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgr_jax.ops.attention import attention, causal_segment_mask
+from simgr_jax.ops import attention as attention_module
+from simgr_jax.ops.attention import causal_segment_mask
+
+attention = functools.partial(attention_module.attention, scale=0.5)
 
 
-def reference(query, key, value, segment_ids):
+def reference(query, key, value, segment_ids, window=0, softcap=0.0):
     """Float64, one query at a time; query head h reads key head h // (H / Hkv)."""
     output = np.zeros_like(query)
     rows, length, heads, width = query.shape
     for row, t, head in np.ndindex(rows, length, heads):
-        seen = [s for s in range(t + 1) if segment_ids[row, s] == segment_ids[row, t]]
+        first = max(0, t - window + 1) if window else 0
+        seen = [s for s in range(first, t + 1) if segment_ids[row, s] == segment_ids[row, t]]
         group = head // (heads // key.shape[2])
         scores = key[row, seen, group] @ query[row, t, head] / np.sqrt(width)
+        scores = softcap * np.tanh(scores / softcap) if softcap else scores
         weights = np.exp(scores - scores.max())
         output[row, t, head] = weights / weights.sum() @ value[row, seen, group]
     return output
@@ -54,3 +61,39 @@ def test_a_row_of_padding_alone_has_finite_values_and_gradients():
     total = lambda query, key, value: attention(query, key, value, jnp.zeros((2, 7), jnp.int32)).sum()  # noqa: E731
     value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(*arrays)
     assert all(np.isfinite(x).all() for x in (value, *gradients))
+
+
+@pytest.mark.parametrize("window", [0, 1, 3])
+@pytest.mark.parametrize("softcap", [0.0, 0.7])
+def test_windows_and_softcap_equal_numpy(window, softcap):
+    arrays = qkv(4, 2)
+    inputs = [jnp.asarray(x, jnp.float32) for x in arrays]
+    output = attention(*inputs, jnp.asarray(SEGMENT_IDS), windows=(5, window), window_index=1, softcap=softcap)
+    np.testing.assert_allclose(output, reference(*arrays, SEGMENT_IDS, window, softcap), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 0.7])
+def test_the_tpu_kernel_equals_xla(softcap):
+    """Values and gradients of packed rows, by Pallas's interpreter."""
+    generator = np.random.default_rng(0)
+    length = 256
+    inputs = [jnp.asarray(generator.normal(size=(2, length, heads, 8)), jnp.float32) for heads in (4, 2, 2)]
+    segment_ids = jnp.asarray(np.sort(generator.integers(1, 5, (2, length)), axis=1))
+    weights = jnp.asarray(generator.normal(size=(2, length, 4, 8)), jnp.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def weighted(implementation, index, *inputs):
+        output = lambda *inputs: attention(  # noqa: E731
+            *inputs,
+            segment_ids,
+            windows=(0, 40),
+            window_index=index,
+            softcap=softcap,
+            implementation=implementation,
+        )
+        value, pullback = jax.vjp(output, *inputs)
+        return value, pullback(weights)
+
+    for index in (0, 1):
+        expected, actual = weighted("xla", index, *inputs), weighted("splash", index, *inputs)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)

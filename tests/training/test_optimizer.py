@@ -42,7 +42,7 @@ def test_weight_decay_touches_matrices_that_multiply_activations_and_nothing_els
     names = {True: set(), False: set()}
     for path, leaf in nnx.to_flat_state(decays):
         names[leaf.get_value()].add(".".join(map(str, path)))
-    block = "backbone.layers.0"
+    block = "backbone.layers"
     assert names[True] == {
         *(f"{block}.self_attn.{x}_proj.kernel" for x in "qkvo"),
         *(f"{block}.mlp.{x}_proj.kernel" for x in ("gate", "up", "down")),
@@ -53,9 +53,9 @@ def test_weight_decay_touches_matrices_that_multiply_activations_and_nothing_els
     assert names[False] == {
         "embedding",
         "log_temperature",
-        f"{block}.input_layernorm.scale",
-        f"{block}.post_attention_layernorm.scale",
-        "backbone.norm.scale",
+        f"{block}.pre_attention_norm.scale",
+        f"{block}.pre_mlp_norm.scale",
+        "backbone.final_norm.scale",
         "item_encoder.mlp.norm.scale",
         "item_encoder.mlp.bias",
     }

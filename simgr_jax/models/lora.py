@@ -1,0 +1,100 @@
+"""Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685): a frozen backbone learns through small matrices."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from simgr_jax.errors import UserError
+from simgr_jax.models.transformer import Linear, Transformer
+
+
+class Frozen(nnx.Variable):
+    """A parameter that isn't trained: it has no gradient and no optimizer state and is in no checkpoint of a run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """What is adapted, and how much.
+
+    Attributes:
+      rank: r, the adapters' inner width.
+      alpha: the adapters' output is multiplied by alpha / r.
+      targets: names of the projections that get an adapter.
+      dropout: rate on the adapters' input.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    dropout: float
+
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"config.lora.dropout: {self.dropout} is not a rate; give a number in [0, 1)")
+        if not self.targets:
+            raise UserError("config.lora.targets: is empty, so nothing would be adapted; name projections like q_proj")
+
+
+class LoRA(nnx.Module):
+    """alpha / r * dropout(x) A B, where B begins at zero: an adapted backbone begins as the one it adapts.
+
+    A and B have their layer's leading axis, if it has one.
+    """
+
+    def __init__(self, kernel_shape: tuple[int, ...], config: LoRAConfig, dtype: str, rngs: nnx.Rngs):
+        *layers, in_width, out_width = kernel_shape
+        init = nnx.initializers.he_uniform(batch_axis=tuple(range(len(layers))))
+        self.a = nnx.Param(init(rngs.params(), (*layers, in_width, config.rank), jnp.float32))
+        self.b = nnx.Param(jnp.zeros((*layers, config.rank, out_width), jnp.float32))
+        self.scale, self.dtype = config.alpha / config.rank, dtype
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(self, x: Float[Array, "*B in"], rngs: nnx.Rngs | None) -> Float[Array, "*B out"]:
+        x = self.dropout(x, deterministic=rngs is None, rngs=rngs)
+        return self.scale * (x @ self.a[...].astype(self.dtype) @ self.b[...].astype(self.dtype))
+
+    def product(self) -> Float[Array, "*L in out"]:
+        """What a kernel gains when the adapter is folded into it, float32."""
+        return self.scale * (self.a[...] @ self.b[...])
+
+
+def freeze(module: nnx.Module) -> None:
+    """Makes every parameter of `module` Frozen, in place."""
+    for node in [node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.Module)]:
+        for name, value in list(vars(node).items()):
+            if isinstance(value, nnx.Param):
+                setattr(node, name, Frozen(value[...]))
+
+
+def add(backbone: Transformer, config: LoRAConfig, rngs: nnx.Rngs) -> None:
+    """Freezes `backbone` and gives each projection in `config.targets` an adapter, in place.
+
+    Raises:
+      UserError: a target that the backbone doesn't have.
+    """
+    freeze(backbone)
+    linears: dict[str, list[Linear]] = {}
+    for path, node in nnx.iter_graph(backbone):
+        if isinstance(node, Linear):
+            linears.setdefault(path[-1], []).append(node)
+    for target in config.targets:
+        if target not in linears:
+            raise UserError(
+                f"config.lora.targets: the backbone has no projection {target}; "
+                f"choose among {', '.join(sorted(linears))}"
+            )
+        for linear in linears[target]:
+            linear.lora = LoRA(linear.kernel.shape, config, linear.dtype, rngs)
+
+
+def merge(backbone: Transformer) -> None:
+    """Folds every adapter into its kernel, in place."""
+    adapted = [node for _, node in nnx.iter_graph(backbone) if isinstance(node, Linear) and node.lora is not None]
+    for node in adapted:
+        kernel = node.kernel[...]
+        node.kernel[...] = (kernel.astype(jnp.float32) + node.lora.product()).astype(kernel.dtype)
+        node.lora = None
