@@ -23,19 +23,16 @@ def main() -> None:
     cli.required("config")
     config = flags.FLAGS.config
     prepared = prepare_run(config)
-    positions = config.training.batch_rows * config.training.row_length
-    shapes = {
-        "packed": (config.training.batch_rows, config.training.row_length, None),
-        "padded": (positions // config.data.max_items, config.data.max_items, 1),
-    }
+    rows, row_length = config.training.batch_rows, config.training.row_length
+    longest = min(row_length, prepared.prompt.longest(config.data.max_items))
+    shapes = {"packed": (rows, row_length, None), "padded": (rows * row_length // longest, longest, 1)}
     trainings = {name: TimedTraining(prepared, config, *shape) for name, shape in shapes.items()}
     speeds, fill = {name: [] for name in shapes}, {}
     for _ in range(ROUNDS):
         for name, training in trainings.items():
             targets, seconds = training.run(STEPS)
             speeds[name].append(targets / seconds)
-            rows, row_length, _ = shapes[name]
-            fill[name] = targets / (STEPS * rows * row_length)
+            fill[name] = targets / (STEPS * training.max_targets)
     ratios = [packed / padded for packed, padded in zip(speeds["packed"], speeds["padded"], strict=True)]
     figures = {f"{name}_targets_per_second": statistics.median(values) for name, values in speeds.items()}
     figures |= {f"{name}_fill": share for name, share in fill.items()}

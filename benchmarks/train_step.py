@@ -37,8 +37,9 @@ class TimedTraining:
         # Copied, because the step reuses the buffers of its state and the model may serve several of these objects.
         self._state = create_state(jax.tree.map(lambda x: x.copy(), params), optimizer, config.training.ema_decay)
         self._step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed)
-        windows = TrainingWindows(prepared.split.train, config.data.max_items)
-        self._batches = train_batches(windows, rows, row_length, config.seed, max_sequences_per_row)
+        windows = TrainingWindows(prepared.split.train, prepared.prompt, config.data.max_items, row_length)
+        self.max_targets = rows * windows.max_readouts  # Of a batch.
+        self._batches = train_batches(windows, rows, config.seed, max_sequences_per_row)
         self.run(2)  # Compiles.
 
     def run(self, steps: int) -> tuple[int, float]:
@@ -47,6 +48,6 @@ class TimedTraining:
         for _ in range(steps):
             batch = next(self._batches)
             self._state, _ = self._step(self._state, self._rest, batch)
-            targets += int(np.count_nonzero(batch.segment_ids))
+            targets += int(np.count_nonzero(batch.valid))
         jax.block_until_ready(self._state)
         return targets, time.perf_counter() - began

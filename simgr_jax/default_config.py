@@ -77,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "model": {
                 "name": "simgr",
-                # "item": one position an item, its vector; "tokens": its L tokens, as an LLM reads them.
+                # "item": one position an item, its vector; "tokens": `prompt`, a position a token, as an LLM reads.
                 "history": "item",
                 # "last", "mean" or "attention".
                 "user_pooling": "last",
@@ -91,7 +91,22 @@ def get_config() -> ml_collections.ConfigDict:
                 "temperature_min": 0.01,
                 "temperature_max": 1.0,
             },
+            # Of history "tokens".
+            "prompt": {
+                # Text before the first item.
+                "prefix": "",
+                # Of each item. {codes} ends it: the user's state is read there. Before it, an LLM can read text and
+                # the item's {title}: "\n{title} {codes}".
+                "item": "{codes}",
+                # Of the item's text, {title} is so many of the LLM's tokens.
+                "max_title_tokens": 32,
+            },
             "backbone": {
+                # A Hugging Face decoder: a folder, or a hub id. "" trains one from scratch, of the shape below.
+                "checkpoint": "",
+                # Where a checkpoint's new semantic-ID tokens begin: "mean" (around the mean of its embeddings) or
+                # "words" (the embeddings of the words of the items that carry each code).
+                "token_init": "mean",
                 "width": 128,
                 "layers": 2,
                 "heads": 4,
@@ -103,6 +118,20 @@ def get_config() -> ml_collections.ConfigDict:
                 "dropout": 0.3,
                 # Of the computation; "bfloat16" on accelerators. Parameters, norms, logits and losses are float32.
                 "dtype": "float32",
+                # What a layer's backward pass computes again to save memory: "none", "dots" (all but the large
+                # matrix products) or "full".
+                "remat": "none",
+                # "auto", "xla", "cudnn" (NVIDIA GPUs, bfloat16) or "splash" (TPUs).
+                "attention": "auto",
+            },
+            # Low-rank adapters: above rank 0 a checkpoint's own weights stay as they are.
+            "lora": {
+                "rank": 0,
+                "alpha": 32.0,
+                "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+                "dropout": 0.0,
+                # Of the weights that stay; "bfloat16" halves their memory.
+                "base_dtype": "bfloat16",
             },
             "loss": {"full_catalog_weight": 1.0, "in_batch_weight": 0.0, "log_q": True, "label_smoothing": 0.0},
             "optimizer": {
@@ -119,7 +148,8 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "training": {
                 "epochs": 30,
-                # A batch is [batch_rows, row_length] positions, packed with sequences.
+                # A batch is [batch_rows, row_length] positions of the backbone (an item each, or a token), packed with
+                # sequences.
                 "batch_rows": 16,
                 "row_length": 64,
                 # Decay of the parameters' moving average, which is then what is evaluated; 0 keeps none.

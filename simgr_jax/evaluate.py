@@ -25,6 +25,7 @@ from simgr_jax.evaluation.metrics import LIST_LENGTH
 from simgr_jax.evaluation.references import reference_rankings
 from simgr_jax.evaluation.report import collect_metrics, write_report
 from simgr_jax.files import read_text
+from simgr_jax.models import parameters
 from simgr_jax.ops.top_k import Ranking
 from simgr_jax.preparation import Prepared, cache_dir, load_data, prepare, restore_best
 
@@ -52,7 +53,7 @@ def report_run(config: ml_collections.ConfigDict, workdir: Path, prepared: Prepa
     """Reports on the best checkpoint of a run, into `workdir/report` (test) or `workdir/report_validation`."""
     params, rest, cost = restore_best(prepared.model, workdir)
     ranking = prepared.ranker(params, rest, getattr(prepared.split, split))
-    facts = {"model": config.model.name, "num_parameters": prepared.num_parameters, **cost}
+    facts = {"model": config.model.name, "num_parameters": parameters.total(prepared.model), **cost}
     log = _read_log(workdir / "metrics.jsonl")
     folder = workdir / ("report" if split == "test" else f"report_{split}")
     _report(config, cache_dir(config, workdir), folder, prepared.dataset, prepared.split, split, ranking, facts, log)

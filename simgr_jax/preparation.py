@@ -11,11 +11,16 @@ import numpy as np
 from flax import nnx
 
 from simgr_jax import run_config
+from simgr_jax.data import prompts
 from simgr_jax.data.dataset import Dataset, Split
 from simgr_jax.data.load import load
+from simgr_jax.data.prompts import Prompt
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation.metrics import LIST_LENGTH
 from simgr_jax.evaluation.ranking import Ranker
+from simgr_jax.huggingface.pretrained import load_pretrained, open_llm
+from simgr_jax.huggingface.token_embeddings import TOKEN_INITS
+from simgr_jax.huggingface.tokenizer import load_tokenizer
 from simgr_jax.models.create import create
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.semantic_ids.build import build
@@ -27,6 +32,7 @@ class Prepared(NamedTuple):
 
     Attributes:
       id_quality: how good the semantic IDs are (see `semantic_ids.quality`).
+      prompt: how histories become the backbone's inputs.
       model: with random parameters.
       ranker: ranks evaluation cases with the model's parameters.
     """
@@ -34,12 +40,9 @@ class Prepared(NamedTuple):
     dataset: Dataset
     split: Split
     id_quality: dict[str, Any]
+    prompt: Prompt
     model: Recommender
     ranker: Ranker
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.model, nnx.Param)))
 
 
 def cache_dir(config: ml_collections.ConfigDict, workdir: Path) -> Path:
@@ -72,30 +75,43 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, k: int = LIST_LENG
       k: length of the ranker's lists.
     """
     check(config)
+    llm = open_llm(config) if config.backbone.checkpoint else None
     cache = cache_dir(config, workdir)
     dataset, split = load_data(config, cache)
     if k > dataset.num_items:
         raise UserError(f"--k: {k} is more than the {dataset.num_items} items of {dataset.name}; give at most that")
     semantic_ids, id_quality = build(config.semantic_ids, dataset, split.train, cache, config.seed)
+    tokenizer = load_tokenizer(llm.checkpoint.folder, semantic_ids.token_strings()) if llm else None
+    prompt = prompts.create(config, semantic_ids, dataset.item_texts, tokenizer)
     item_counts = np.bincount(split.train.values, minlength=dataset.num_items)
-    model = create(config, semantic_ids, item_counts, config.seed)
+    pretrained = None
+    if llm:
+        pretrained = load_pretrained(llm, tokenizer, config, semantic_ids, dataset.item_texts, prompt.text_tokens)
+    model = create(config, semantic_ids, item_counts, pretrained)
     ranker = Ranker(
         nnx.graphdef(model),
+        prompt=prompt,
         batch_size=config.evaluation.batch_size,
         max_items=config.data.max_items,
+        row_length=config.training.row_length,
         k=k,
         filter_history=config.evaluation.filter_history,
     )
-    return Prepared(dataset, split, id_quality, model, ranker)
+    return Prepared(dataset, split, id_quality, prompt, model, ranker)
 
 
 def restore_best(model: Recommender, workdir: Path) -> tuple[nnx.State, nnx.State, dict[str, float]]:
     """The parameters that did best on validation, the model's other state, and the training's cost.
 
+    The model's own parameters are given up: their memory is freed.
+
     Raises:
       UserError: no checkpoint, or one that is damaged or another model's.
     """
     _, params, rest = nnx.split(model, nnx.Param, ...)
+    # Their values are not asked for: two copies of an LLM may be more than there is room for.
+    for leaf in jax.tree.leaves(params):
+        leaf.delete()
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"{folder}: is not there; train in this workdir first")
@@ -105,9 +121,11 @@ def restore_best(model: Recommender, workdir: Path) -> tuple[nnx.State, nnx.Stat
 
 _POSITIVE = (
     "data.max_items",
+    "prompt.max_title_tokens",
     "model.item_encoder_width",
     "backbone.rope_theta",
     "backbone.norm_epsilon",
+    "lora.alpha",
     "optimizer.learning_rate",
     "optimizer.accumulate_steps",
     "training.epochs",
@@ -118,13 +136,14 @@ _POSITIVE = (
     "training.patience",
     "evaluation.batch_size",
 )
-_NOT_NEGATIVE = ("seed", "optimizer.weight_decay", "optimizer.clip_norm")
+_NOT_NEGATIVE = ("seed", "lora.rank", "optimizer.weight_decay", "optimizer.clip_norm")
+_CHOICES = {"backbone.token_init": TOKEN_INITS, "lora.base_dtype": ("float32", "bfloat16")}
 _SHARES = ("optimizer.warmup_fraction", "optimizer.final_fraction")
 _DECAYS = ("optimizer.beta1", "optimizer.beta2", "training.ema_decay")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses numbers that no run can have, before any work is done.
+    """Refuses numbers and prompts that no run can have, before any work is done.
 
     Raises:
       UserError: naming the key.
@@ -141,8 +160,14 @@ def check(config: ml_collections.ConfigDict) -> None:
         for key in keys:
             if not allows(values[key]):
                 raise UserError(f"config.{key}: can't be {values[key]}; {remedy}")
-    if config.training.row_length < config.data.max_items:
+    if config.model.history == "item" and config.training.row_length < config.data.max_items:
         raise UserError(
             f"config.training.row_length: {config.training.row_length} is shorter than config.data.max_items = "
             f"{config.data.max_items}, so a sequence would not fit in a row; raise it"
         )
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            raise UserError(f'config.{key}: "{values[key]}" is unknown; choose one of {", ".join(choices)}')
+    if config.lora.rank and not config.backbone.checkpoint:
+        raise UserError("config.lora.rank: adapts a checkpoint; give config.backbone.checkpoint, or rank 0")
+    prompts.check(config)

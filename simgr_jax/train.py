@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 
 from absl import flags
+from rich.console import Console
 
 from simgr_jax import cli, run_config
 from simgr_jax.cache import atomic_path
 from simgr_jax.evaluate import report_run
+from simgr_jax.models import parameters
 from simgr_jax.preparation import prepare
 from simgr_jax.training.loop import fit
 
@@ -31,10 +33,11 @@ def main() -> None:
     dataset = prepared.dataset
     print(
         f"{dataset.name}: {len(dataset.user_ids):,} users, {dataset.num_items:,} items, "
-        f"{len(dataset.sequences.values):,} interactions; {prepared.num_parameters:,} parameters",
+        f"{len(dataset.sequences.values):,} interactions",
         flush=True,
     )
-    fit(prepared.model, prepared.split, config, prepared.ranker, workdir)
+    Console().print(parameters.table(prepared.model))
+    fit(prepared.model, prepared.split, prepared.prompt, config, prepared.ranker, workdir)
     report_run(config, workdir, prepared, "test")
 
 

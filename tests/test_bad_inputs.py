@@ -130,6 +130,18 @@ CASES = [
         "--config.training.row_length=10",
         message="config.training.row_length: 10 is shorter than config.data.max_items",
     ),
+    option(
+        "--config.model.history=tokens",
+        "--config.training.row_length=3",
+        message="config.training.row_length: 3 is too short for the item with the longest prompt, ",
+    ),
+    option("--config.prompt.item={title}", message="config.prompt.item: '{title}' has to end with {codes}"),
+    option(
+        "--config.model.history=tokens",
+        "--config.prompt.prefix=Bought:",
+        message="config.prompt.prefix: has text, but the backbone has no tokenizer; set config.backbone.checkpoint",
+    ),
+    option("--config.prompt.max_title_tokens=0", message="config.prompt.max_title_tokens: can't be 0; give a number"),
     option("--config.training.epochs=-1", message="config.training.epochs: can't be -1; give a number above 0"),
     option("--config.training.patience=0", message="config.training.patience: can't be 0; give a number above 0"),
     option(

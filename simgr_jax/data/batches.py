@@ -1,54 +1,82 @@
-"""From sequences to batches, with Grain: shuffled by seed, packed, prefetched."""
+"""From sequences to batches, with Grain: shuffled by seed, packed, rendered as prompts, prefetched."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import grain
+import jax
 import numpy as np
 from grain.experimental import FirstFitPackIterDataset, ThreadPrefetchIterDataset
+from jaxtyping import Bool, Int
 
 from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.data.dataset import EvaluationCases, Sequences
+from simgr_jax.data.prompts import Prompt, gather
 
 
 class TrainingWindows:
-    """Random access to (items, targets) windows of at most `max_items` positions, for Grain.
+    """Windows of sequences, for Grain to shuffle and pack.
 
-    A sequence longer than that is cut into windows counted from its newest end, so every interaction trains once an
-    epoch and only the oldest window is short.
+    A window is at most `max_items` items, and its prompt at most `row_length` inputs. Windows are counted from a
+    sequence's newest end, so every interaction trains once an epoch and the oldest window is the short one.
+
+    Attributes:
+      row_length: T, of the rows that the windows are packed into.
+      max_readouts: R, the most items that a row can hold.
+      num_inputs: of all windows together.
+
+    Raises:
+      UserError: an item's prompt is longer than a row.
     """
 
-    def __init__(self, sequences: Sequences, max_items: int):
-        self._values = sequences.values
-        # A window [begin, end) has the inputs values[begin:end] and the targets values[begin + 1:end + 1].
-        begins, ends = [], []
-        for start, stop in zip(sequences.offsets[:-1], sequences.offsets[1:] - 1, strict=True):
-            for end in range(stop, start, -max_items):
-                begins.append(max(start, end - max_items))
-                ends.append(end)
-        self._begins, self._ends = np.array(begins, np.int64), np.array(ends, np.int64)
-
-    @property
-    def num_targets(self) -> int:
-        return int((self._ends - self._begins).sum())
+    def __init__(self, sequences: Sequences, prompt: Prompt, max_items: int, row_length: int):
+        self.row_length = row_length
+        self.max_readouts = prompt.most_items(row_length)
+        self._values, self._prompt = sequences.values, prompt
+        cutter = _Cutter(sequences.values, prompt, max_items, row_length)
+        # A window [begin, end) has the items values[begin:end] and the targets values[begin + 1:end + 1].
+        self._begins, self._ends = _cut_windows(sequences.offsets, cutter)
+        self._lengths = cutter.lengths(self._begins, self._ends)
+        self.num_inputs = int(self._lengths.sum(dtype=np.int64))
+        self._room = np.zeros(row_length, np.int8)
 
     def __len__(self) -> int:
         return len(self._begins)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        begin, end = self._begins[index], self._ends[index]
-        return {"items": self._values[begin:end], "targets": self._values[begin + 1 : end + 1]}
+        """What is packed: the window's number, and room for its inputs. Rendering is faster for a batch at once."""
+        return {"window": np.array([index]), "room": self._room[: self._lengths[index]]}
+
+    def render(self, packed: dict[str, np.ndarray]) -> TrainBatch:
+        """The batch of windows that were packed."""
+        windows = packed["window"][packed["window_segment_ids"] > 0]
+        begins, ends = self._begins[windows], self._ends[windows]
+        items, item_ends = gather(self._values, begins, ends)
+        segment_ids, positions = packed["room_segment_ids"], packed["room_positions"]
+        inputs, places = _render(items, item_ends, self._prompt, segment_ids > 0, positions)
+
+        rows, columns = np.divmod(places, self.row_length)
+        valid = np.arange(self.max_readouts) < np.bincount(rows, minlength=len(inputs))[:, None]
+        readouts, targets = np.zeros(valid.shape, np.int32), np.zeros(valid.shape, np.int32)
+        readouts[valid], targets[valid] = columns, gather(self._values, begins + 1, ends + 1)[0]
+        return TrainBatch(inputs, segment_ids, positions, readouts, targets, valid)
+
+    def batch_like(self, rows: int) -> TrainBatch:
+        """The shapes and types of a batch of so many rows."""
+        inputs = jax.ShapeDtypeStruct((rows, self.row_length), "int32")
+        readouts, valid = (jax.ShapeDtypeStruct((rows, self.max_readouts), dtype) for dtype in ("int32", "bool"))
+        return TrainBatch(inputs, inputs, inputs, readouts, readouts, valid)
 
 
 def train_batches(
-    windows: TrainingWindows, rows: int, row_length: int, seed: int, max_sequences_per_row: int | None = None
+    windows: TrainingWindows, rows: int, seed: int, max_sequences_per_row: int | None = None
 ) -> grain.DatasetIterator[TrainBatch]:
     """An endless, checkpointable stream of packed batches, reshuffled each epoch.
 
     Args:
-      rows, row_length: the batch's shape [B, T].
-      max_sequences_per_row: 1 with `row_length` = the windows' length is plain padding; None packs as many as fit.
+      rows: B; the windows know T and R.
+      max_sequences_per_row: 1 is plain padding; None packs as many as fit.
     """
     dataset = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
     # A window costs microseconds to read: Grain's threads would only add overhead, one prefetched batch ahead is
@@ -56,37 +84,105 @@ def train_batches(
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     dataset = FirstFitPackIterDataset(
         dataset,
-        length_struct={"items": row_length, "targets": row_length},
+        length_struct={"window": windows.max_readouts, "room": windows.row_length},
         num_packing_bins=rows,
         max_sequences_per_bin=max_sequences_per_row,
         seed=seed,
     )
-    dataset = dataset.batch(rows, drop_remainder=True).map(_to_train_batch)
+    dataset = dataset.batch(rows, drop_remainder=True).map(windows.render)
     return iter(ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=4))
 
 
-def _to_train_batch(packed: dict[str, np.ndarray]) -> TrainBatch:
-    return TrainBatch(packed["items"], packed["targets"], packed["items_segment_ids"], packed["items_positions"])
+def rank_batches(
+    cases: EvaluationCases, prompt: Prompt, batch_size: int, max_items: int, row_length: int
+) -> Iterator[tuple[RankBatch, int]]:
+    """The cases in order, `batch_size` at a time, histories cut as windows are, with the count of real rows.
 
+    Every batch has one shape, so that nothing recompiles: T is the longest that a prompt can get, and rows of one input
+    fill up the last batch.
 
-def rank_batches(cases: EvaluationCases, batch_size: int, max_items: int) -> Iterator[tuple[RankBatch, int]]:
-    """The cases in order, `batch_size` at a time, each history cut to its newest `max_items`, with the count of real
-    rows.
-
-    The last batch is filled up with a history of one item, so that every batch has one shape and nothing recompiles.
+    Raises:
+      UserError: an item's prompt is longer than `row_length`.
     """
-    stops = cases.histories.offsets[1:]
-    lengths = np.minimum(cases.histories.lengths, max_items)
+    histories, width = cases.histories, min(row_length, prompt.longest(max_items))
+    starts, ends = histories.offsets[:-1], histories.offsets[1:]
+    cutter = _Cutter(histories.values, prompt, max_items, row_length)
+    begins = cutter.begins(starts, ends)
+    newest = np.maximum(starts, ends - max_items)
     for first in range(0, len(cases), batch_size):
-        count = min(batch_size, len(cases) - first)
-        items = np.zeros((batch_size, max_items), np.int32)
-        batch_lengths = np.ones(batch_size, np.int32)
-        targets = np.zeros(batch_size, np.int32)
-        chosen = slice(first, first + count)
-        batch_lengths[:count] = lengths[chosen]
-        targets[:count] = cases.targets[chosen]
-        columns = np.arange(max_items)
-        source = (stops[chosen] - lengths[chosen])[:, None] + columns
-        real = columns < lengths[chosen][:, None]
-        items[:count][real] = cases.histories.values[source[real]]
-        yield RankBatch(items, batch_lengths, targets), count
+        chosen = slice(first, min(first + batch_size, len(cases)))
+        count = chosen.stop - first
+        lengths, targets = np.ones(batch_size, np.int32), np.zeros(batch_size, np.int32)
+        lengths[:count], targets[:count] = cutter.lengths(begins[chosen], ends[chosen]), cases.targets[chosen]
+
+        positions = np.broadcast_to(np.arange(width), (count, width))
+        items, item_ends = gather(histories.values, begins[chosen], ends[chosen])
+        inputs = np.zeros((batch_size, width), np.int32)
+        inputs[:count], _ = _render(items, item_ends, prompt, positions < lengths[:count, None], positions)
+
+        history = np.full((batch_size, max_items), -1, np.int32)
+        real = np.arange(max_items) < (ends - newest)[chosen, None]
+        history[:count][real], _ = gather(histories.values, newest[chosen], ends[chosen])
+        yield RankBatch(inputs, lengths, history, targets), count
+
+
+class _Cutter:
+    """Cuts histories from the old end, at item boundaries, to what the model may see of them."""
+
+    def __init__(self, items: Int[np.ndarray, " E"], prompt: Prompt, max_items: int, row_length: int):
+        """items: all histories, one after the other."""
+        prompt.check_fits(row_length)
+        self._max_items, self._row_length, self._overhead = max_items, row_length, prompt.overhead
+        # Inputs of all items before each one.
+        self._before = np.zeros(len(items) + 1, np.int64)
+        np.cumsum(prompt.pieces.lengths[items], out=self._before[1:])
+
+    def begins(self, starts: Int[np.ndarray, " S"], ends: Int[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:
+        """The first item that is kept of each history `items[start:end]`."""
+        fit = np.searchsorted(self._before, self._before[ends] - (self._row_length - self._overhead))
+        return np.maximum(np.maximum(starts, ends - self._max_items), fit)
+
+    def lengths(self, begins: Int[np.ndarray, " S"], ends: Int[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:
+        """int32 inputs of the prompt of each history `items[begin:end]`."""
+        return (self._before[ends] - self._before[begins] + self._overhead).astype(np.int32)
+
+
+def _cut_windows(offsets: Int[np.ndarray, " S+1"], cutter: _Cutter) -> tuple[np.ndarray, np.ndarray]:
+    """The begins and ends of all windows, sequence by sequence, each from its newest window to its oldest."""
+    owners, starts, ends = np.arange(len(offsets) - 1), offsets[:-1], offsets[1:] - 1
+    rounds = []
+    while len(owners) or not rounds:  # In a round, one window of every sequence that has one left.
+        left = ends > starts
+        owners, starts, ends = owners[left], starts[left], ends[left]
+        begins = cutter.begins(starts, ends)
+        rounds.append((owners, begins, ends))
+        ends = begins
+    owners, begins, ends = (np.concatenate(arrays) for arrays in zip(*rounds, strict=True))
+    order = np.argsort(owners, kind="stable")
+    return begins[order], ends[order]
+
+
+def _render(
+    items: Int[np.ndarray, " M"],
+    item_ends: Int[np.ndarray, " S"],
+    prompt: Prompt,
+    room: Bool[np.ndarray, "B T"],
+    positions: Int[np.ndarray, "B T"],
+) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " M"]]:
+    """Rows of S prompts, and where in them (the flat index) the last input of each item is.
+
+    Args:
+      items: all histories one after the other, in the order of their places in the rows.
+      item_ends: where each history ends in `items` (the index after).
+      room: where there is a prompt.
+      positions: within the prompt.
+    """
+    is_first = np.zeros(len(items), bool)
+    is_first[np.concatenate([[0], item_ends[:-1]])] = True
+    pieces, ends = prompt.render(items, is_first)
+    inputs, size = np.zeros(room.shape, np.int32), len(prompt.prefix)
+    in_prefix = room & (positions < size)
+    inputs[in_prefix] = prompt.prefix[positions[in_prefix]]
+    after_prefix = np.flatnonzero(room & (positions >= size))
+    inputs.reshape(-1)[after_prefix] = pieces
+    return inputs, after_prefix[ends - 1]

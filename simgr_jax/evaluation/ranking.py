@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,14 +11,28 @@ from flax import nnx
 
 from simgr_jax.data.batches import rank_batches
 from simgr_jax.data.dataset import EvaluationCases
+from simgr_jax.data.prompts import Prompt
 from simgr_jax.ops.top_k import Ranking
 
 
 class Ranker:
     """Ranks the catalog for evaluation cases with a model's parameters; compiled once, used at every evaluation."""
 
-    def __init__(self, graphdef: nnx.GraphDef, *, batch_size: int, max_items: int, k: int, filter_history: bool):
-        self._batch_size, self._max_items = batch_size, max_items
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        *,
+        prompt: Prompt,
+        batch_size: int,
+        max_items: int,
+        row_length: int,
+        k: int,
+        filter_history: bool,
+    ):
+        """prompt, max_items, row_length: what the model sees of a history (see `rank_batches`)."""
+        self._batches = functools.partial(
+            rank_batches, prompt=prompt, batch_size=batch_size, max_items=max_items, row_length=row_length
+        )
         self._catalog: Callable = jax.jit(lambda params, rest: nnx.merge(graphdef, params, rest).catalog())
         self._rank: Callable = jax.jit(
             lambda params, rest, catalog, batch: nnx.merge(graphdef, params, rest).rank(
@@ -32,10 +47,7 @@ class Ranker:
           params, rest: the model's state, parameters and what is not learned.
         """
         catalog = self._catalog(params, rest)
-        rankings = [
-            (self._rank(params, rest, catalog, batch), count)
-            for batch, count in rank_batches(cases, self._batch_size, self._max_items)
-        ]
+        rankings = [(self._rank(params, rest, catalog, batch), count) for batch, count in self._batches(cases)]
         # Fetched only now, so that the device is never waited for between two batches.
         parts = [jax.tree.map(lambda x, count=count: np.asarray(x)[:count], ranking) for ranking, count in rankings]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

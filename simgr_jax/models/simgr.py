@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
 from simgr_jax.models import item_encoders, user_pooling
-from simgr_jax.models.transformer import Transformer, TransformerConfig
+from simgr_jax.models.transformer import Transformer
 from simgr_jax.ops.similarity_loss import (
     SIMILARITIES,
     full_catalog_cross_entropy,
@@ -37,7 +37,7 @@ class SimGRConfig:
     """The head around the backbone.
 
     Attributes:
-      history: "item" gives the backbone one position an item, its vector; "tokens" gives it the item's L tokens.
+      history: "item" gives the backbone one position an item, its vector; "tokens" gives it token embeddings.
       user_pooling: see `user_pooling.POOLINGS`.
       item_encoder: see `item_encoders.ITEM_ENCODERS`.
       item_encoder_width: inner width of the MLP encoders.
@@ -96,16 +96,21 @@ class SimGR(nnx.Module):
       tokens: int32 [N, L], rows of the embedding table that spell each item.
       codebook_sizes: tokens of each level; they sum to the table's length V.
       item_counts: int [N], how often each item trains (for the log-Q correction).
+      embedding: where the semantic-ID tokens' embeddings begin; None begins at random.
+      text_embedding: [W, D], the embeddings of the LLM's own tokens that prompts have, if they have any.
     """
 
     def __init__(
         self,
         config: SimGRConfig,
-        backbone: TransformerConfig,
+        backbone: Transformer,
         tokens: np.ndarray,
         codebook_sizes: tuple[int, ...],
         item_counts: np.ndarray,
         rngs: nnx.Rngs,
+        *,
+        embedding: Float[Array, "V D"] | None = None,
+        text_embedding: nnx.Variable | None = None,
     ):
         self.config = config
         self.tokens = Catalog(jnp.asarray(tokens, jnp.int32))
@@ -114,13 +119,17 @@ class SimGR(nnx.Module):
         # One added to every count keeps log q finite for items that never train.
         self.log_q = Catalog(jnp.asarray(np.log((item_counts + 1) / (item_counts + 1).sum()), jnp.float32))
 
-        init = nnx.initializers.normal(EMBEDDING_STD)
-        self.embedding = nnx.Param(init(rngs.params(), (sum(codebook_sizes), backbone.width), jnp.float32))
+        width, heads = backbone.config.width, backbone.config.heads
+        if embedding is None:
+            init = nnx.initializers.normal(EMBEDDING_STD)
+            embedding = init(rngs.params(), (sum(codebook_sizes), width), jnp.float32)
+        self.embedding = nnx.Param(jnp.asarray(embedding, jnp.float32))
+        self.text_embedding = text_embedding
         self.item_encoder = item_encoders.create(
-            config.item_encoder, backbone.width, backbone.heads, config.item_encoder_width, codebook_sizes, rngs
+            config.item_encoder, width, heads, config.item_encoder_width, codebook_sizes, rngs
         )
-        self.backbone = Transformer(backbone, rngs)
-        self.user_pooling = user_pooling.create(config.user_pooling, backbone.width, rngs)
+        self.backbone = backbone
+        self.user_pooling = user_pooling.create(config.user_pooling, width, rngs)
         log_temperature = jnp.log(jnp.float32(config.temperature))
         self.log_temperature = nnx.Param(log_temperature) if config.learn_temperature else Catalog(log_temperature)
 
@@ -142,38 +151,42 @@ class SimGR(nnx.Module):
 
     def user_states(
         self,
-        items: Int[Array, "B T"],
+        inputs: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         item_vectors: Float[Array, "N D"] | None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B T D"]:
-        """The user's state after each position.
+        """The user's state after each input.
 
         Args:
+          inputs: items with history "item"; token ids with "tokens" (see `data.prompts.Prompt`).
           item_vectors: `encode_items()` where it has been computed already; None encodes the batch's items.
         """
-        batch, length = items.shape
         if self.config.history == "tokens":
-            levels = self.tokens.shape[1]
-            embeddings = self.embedding[self.tokens[items].reshape(batch, length * levels)]
-            segment_ids = jnp.repeat(segment_ids, levels, axis=1)
-            positions = (positions[:, :, None] * levels + jnp.arange(levels)).reshape(batch, length * levels)
+            embeddings = self._embed_tokens(inputs)
         elif item_vectors is None:
-            embeddings = self.encode_items(items.reshape(-1)).reshape(batch, length, -1)
+            embeddings = self.encode_items(inputs.reshape(-1)).reshape(*inputs.shape, -1)
         else:
-            embeddings = item_vectors[items]
-        hidden = self.backbone(embeddings, segment_ids, positions, rngs)
-        states = self.user_pooling(hidden, segment_ids)
-        return states[:, levels - 1 :: levels] if self.config.history == "tokens" else states
+            embeddings = item_vectors[inputs]
+        return self.user_pooling(self.backbone(embeddings, segment_ids, positions, rngs), segment_ids)
+
+    def _embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        if self.text_embedding is None:
+            return self.embedding[tokens]
+        text = tokens - len(self.embedding)
+        from_text = self.text_embedding[jnp.maximum(text, 0)]
+        from_codes = self.embedding[jnp.minimum(tokens, len(self.embedding) - 1)]
+        return jnp.where((text >= 0)[..., None], from_text, from_codes)
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         config = self.config
         item_vectors = self.encode_items() if config.full_catalog_weight else None
-        states = self.user_states(batch.items, batch.segment_ids, batch.positions, item_vectors, rngs)
+        states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors, rngs)
+        states = jnp.take_along_axis(states, batch.readouts[..., None], axis=1)
         states = to_similarity_space(states.reshape(-1, states.shape[-1]), config.similarity)
         targets = batch.targets.reshape(-1)
-        valid = (batch.segment_ids.reshape(-1) > 0).astype(jnp.float32)
+        valid = batch.valid.reshape(-1).astype(jnp.float32)
         mean = lambda losses: jnp.sum(losses * valid) / jnp.maximum(jnp.sum(valid), 1)  # noqa: E731
         temperature = self.temperature
 
@@ -196,10 +209,10 @@ class SimGR(nnx.Module):
         return self.encode_items()
 
     def rank(self, batch: RankBatch, catalog: Float[Array, "N D"], k: int, filter_history: bool) -> Ranking:
-        length = batch.items.shape[1]
-        positions = jnp.broadcast_to(jnp.arange(length), batch.items.shape)
+        length = batch.inputs.shape[1]
+        positions = jnp.broadcast_to(jnp.arange(length), batch.inputs.shape)
         segment_ids = (positions < batch.lengths[:, None]).astype(jnp.int32)
-        states = self.user_states(batch.items, segment_ids, positions, catalog)
+        states = self.user_states(batch.inputs, segment_ids, positions, catalog)
         last = jnp.take_along_axis(states, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
         users, items = (to_similarity_space(x, self.config.similarity) for x in (last, catalog))
         scores = users @ items.T
@@ -209,7 +222,7 @@ class SimGR(nnx.Module):
         if filter_history:
             rows = jnp.arange(len(scores))[:, None]
             nowhere = scores.shape[1]
-            seen = jnp.where(segment_ids > 0, batch.items, nowhere)
+            seen = jnp.where(batch.history >= 0, batch.history, nowhere)
             scores = scores.at[rows, seen].set(-jnp.inf, mode="drop")
         return rank_catalog(scores, batch.targets, k)
 

@@ -31,8 +31,9 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# Shallow stacks are unrolled: XLA then fuses across layers, and there is little to compile.
-_UNROLLED_LAYERS = 4
+# Layers in one turn of the loop over them. Each turn copies what it hands on: on a CPU, one layer a turn takes nearly
+# twice as long as four (benchmarks/llm_train_step.py), and more than four gain little.
+_LAYERS_A_TURN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Norm(nnx.Module):
         if self.subtracts_mean:
             x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.epsilon)
-        x32 = x32 * (self.scale[...] + self.offset)
+        x32 = x32 * (self.scale[...].astype(jnp.float32) + self.offset)
         return (x32 if self.bias is None else x32 + self.bias[...]).astype(x.dtype)
 
 
@@ -348,7 +349,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config
-        self.position_embedding = None
+        self.position_embedding = nnx.data(None)
         if config.max_positions:
             init = nnx.initializers.normal(0.02)
             self.position_embedding = nnx.Param(init(rngs.params(), (config.max_positions, config.width), jnp.float32))
@@ -388,6 +389,6 @@ class Transformer(nnx.Module):
 
         if config.remat != "none":
             block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        unroll = config.layers if config.layers <= _UNROLLED_LAYERS else 1
+        unroll = min(config.layers, _LAYERS_A_TURN)
         x, _ = jax.lax.scan(block, x, (layers, where.per_layer, keys), unroll=unroll)
         return self.final_norm(x)

@@ -14,6 +14,7 @@ from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from simgr_jax.errors import UserError
+from simgr_jax.huggingface.checkpoint import local_folder
 
 
 def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
@@ -76,7 +77,7 @@ def encode(texts: Sequence[str], model: str, batch_size: int) -> np.ndarray:
         ) from error
     if not model:
         raise UserError(f"{key}: is empty; give a folder or a Hugging Face id, or use 'tfidf', which needs no model")
-    folder = _local_folder(model)
+    folder = local_folder(model, key)
     _refuse_unsafe(folder)
     try:
         encoder = SentenceTransformer(
@@ -89,22 +90,6 @@ def encode(texts: Sequence[str], model: str, batch_size: int) -> np.ndarray:
     ).astype(np.float32)
     embeddings[[not text.strip() for text in texts]] = 0
     return embeddings
-
-
-def _local_folder(model: str) -> Path:
-    """The folder `model` is in, downloaded from the Hugging Face hub if it is an id."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    if Path(model).is_dir():
-        return Path(model)
-    try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"config.semantic_ids.embeddings.encoder: no folder {model}, and no such model to be had from the "
-            "Hugging Face hub; check the name, or give a folder"
-        ) from error
 
 
 def _refuse_unsafe(folder: Path) -> None:

@@ -90,7 +90,8 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, OSError) as error:
-            reason = str(error).splitlines()[0]
+            # Orbax may list a whole tree of parameters.
+            reason = str(error).splitlines()[0][:150]
             raise UserError(
                 f"{folder / str(step)}: can't be restored ({reason}); the checkpoint is damaged or another config's: "
                 "remove it or choose another --workdir"

@@ -12,9 +12,9 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from simgr_jax.batch import TrainBatch
 from simgr_jax.data.batches import TrainingWindows, train_batches
 from simgr_jax.data.dataset import Split
+from simgr_jax.data.prompts import Prompt
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation.metrics import summarize
 from simgr_jax.evaluation.ranking import Ranker
@@ -50,7 +50,9 @@ class _StepTimer:
         return targets / seconds
 
 
-def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ranker: Ranker, workdir: Path) -> None:
+def fit(
+    model: Recommender, split: Split, prompt: Prompt, config: ml_collections.ConfigDict, ranker: Ranker, workdir: Path
+) -> None:
     """Trains `model` on `split.train`, going on from the workdir's latest checkpoint where there is one.
 
     Leaves `workdir/checkpoints` (the latest, and the best by validation NDCG@10), `metrics.jsonl` and TensorBoard
@@ -62,14 +64,13 @@ def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ran
     began, training = time.monotonic(), config.training
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
-    windows = TrainingWindows(split.train, config.data.max_items)
+    windows = TrainingWindows(split.train, prompt, config.data.max_items, training.row_length)
     if not len(windows):
         raise UserError(
             "config.data.split: leaves no training sequence of two items; give users with more interactions"
         )
-    batch_shape = (training.batch_rows, training.row_length)
     # Rows are never quite full, so what is called an epoch here shows a little less than every target.
-    steps_per_epoch = -(-windows.num_targets // (training.batch_rows * training.row_length))
+    steps_per_epoch = -(-windows.num_inputs // (training.batch_rows * training.row_length))
     num_steps = training.epochs * steps_per_epoch
     evaluate_every = training.evaluate_every_epochs * steps_per_epoch
 
@@ -78,7 +79,7 @@ def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ran
     progress: dict[str, Any] = {"best": -1.0, "since_best": 0, "seconds": 0.0, "step_seconds": 0.0, "targets": 0}
     # Closed whatever happens: the interpreter aborts where a prefetching thread outlives it.
     with (
-        closing(train_batches(windows, *batch_shape, config.seed)) as batches,
+        closing(train_batches(windows, training.batch_rows, config.seed)) as batches,
         Checkpoints(workdir / "checkpoints") as checkpoints,
     ):
         if checkpoints.latest_step is not None:
@@ -87,7 +88,7 @@ def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ran
         began -= progress["seconds"]
 
         # Compiled ahead, so that no step of the loop can ever compile: a batch of another shape would be an error.
-        batch_like = TrainBatch(*[jax.ShapeDtypeStruct(batch_shape, "int32")] * 4)
+        batch_like = windows.batch_like(training.batch_rows)
         train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed)
         train_step = train_step.lower(state, rest, batch_like).compile()
 
@@ -100,7 +101,7 @@ def fit(model: Recommender, split: Split, config: ml_collections.ConfigDict, ran
                 state, scalars = train_step(state, rest, batch)
                 step += 1
                 pending.append(scalars)
-                timer.targets += int(np.count_nonzero(batch.segment_ids))
+                timer.targets += int(np.count_nonzero(batch.valid))
 
                 evaluates = step % evaluate_every == 0 or step == num_steps
                 if evaluates or (step % training.log_every_steps == 0 and len(pending) > 1):

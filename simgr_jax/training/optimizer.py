@@ -7,6 +7,8 @@ import ml_collections
 import optax
 from flax import nnx
 
+from simgr_jax.errors import UserError
+
 _NOT_DECAYED = ("embedding", "scale", "bias")
 
 
@@ -35,8 +37,17 @@ def decays(params: nnx.State) -> nnx.State:
 
 
 def create(config: ml_collections.ConfigDict, num_steps: int) -> optax.GradientTransformation:
-    """The optimizer for `num_steps` batches, of which every `config.accumulate_steps` make one update."""
+    """The optimizer for `num_steps` batches, of which every `config.accumulate_steps` make one update.
+
+    Raises:
+      UserError: there are too few batches for one update.
+    """
     num_updates = num_steps // config.accumulate_steps
+    if not num_updates:
+        raise UserError(
+            f"config.optimizer.accumulate_steps: {config.accumulate_steps} batches make an update and training has "
+            f"{num_steps}; lower it"
+        )
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.adamw(

@@ -1,6 +1,6 @@
 from collections import Counter
-from itertools import pairwise
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,26 +8,70 @@ from hypothesis import strategies as st
 
 from simgr_jax.data.batches import TrainingWindows, rank_batches, train_batches
 from simgr_jax.data.dataset import EvaluationCases, Sequences
+from simgr_jax.data.prompts import Prompt, item_prompt, token_prompt
+from simgr_jax.errors import UserError
 
 LENGTHS = st.lists(st.integers(0, 23), min_size=1, max_size=12)
+ITEMS = 23 * 12
 
 
 def distinct_items(lengths):
-    """Sequences in which no item occurs twice, so that an (item, next item) pair tells the user and the place."""
+    """Sequences in which no item occurs twice, so that an item tells the user and the place."""
     return Sequences.from_lengths(np.arange(sum(lengths)), np.array(lengths))
 
 
-def pairs_of(sequences):
-    return {pair for sequence in sequences for pair in pairwise(sequence.tolist())}
+@st.composite
+def prompts(draw):
+    """Pieces of 1 to 5 inputs that tell the item, a prefix of up to 3, and perhaps merged inputs."""
+    prefix, merged = draw(st.integers(0, 3)), draw(st.integers(0, 2))
+    sizes = np.random.default_rng(draw(st.integers(0, 100))).integers(1 + merged, 6, ITEMS)
+    values = np.concatenate([10 * item + np.arange(size) for item, size in enumerate(sizes)])
+    return Prompt(np.arange(prefix, dtype=np.int32) + 10 * ITEMS, Sequences.from_lengths(values, sizes), merged)
 
 
-def segments(batch):
-    """Each packed sequence of a batch: its items, targets and positions."""
-    for items, targets, ids, positions in zip(*batch, strict=True):
+def rendered(prompt, items):
+    """The prompt's inputs, and the place of each item's last one."""
+    inputs, places = prompt.prefix.tolist(), []
+    for index, item in enumerate(items):
+        inputs += prompt.pieces[item].tolist()[prompt.merged if index == 0 else 0 :]
+        places.append(len(inputs) - 1)
+    return inputs, places
+
+
+def newest(prompt, items, max_items, row_length):
+    """As many of the newest items as are allowed."""
+    kept = len(items)
+    while kept > max_items or len(rendered(prompt, items[len(items) - kept :])[0]) > row_length:
+        kept -= 1
+    return items[len(items) - kept :]
+
+
+def windows_of(sequence, prompt, max_items, row_length):
+    """A sequence's windows, each as its items and the item after them."""
+    left = sequence.tolist()
+    while len(left) > 1:
+        window = newest(prompt, left[:-1], max_items, row_length)
+        yield (*window, left[-1])
+        left = left[: len(left) - len(window)]
+
+
+def prompts_in(batch, prompt):
+    """Each packed window of a batch, as its items and the item after them; all else about it is checked."""
+    for inputs, ids, positions, readouts, targets, valid in zip(*batch, strict=True):
+        assert (np.diff(valid.astype(int)) <= 0).all()
+        assert (np.diff(readouts[valid]) > 0).all()
         for segment in range(1, ids.max() + 1):
-            here = ids == segment
-            assert (np.diff(np.flatnonzero(here)) == 1).all()
-            yield items[here], targets[here], positions[here]
+            places = np.flatnonzero(ids == segment)
+            np.testing.assert_array_equal(places, places[0] + np.arange(len(places)))
+            np.testing.assert_array_equal(positions[places], np.arange(len(places)))
+            here = valid & np.isin(readouts, places)
+            window = (targets[here][0] - 1, *targets[here].tolist())  # Items follow one another in `distinct_items`.
+            expected, ends = rendered(prompt, window[:-1])
+            assert inputs[places].tolist() == expected
+            assert (readouts[here] - places[0]).tolist() == ends
+            yield window
+        assert not inputs[ids == 0].any()
+        assert set(readouts[valid]) <= set(np.flatnonzero(ids))
 
 
 def take(windows, batches, seed=0, **options):
@@ -38,111 +82,164 @@ def take(windows, batches, seed=0, **options):
         stream.close()
 
 
-@given(lengths=LENGTHS, max_items=st.integers(1, 8))
-def test_windows_hold_every_pair_once_and_are_cut_from_the_newest_end(lengths, max_items):
-    sequences = distinct_items(lengths)
-    windows = TrainingWindows(sequences, max_items)
-    seen = Counter()
-    for i in range(len(windows)):
-        window = windows[i]
-        assert 1 <= len(window["items"]) <= max_items
-        np.testing.assert_array_equal(window["items"][1:], window["targets"][:-1])
-        seen.update(zip(window["items"].tolist(), window["targets"].tolist(), strict=True))
-    assert seen == Counter(pairs_of(sequences))
-    assert windows.num_targets == len(seen)
-    assert len(windows) == sum(-(-(n - 1) // max_items) for n in lengths if n > 1)
+def items_of(batches):
+    return np.concatenate([batch.inputs for batch in batches])
+
+
+def alone(windows, index):
+    """A window as the only one of a batch."""
+    length = len(windows[index]["room"])
+    room = np.arange(windows.row_length) < length
+    packed = {"window": np.array([[index]]), "window_segment_ids": np.ones((1, 1), np.int32)}
+    packed |= {"room_segment_ids": np.int32(room)[None], "room_positions": np.int32(np.arange(len(room)) * room)[None]}
+    return windows.render(packed)
+
+
+@settings(deadline=None)
+@given(lengths=LENGTHS, max_items=st.integers(1, 8), prompt=prompts(), extra=st.integers(0, 20))
+def test_windows_are_cut_from_the_newest_end_to_what_fits(lengths, max_items, prompt, extra):
+    """Sequence by sequence, none lost: every item but a sequence's first is a target once an epoch."""
+    sequences, row_length = distinct_items(lengths), prompt.longest(1) + extra
+    windows = TrainingWindows(sequences, prompt, max_items, row_length)
+    seen = [window for i in range(len(windows)) for window in prompts_in(alone(windows, i), prompt)]
+    assert seen == [window for one in sequences for window in windows_of(one, prompt, max_items, row_length)]
+    assert Counter(item for window in seen for item in window[1:]) == Counter(
+        item for one in sequences for item in one[1:].tolist()
+    )
+    assert windows.num_inputs == sum(len(rendered(prompt, window[:-1])[0]) for window in seen)
 
 
 def test_only_the_oldest_window_is_short():
-    windows = TrainingWindows(distinct_items([3, 12]), 4)
-    items = sorted(windows[i]["items"].tolist() for i in range(len(windows)))
+    windows = TrainingWindows(distinct_items([3, 12]), item_prompt(15), 4, 6)
+    items = sorted(alone(windows, i).inputs[0, : len(windows[i]["room"])].tolist() for i in range(len(windows)))
     assert items == [[0, 1], [3, 4, 5], [6, 7, 8, 9], [10, 11, 12, 13]]
 
 
-@settings(max_examples=10, deadline=None)
-@given(lengths=LENGTHS.filter(lambda lengths: max(lengths) > 1), seed=st.integers(0, 1000), rows=st.integers(1, 4))
-def test_packing_keeps_windows_whole_and_shows_each_once_an_epoch(lengths, seed, rows):
-    sequences = distinct_items(lengths)
-    windows = TrainingWindows(sequences, 6)
-    whole = {tuple(windows[i]["items"].tolist()) for i in range(len(windows))}
-    batches = take(windows, 4 * len(windows), seed, rows=rows, row_length=10)
+def test_no_sequences_have_no_windows():
+    for lengths in ([], [0], [1, 1]):
+        assert len(TrainingWindows(distinct_items(lengths), item_prompt(2), 4, 6)) == 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=LENGTHS.filter(lambda lengths: max(lengths) > 1),
+    seed=st.integers(0, 1000),
+    rows=st.integers(1, 4),
+    prompt=prompts(),
+)
+def test_packing_keeps_windows_whole_and_shows_each_once_an_epoch(lengths, seed, rows, prompt):
+    windows = TrainingWindows(distinct_items(lengths), prompt, 6, 20)
+    whole = {window for one in distinct_items(lengths) for window in windows_of(one, prompt, 6, 20)}
+    like = windows.batch_like(rows)
     seen = Counter()
-    for batch in batches:
-        assert all(array.shape == (rows, 10) and array.dtype == np.int32 for array in batch)
-        for items, targets, positions in segments(batch):
-            np.testing.assert_array_equal(targets, items + 1)
-            np.testing.assert_array_equal(positions, np.arange(len(items)))
-            assert tuple(items.tolist()) in whole
-            seen[tuple(items.tolist())] += 1
+    for batch in take(windows, 4 * len(windows), seed, rows=rows):
+        assert [(array.shape, array.dtype) for array in batch] == [(array.shape, array.dtype) for array in like]
+        seen.update(prompts_in(batch, prompt))
+    assert set(seen) <= whole
     # The stream is a chain of epochs, cut off within one, and a few windows still wait in rows that are being packed.
     assert max(seen.values()) - min(seen[window] for window in whole) <= 2
 
 
+def test_a_row_of_the_shortest_pieces_has_a_readout_for_each():
+    """Items 0 and 1 have pieces of 2 inputs, item 2 has 5: no row can hold more readouts than 9 // 2."""
+    prompt = Prompt(np.array([99], np.int32), Sequences.from_lengths(np.arange(9), np.array([2, 2, 5])))
+    windows = TrainingWindows(Sequences.from_lists([[0, 1, 0, 1, 2]]), prompt, 8, 9)
+    (batch,) = take(windows, 1, rows=1)
+    assert windows.max_readouts == 4
+    np.testing.assert_array_equal(batch.inputs, [[99, 0, 1, 2, 3, 0, 1, 2, 3]])
+    np.testing.assert_array_equal(batch.readouts, [[2, 4, 6, 8]])
+    np.testing.assert_array_equal(batch.targets, [[1, 0, 1, 2]])
+    assert batch.valid.all()
+
+
 def test_an_epoch_holds_every_window_exactly_once():
     """As many batches as an epoch packs into, where the windows fill their rows and no row mixes two epochs."""
-    windows = TrainingWindows(distinct_items([6] * 24), 5)
-    for epoch in np.array_split(take(windows, 12, rows=3, row_length=10), 3):
-        seen = Counter(int(items[0]) for batch in epoch for items, _, _ in segments(batch))
+    prompt = item_prompt(24 * 6)
+    windows = TrainingWindows(distinct_items([6] * 24), prompt, 5, 10)
+    batches = take(windows, 12, rows=3)
+    for epoch in (batches[:4], batches[4:8], batches[8:]):
+        seen = Counter(window[0] for batch in epoch for window in prompts_in(batch, prompt))
         assert seen == Counter(range(0, 24 * 6, 6))
 
 
 def test_one_sequence_a_row_is_plain_padding():
-    windows = TrainingWindows(distinct_items([3, 9, 2, 6, 5]), 6)
-    for batch in take(windows, 10, rows=2, row_length=6, max_sequences_per_row=1):
+    windows = TrainingWindows(distinct_items([3, 9, 2, 6, 5]), item_prompt(25), 6, 6)
+    for batch in take(windows, 10, rows=2, max_sequences_per_row=1):
         real = batch.segment_ids > 0
         assert batch.segment_ids.max() == 1
         assert real[:, 0].all()
         assert (np.diff(real.astype(int), axis=1) <= 0).all()
-        assert not batch.items[~real].any()
+        np.testing.assert_array_equal(batch.valid, real)
 
 
 def test_batches_depend_on_the_seed_alone():
-    windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4]), 6)
-    first, again, other = (take(windows, 8, seed, rows=2, row_length=10) for seed in (3, 3, 4))
-    np.testing.assert_array_equal(np.array(first), np.array(again))
-    assert (np.array(first) != np.array(other)).any()
+    windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4]), item_prompt(36), 6, 10)
+    first, again, other = (take(windows, 8, seed, rows=2) for seed in (3, 3, 4))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert (items_of(first) != items_of(other)).any()
 
 
 def test_epochs_are_shuffled_anew():
-    windows = TrainingWindows(distinct_items([6] * 24), 5)
-    first, second = np.array_split([batch.items for batch in take(windows, 8, rows=3, row_length=10)], 2)
+    windows = TrainingWindows(distinct_items([6] * 24), item_prompt(24 * 6), 5, 10)
+    first, second = np.array_split(items_of(take(windows, 8, rows=3)), 2)
     assert (first != second).any()
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7])
 def test_a_restored_stream_goes_on_with_the_batches_that_were_not_taken(stop):
     """Batches that were prefetched when the state was read belong to the future."""
-    windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4]), 6)
-    expected = take(windows, 20, rows=2, row_length=10)
-    stream = train_batches(windows, 2, 10, seed=0)
+    windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4]), item_prompt(36), 6, 10)
+    expected = take(windows, 20, rows=2)
+    stream = train_batches(windows, 2, seed=0)
     for _ in range(stop):
         next(stream)
     state = stream.get_state()
     stream.close()
 
-    resumed = train_batches(windows, 2, 10, seed=0)
+    resumed = train_batches(windows, 2, seed=0)
     resumed.set_state(state)
-    np.testing.assert_array_equal(np.array([next(resumed) for _ in range(20 - stop)]), np.array(expected[stop:]))
+    jax.tree.map(np.testing.assert_array_equal, [next(resumed) for _ in range(20 - stop)], expected[stop:])
     resumed.close()
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=20),
     batch_size=st.integers(1, 7),
     max_items=st.integers(1, 8),
+    prompt=prompts(),
+    extra=st.integers(0, 20),
 )
-def test_rank_batches_keep_the_newest_items_in_one_shape(lengths, batch_size, max_items):
-    histories = distinct_items(lengths)
+def test_rank_batches_keep_the_newest_items_in_one_shape(lengths, batch_size, max_items, prompt, extra):
+    histories, row_length = distinct_items(lengths), prompt.longest(1) + extra
     cases = EvaluationCases(np.arange(len(lengths)), histories, np.arange(len(lengths)) + 1000)
+    width = min(row_length, len(prompt.prefix) - prompt.merged + max_items * prompt.pieces.lengths.max())
     row = 0
-    for batch, count in rank_batches(cases, batch_size, max_items):
-        assert batch.items.shape == (batch_size, max_items)
+    for batch, count in rank_batches(cases, prompt, batch_size, max_items, row_length):
+        assert batch.inputs.shape == (batch_size, width)
+        assert batch.history.shape == (batch_size, max_items)
         assert batch.lengths.shape == batch.targets.shape == (batch_size,)
+        assert all(array.dtype == np.int32 for array in batch)
         assert batch.lengths.min() >= 1
+        assert (batch.history[count:] == -1).all()
         for i in range(count):
-            history = histories[row][-max_items:]
-            assert batch.lengths[i] == len(history)
-            np.testing.assert_array_equal(batch.items[i], np.pad(history, (0, max_items - len(history))))
+            items = histories[row].tolist()
+            inputs, _ = rendered(prompt, newest(prompt, items, max_items, row_length))
+            assert batch.lengths[i] == len(inputs)
+            assert batch.inputs[i].tolist() == inputs + [0] * (width - len(inputs))
+            # What is filtered out does not depend on how long the prompts are.
+            assert batch.history[i].tolist() == items[-max_items:] + [-1] * (max_items - len(items))
             assert batch.targets[i] == 1000 + row
             row += 1
     assert row == len(lengths)
+
+
+def test_an_item_that_no_row_can_hold_is_refused():
+    prompt = token_prompt(np.arange(12).reshape(3, 4))
+    sequences = Sequences.from_lists([[0, 1, 2]])
+    message = r"^config\.training\.row_length: 3 is too short for the item with the longest prompt, 4 tokens; give"
+    with pytest.raises(UserError, match=message):
+        TrainingWindows(sequences, prompt, 5, 3)
+    with pytest.raises(UserError, match=message):
+        next(rank_batches(EvaluationCases(np.zeros(1), sequences, np.zeros(1)), prompt, 2, 5, 3))
+    assert len(TrainingWindows(sequences, prompt, 5, 4)) == 2

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from simgr_jax.models.simgr import SimGR, SimGRConfig
-from simgr_jax.models.transformer import from_scratch_config
+from simgr_jax.models.transformer import Transformer, from_scratch_config
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
 NUM_ITEMS = 37
@@ -51,11 +51,14 @@ def codes() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def make_simgr(codes) -> Callable[..., SimGR]:
-    """A function (codes=..., **changes of the head's config) -> SimGR of 37 items."""
+    """A function (codes=..., text_embedding=..., **changes of the head's config) -> SimGR of 37 items."""
 
-    def make(codes=codes, **changes) -> SimGR:
+    def make(codes=codes, text_embedding=None, **changes) -> SimGR:
         ids = SemanticIds(codes, CODEBOOK_SIZES)
         counts = np.arange(NUM_ITEMS)
-        return SimGR(SimGRConfig(**HEAD | changes), BACKBONE, ids.tokens, CODEBOOK_SIZES, counts, nnx.Rngs(0))
+        rngs = nnx.Rngs(0)
+        backbone = Transformer(BACKBONE, rngs)
+        head = SimGRConfig(**HEAD | changes)
+        return SimGR(head, backbone, ids.tokens, CODEBOOK_SIZES, counts, rngs, text_embedding=text_embedding)
 
     return make

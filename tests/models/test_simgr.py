@@ -17,20 +17,38 @@ LENGTHS = (4, 2, 5, 1)
 USERS = [np.random.default_rng(10 + length).integers(0, 37, length + 1) for length in LENGTHS]
 
 
-def train_batch(rows, length):
-    """Each row a list of users (item sequences), packed one after the other."""
-    arrays = np.zeros((4, len(rows), length), np.int32)
+def pieces(model, items):
+    """[len(items), P] what the model reads of each item."""
+    return np.asarray(model.tokens[...])[items] if model.config.history == "tokens" else np.array(items)[:, None]
+
+
+def train_batch(model, rows, num_items=8):
+    """Each row a list of users (item sequences), packed one after the other, as a history the model reads."""
+    size = pieces(model, [0]).shape[1]
+    inputs, segment_ids, positions = np.zeros((3, len(rows), num_items * size), np.int32)
+    readouts, targets, valid = np.zeros((3, len(rows), num_items), np.int32)
     for row, users in enumerate(rows):
         begin = 0
         for segment, user in enumerate(users, start=1):
-            place = slice(begin, begin := begin + len(user) - 1)
-            arrays[:, row, place] = user[:-1], user[1:], np.full(len(user) - 1, segment), np.arange(len(user) - 1)
-    return TrainBatch(*arrays)
+            end = begin + len(user) - 1
+            place = slice(begin * size, end * size)
+            inputs[row, place] = pieces(model, user[:-1]).reshape(-1)
+            segment_ids[row, place], positions[row, place] = segment, np.arange((end - begin) * size)
+            readouts[row, begin:end] = size * np.arange(begin + 1, end + 1) - 1
+            targets[row, begin:end], valid[row, begin:end] = user[1:], 1
+            begin = end
+    return TrainBatch(inputs, segment_ids, positions, readouts, targets, valid.astype(bool))
 
 
 ROWS = [[USERS[0], USERS[1]], [USERS[2], USERS[3]]]
-PACKED = train_batch(ROWS, 8)
-ONE_A_ROW = train_batch([[user] for user in USERS], 8)
+
+
+def packed(model):
+    return train_batch(model, ROWS)
+
+
+def one_a_row(model):
+    return train_batch(model, [[user] for user in USERS])
 
 
 @jax.jit
@@ -39,7 +57,17 @@ def _loss(model, batch):
 
 
 _catalog = jax.jit(lambda model: model.catalog())
-_states = jax.jit(lambda model: model.user_states(PACKED.items, PACKED.segment_ids, PACKED.positions, None))
+
+
+@jax.jit
+def _user_states(model, batch, item_vectors):
+    return model.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors)
+
+
+def states_of(model, batch, item_vectors=None):
+    """[M, D], of all readouts."""
+    rows = np.nonzero(batch.valid)[0]
+    return np.asarray(_user_states(model, batch, item_vectors))[rows, batch.readouts[batch.valid]]
 
 
 def loss_of(model, batch):
@@ -49,57 +77,67 @@ def loss_of(model, batch):
 @pytest.mark.parametrize("history", HISTORIES)
 def test_a_packed_batch_has_the_loss_of_its_users_one_by_one(make_simgr, history):
     model = make_simgr(history=history, user_pooling="mean")
-    alone = [loss_of(model, train_batch([[user]], 5)) for user in USERS]
-    np.testing.assert_allclose(loss_of(model, PACKED), np.average(alone, weights=LENGTHS), rtol=1e-5)
+    alone = [loss_of(model, train_batch(model, [[user]], 5)) for user in USERS]
+    np.testing.assert_allclose(loss_of(model, packed(model)), np.average(alone, weights=LENGTHS), rtol=1e-5)
 
 
 @pytest.mark.parametrize("history", HISTORIES)
 def test_packing_changes_neither_loss(make_simgr, history):
     model = make_simgr(history=history, full_catalog_weight=0.5, in_batch_weight=0.5)
-    packed, padded = (_loss(model, batch)[1] for batch in (PACKED, ONE_A_ROW))
+    dense, padded = (_loss(model, batch)[1] for batch in (packed(model), one_a_row(model)))
     for name in ("full_catalog_loss", "in_batch_loss"):
-        np.testing.assert_allclose(packed[name], padded[name], rtol=1e-5)
+        np.testing.assert_allclose(dense[name], padded[name], rtol=1e-5)
 
 
 def test_padding_is_nobodys_target_history_or_negative(make_simgr):
     model = make_simgr(in_batch_weight=1.0)
-    padding = PACKED.segment_ids == 0
+    batch = packed(model)
+    padding, no_readout = batch.segment_ids == 0, ~batch.valid
     assert padding.any()
-    other = PACKED._replace(items=np.where(padding, 9, PACKED.items), targets=np.where(padding, 11, PACKED.targets))
-    assert loss_of(model, other) == loss_of(model, PACKED)
+    other = batch._replace(
+        inputs=np.where(padding, 9, batch.inputs),
+        targets=np.where(no_readout, 11, batch.targets),
+        readouts=np.where(no_readout, 2, batch.readouts),
+    )
+    assert loss_of(model, other) == loss_of(model, batch)
 
 
 def test_a_batch_of_padding_alone_has_no_loss(make_simgr):
     model = make_simgr(in_batch_weight=1.0)
-    assert loss_of(model, jax.tree.map(np.zeros_like, PACKED)) == 0
+    assert loss_of(model, jax.tree.map(np.zeros_like, packed(model))) == 0
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(make_simgr):
-    full = loss_of(make_simgr(), PACKED)
-    in_batch = loss_of(make_simgr(full_catalog_weight=0.0, in_batch_weight=1.0), PACKED)
-    both = loss_of(make_simgr(full_catalog_weight=0.7, in_batch_weight=0.3), PACKED)
+    weights = (
+        {},
+        {"full_catalog_weight": 0.0, "in_batch_weight": 1.0},
+        {"full_catalog_weight": 0.7, "in_batch_weight": 0.3},
+    )
+    full, in_batch, both = (loss_of(model, packed(model)) for model in (make_simgr(**changes) for changes in weights))
     np.testing.assert_allclose(both, 0.7 * full + 0.3 * in_batch, rtol=1e-5)
     assert abs(full - in_batch) > 0.1
 
 
 def test_loss_options_reach_the_loss(make_simgr):
     in_batch = {"full_catalog_weight": 0.0, "in_batch_weight": 1.0}
-    corrected, plain = (loss_of(make_simgr(log_q=log_q, **in_batch), PACKED) for log_q in (True, False))
+    batch = packed(make_simgr())
+    corrected, plain = (loss_of(make_simgr(log_q=log_q, **in_batch), batch) for log_q in (True, False))
     assert abs(corrected - plain) > 1e-3
     # By hand from the model's own states and vectors:
     smooth = make_simgr(label_smoothing=0.3, similarity="dot", temperature=0.5)
-    log_p = jax.nn.log_softmax(_states(smooth) @ _catalog(smooth).T / 0.5)
-    at_target = jnp.take_along_axis(log_p, PACKED.targets[..., None], axis=-1)[..., 0]
+    log_p = jax.nn.log_softmax(states_of(smooth, batch) @ _catalog(smooth).T / 0.5)
+    at_target = log_p[np.arange(len(log_p)), batch.targets[batch.valid]]
     losses = -(0.7 * at_target + 0.3 * log_p.mean(axis=-1))
-    np.testing.assert_allclose(loss_of(smooth, PACKED), losses[PACKED.segment_ids > 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss_of(smooth, batch), losses.mean(), rtol=1e-5)
 
 
 def float_arrays_of_the_whole_catalog(model):
     """The shapes [..., N, ...] among all intermediate results of the loss and its gradient."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    batch = packed(model)
 
     def loss(params):
-        return nnx.merge(graphdef, params, rest).loss(PACKED, nnx.Rngs(dropout=0))[0]
+        return nnx.merge(graphdef, params, rest).loss(batch, nnx.Rngs(dropout=0))[0]
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
     arrays = {variable.aval for variable in _outputs(jaxpr.jaxpr) if jnp.issubdtype(variable.aval.dtype, jnp.floating)}
@@ -122,8 +160,40 @@ def test_the_in_batch_loss_never_encodes_the_whole_catalog(make_simgr, history):
 
 def test_items_encoded_alone_or_with_the_catalog_give_the_same_states(make_simgr):
     model = make_simgr(item_encoder="mlp")
-    with_catalog = model.user_states(PACKED.items, PACKED.segment_ids, PACKED.positions, _catalog(model))
-    np.testing.assert_allclose(_states(model), with_catalog, rtol=1e-5, atol=1e-6)
+    batch = packed(model)
+    np.testing.assert_allclose(states_of(model, batch), states_of(model, batch, _catalog(model)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_bare_codes_are_read_a_position_a_level(make_simgr, pooling):
+    """An item is its L tokens' embeddings in a row, and the state after it is the one after the last of them."""
+    model = make_simgr(history="tokens", user_pooling=pooling)
+    by_item = packed(make_simgr(history="item"))
+    embeddings = model.embedding[...][model.tokens[...][by_item.inputs].reshape(2, 8 * 3)]
+    segment_ids = np.repeat(by_item.segment_ids, 3, axis=1)
+    positions = (by_item.positions[:, :, None] * 3 + np.arange(3)).reshape(2, 8 * 3)
+    hidden = model.backbone(embeddings, segment_ids, positions)
+    states = np.asarray(model.user_pooling(hidden, segment_ids))[:, 2::3]
+    np.testing.assert_allclose(states_of(model, packed(model)), states[by_item.segment_ids > 0], rtol=1e-5, atol=1e-6)
+
+
+def test_text_is_read_from_the_llms_table(make_simgr):
+    """As if the two tables were one, the semantic-ID tokens first; both learn."""
+    table = np.random.default_rng(4).normal(size=(11, 8)).astype(np.float32)
+    model = make_simgr(history="tokens", text_embedding=nnx.Param(jnp.asarray(table)))
+    bare = packed(model)
+    inputs = np.where(np.arange(24) % 3 == 1, 12 + (bare.inputs - 4) * 5 % 11, bare.inputs)
+    batch = bare._replace(inputs=inputs)
+    one_table = make_simgr(history="tokens")
+    one_table.embedding = nnx.Param(jnp.concatenate([model.embedding[...], table]))
+    np.testing.assert_array_equal(states_of(model, batch), states_of(one_table, batch))
+
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    gradients = jax.grad(lambda params: nnx.merge(graphdef, params, rest).loss(batch, nnx.Rngs(dropout=0))[0])(params)
+    read = np.isin(np.arange(11), inputs[(bare.segment_ids > 0) & (inputs >= 12)] - 12)
+    learns = np.abs(gradients["text_embedding"][...]).max(axis=1) > 0
+    np.testing.assert_array_equal(learns, read)
+    assert np.abs(gradients["embedding"][...]).max() > 0
 
 
 @partial(jax.jit, static_argnums=3)
@@ -134,26 +204,24 @@ def _rank(model, batch, catalog, filter_history):
 def ranking_of(model, histories, targets, filter_history=False, catalog=None):
     """The ranking of at most 12 histories: one shape, compiled once."""
     fill = 12 - len(histories)
-    lengths = np.array([len(history) for history in histories] + [1] * fill)
-    items = np.zeros((12, 6), np.int32)
-    for row, history in zip(items, histories, strict=False):
-        row[: len(history)] = history
-    batch = RankBatch(items, lengths, np.array(targets + [0] * fill))
+    size = pieces(model, [0]).shape[1]
+    lengths = np.array([len(history) * size for history in histories] + [1] * fill)
+    inputs, seen = np.zeros((12, 6 * size), np.int32), np.full((12, 6), -1)
+    for row, history in enumerate(histories):
+        inputs[row, : lengths[row]] = pieces(model, history).reshape(-1)
+        seen[row, : len(history)] = history
+    batch = RankBatch(inputs, lengths, seen, np.array(targets + [0] * fill))
     ranking = _rank(model, batch, _catalog(model) if catalog is None else catalog, filter_history)
     return jax.tree.map(lambda x: np.asarray(x)[: len(histories)], ranking)
 
 
 @pytest.mark.parametrize(("history", "pooling"), product(HISTORIES, POOLINGS))
 def test_a_history_is_ranked_by_the_state_it_trained(make_simgr, history, pooling):
-    """Train/serve consistency: the state after position t of a packed row is the state of the history 0..t."""
+    """Train/serve consistency: the state after an item of a packed row is the state of the history up to it."""
     model = make_simgr(history=history, user_pooling=pooling)
-    unit = lambda x: np.asarray(x / jnp.linalg.norm(x, axis=-1, keepdims=True))  # noqa: E731
-    expected = unit(_states(model)) @ unit(_catalog(model)).T
-    prefixes, trained = [], []
-    for row, t in zip(*np.nonzero(PACKED.segment_ids), strict=True):
-        first = t - PACKED.positions[row, t]
-        prefixes.append(PACKED.items[row, first : t + 1])
-        trained.append(expected[row, t])
+    unit = lambda x: np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))  # noqa: E731
+    trained = unit(states_of(model, packed(model))) @ unit(_catalog(model)).T
+    prefixes = [user[:end] for users in ROWS for user in users for end in range(1, len(user))]
     ranking = ranking_of(model, prefixes, [0] * len(prefixes))
     by_item = np.take_along_axis(ranking.scores, np.argsort(ranking.items, axis=1), axis=1)
     np.testing.assert_allclose(by_item, trained, rtol=1e-4, atol=1e-5)
@@ -198,7 +266,7 @@ def test_filtered_history_is_not_recommended(make_simgr):
 
 def gradients_of(model):
     # As many positions for the backbone with either history, so that it is compiled once.
-    batch = train_batch(ROWS, 8 if model.config.history == "tokens" else 24)
+    batch = train_batch(model, ROWS, 8 if model.config.history == "tokens" else 24)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     return jax.grad(lambda params: nnx.merge(graphdef, params, rest).loss(batch, nnx.Rngs(dropout=0))[0])(params)
 
@@ -207,9 +275,9 @@ def test_a_learned_temperature_gets_a_gradient_and_keeps_its_bounds(make_simgr):
     model = make_simgr(learn_temperature=True, temperature=0.2)
     step = 1e-2
     model.log_temperature[...] = jnp.log(0.2) + step
-    above = loss_of(model, PACKED)
+    above = loss_of(model, packed(model))
     model.log_temperature[...] = jnp.log(0.2) - step
-    below = loss_of(model, PACKED)
+    below = loss_of(model, packed(model))
     model.log_temperature[...] = jnp.log(jnp.float32(0.2))
     gradient = float(gradients_of(model)["log_temperature"][...])
     np.testing.assert_allclose(gradient, (above - below) / (2 * step), rtol=1e-2)

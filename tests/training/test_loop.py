@@ -76,6 +76,24 @@ def test_training_learns_what_comes_next(finished):
     assert scores(finished.workdir)[20] > 2 * validation_ndcg(finished, nnx.state(untrained, nnx.Param))
 
 
+def test_histories_of_tokens_are_learned_as_well(tmp_path):
+    """Two codes an item: rows twice as long hold as many items, and an epoch is as many steps."""
+    config = tiny_run.config(row_length=24)
+    config.model.history = "tokens"
+    _, ranker = tiny_run.train(config, tmp_path)
+    assert list(scores(tmp_path)) == [5, 10, 15, 20]
+    losses = [line["train/loss"] for line in tiny_run.log(tmp_path) if "train/loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    untrained, _ = tiny_run.model_and_ranker(config)
+    _, params, rest = nnx.split(untrained, nnx.Param, ...)
+    ranking = ranker(params, rest, tiny_run.split().validation)
+    at_random = summarize(ranking.target_rank, ranking.items, tiny_run.NUM_ITEMS)["NDCG@10"]
+    assert scores(tmp_path)[20] > 2 * at_random
+    _, progress = final_state(config, tmp_path)
+    targets_an_epoch = sum(len(user) - 1 for user in tiny_run.split().train)
+    assert 0.8 < progress["targets"] / (4 * targets_an_epoch) <= 1
+
+
 def test_the_log_has_the_steps_it_promises(finished):
     """The loss every 4 steps and before an evaluation; at step 16 the device has not yet finished one since."""
     lines = tiny_run.log(finished.workdir)
@@ -204,6 +222,5 @@ def test_nothing_to_train_on_is_the_users_to_mend(finished, tmp_path):
     split = tiny_run.split()
     singles = tiny_run.Split(tiny_run.Sequences.from_lists([[1], [2]]), split.validation, split.test)
     with pytest.raises(UserError, match=r"^config\.data\.split: leaves no training sequence"):
-        tiny_run.fit(
-            *tiny_run.model_and_ranker(finished.config)[:1], singles, finished.config, finished.ranker, tmp_path
-        )
+        model, ranker = tiny_run.model_and_ranker(finished.config)
+        tiny_run.fit(model, singles, tiny_run.prompt(finished.config), finished.config, ranker, tmp_path)

@@ -37,7 +37,7 @@ def test_weight_decay_touches_matrices_that_multiply_activations_and_nothing_els
     tiny = default_config.get_config()
     tiny.backbone.layers = 1
     tiny.model.update({"item_encoder": "mean_mlp", "user_pooling": "attention", "learn_temperature": True})
-    model = create_model(tiny, SemanticIds(np.zeros((3, 2), np.int32), (2, 2)), np.ones(3), 0)
+    model = create_model(tiny, SemanticIds(np.zeros((3, 2), np.int32), (2, 2)), np.ones(3))
     decays = optimizers.decays(nnx.state(model, nnx.Param))
     names = {True: set(), False: set()}
     for path, leaf in nnx.to_flat_state(decays):

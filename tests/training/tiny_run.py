@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from simgr_jax import default_config
+from simgr_jax.data import prompts
 from simgr_jax.data.dataset import EvaluationCases, Sequences, Split
 from simgr_jax.evaluation.ranking import Ranker
 from simgr_jax.models.create import create
@@ -47,13 +48,21 @@ def split() -> Split:
     return Split(Sequences.from_lists(user[:-2] for user in users), cases(-2), cases(-1))
 
 
+SEMANTIC_IDS = SemanticIds(np.stack(np.divmod(np.arange(NUM_ITEMS), 6), axis=1).astype(np.int32), (5, 6))
+
+
+def prompt(config: ml_collections.ConfigDict) -> prompts.Prompt:
+    return prompts.create(config, SEMANTIC_IDS, item_texts=None, tokenizer=None)
+
+
 def model_and_ranker(config: ml_collections.ConfigDict):
-    codes = np.stack(np.divmod(np.arange(NUM_ITEMS), 6), axis=1).astype(np.int32)
-    model = create(config, SemanticIds(codes, (5, 6)), np.ones(NUM_ITEMS), config.seed)
+    model = create(config, SEMANTIC_IDS, np.ones(NUM_ITEMS))
     ranker = Ranker(
         nnx.graphdef(model),
+        prompt=prompt(config),
         batch_size=config.evaluation.batch_size,
         max_items=config.data.max_items,
+        row_length=config.training.row_length,
         k=10,
         filter_history=False,
     )
@@ -64,7 +73,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path):
     """Runs `fit`; returns the model that was given to it and the ranker."""
     workdir.mkdir(exist_ok=True)
     model, ranker = model_and_ranker(config)
-    fit(model, split(), config, ranker, workdir)
+    fit(model, split(), prompt(config), config, ranker, workdir)
     return model, ranker
 
 

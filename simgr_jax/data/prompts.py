@@ -1,0 +1,317 @@
+"""What the backbone reads of a history: a prompt, put together on the host from a piece for each item."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import string
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import ml_collections
+import numpy as np
+from jaxtyping import Bool, Int
+
+from simgr_jax.data.dataset import Sequences
+from simgr_jax.errors import UserError
+from simgr_jax.semantic_ids.tokenizer import SemanticIds
+
+if TYPE_CHECKING:  # A second to import, and only text prompts need it.
+    from transformers import PreTrainedTokenizerFast
+
+CODES = "{codes}"
+_CHUNK = 4096  # Texts that a tokenizer gets at once: enough for all its threads, few enough to hold as lists.
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """How a history is rendered as inputs of the backbone.
+
+    The history (i, j, ...) is `prefix + pieces[i][merged:] + pieces[j] + ...`, and the user's state after an item is
+    read at the last input of its piece.
+
+    Inputs are item indices, or tokens: the semantic-ID tokens come first (`SemanticIds.tokens`, below V_s), then those
+    of the LLM's own that occur in any prompt. So only the rows that are read are needed of the LLM's table of
+    embeddings, often its largest part.
+
+    Attributes:
+      prefix: int32 [P], what every sequence begins with.
+      pieces: the inputs of each of the N items, none without any.
+      merged: the first inputs of a sequence's first piece that the prefix holds already, because the tokenizer makes
+        one token of the prefix's end and the piece's beginning.
+      text_tokens: int [W], input V_s + w is token `text_tokens[w]` of the LLM's tokenizer.
+    """
+
+    prefix: Int[np.ndarray, " P"]
+    pieces: Sequences
+    merged: int = 0
+    text_tokens: Int[np.ndarray, " W"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+
+    def __post_init__(self):
+        if self.merged >= self.pieces.lengths.min():
+            raise ValueError("every piece has to have an input that is not merged into the prefix")
+
+    @property
+    def overhead(self) -> int:
+        """The inputs of a sequence beyond those of its pieces; negative where less is in the prefix than merged."""
+        return len(self.prefix) - self.merged
+
+    def longest(self, num_items: int) -> int:
+        """The inputs of the longest prompt of so many items."""
+        return self.overhead + num_items * int(self.pieces.lengths.max())
+
+    def most_items(self, row_length: int) -> int:
+        """How many items a row can hold, in as many prompts as fit."""
+        # A prompt may be shorter than its pieces.
+        longer, shorter = max(self.overhead, 0), min(self.overhead, 0)
+        return (row_length - longer) // (int(self.pieces.lengths.min()) + shorter)
+
+    def check_fits(self, row_length: int) -> None:
+        """Raises UserError where a row can't hold a history of one item."""
+        if self.longest(1) > row_length:
+            raise UserError(
+                f"config.training.row_length: {row_length} is too short for the item with the longest prompt, "
+                f"{self.longest(1)} tokens; give at least that"
+            )
+
+    def render(
+        self, items: Int[np.ndarray, " M"], is_first: Bool[np.ndarray, " M"]
+    ) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " M"]]:
+        """The inputs of prompts without their prefix, one after the other, and where each item ends (the index after).
+
+        Args:
+          items: the histories, one after the other.
+          is_first: whether an item is the first of its history.
+        """
+        values, offsets = self.pieces.values, self.pieces.offsets
+        return gather(values, offsets[items] + self.merged * is_first, offsets[items + 1])
+
+
+def gather(
+    values: Int[np.ndarray, " E"], begins: Int[np.ndarray, " S"], ends: Int[np.ndarray, " S"]
+) -> tuple[Int[np.ndarray, " F"], Int[np.ndarray, " S"]]:
+    """The slices `values[begin:end]`, one after the other, and where each ends in the result (the index after)."""
+    new_ends = np.cumsum(ends - begins)
+    index = np.repeat(ends - new_ends, ends - begins)
+    index += np.arange(len(index))
+    return values[index], new_ends
+
+
+def create(
+    config: ml_collections.ConfigDict,
+    semantic_ids: SemanticIds,
+    item_texts: Sequence[str] | None,
+    tokenizer: PreTrainedTokenizerFast | None,
+) -> Prompt:
+    """The prompt that `config` asks for.
+
+    Args:
+      item_texts: [N], or None where there are none.
+      tokenizer: see `text_prompt`; None where the backbone has none, and then the prompt can have no text.
+
+    Raises:
+      UserError: see `text_prompt`; or an item's prompt is longer than a row.
+    """
+    if config.model.history == "item":
+        prompt = item_prompt(semantic_ids.num_items)
+    elif tokenizer is None and not _has_text(config.prompt):
+        prompt = token_prompt(semantic_ids.tokens)
+    else:
+        prompt = text_prompt(semantic_ids, tokenizer, item_texts, **config.prompt)
+    prompt.check_fits(config.training.row_length)
+    seen = int((config.training.row_length - prompt.overhead) / prompt.pieces.lengths.mean())
+    if seen < config.data.max_items:
+        logging.getLogger(__name__).warning(
+            "config.training.row_length: %d holds about %d items of a history, fewer than config.data.max_items = %d",
+            *(config.training.row_length, seen, config.data.max_items),
+        )
+    return prompt
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses what can be told of a prompt before any work is done.
+
+    Raises:
+      UserError: see `check_item_template`; or there is text that no one would read.
+    """
+    check_item_template(config.prompt.item)
+    if _has_text(config.prompt):
+        key = "config.prompt.item" if config.prompt.item != CODES else "config.prompt.prefix"
+        if config.model.history == "item":
+            raise UserError(f'{key}: has text, but items are read as vectors; set config.model.history to "tokens"')
+        if not config.backbone.checkpoint:
+            raise UserError(
+                f"{key}: has text, but the backbone has no tokenizer; set config.backbone.checkpoint, or leave out the "
+                "text"
+            )
+
+
+def _has_text(config: ml_collections.ConfigDict) -> bool:
+    return bool(config.prefix) or config.item != CODES
+
+
+def item_prompt(num_items: int) -> Prompt:
+    """Inputs are the history's item indices themselves."""
+    return _without_prefix(np.arange(num_items)[:, None])
+
+
+def token_prompt(tokens: Int[np.ndarray, "N L"]) -> Prompt:
+    """Inputs are the items' semantic-ID tokens and nothing else."""
+    return _without_prefix(tokens)
+
+
+def _without_prefix(inputs: Int[np.ndarray, "N L"]) -> Prompt:
+    pieces = Sequences.from_lengths(inputs.reshape(-1), np.full(len(inputs), inputs.shape[1]))
+    return Prompt(np.zeros(0, np.int32), pieces)
+
+
+def text_prompt(
+    semantic_ids: SemanticIds,
+    tokenizer: PreTrainedTokenizerFast,
+    item_texts: Sequence[str] | None,
+    *,
+    prefix: str,
+    item: str,
+    max_title_tokens: int,
+) -> Prompt:
+    """Inputs are what `tokenizer` makes of the prefix, then of the filled-in template of each item of the history.
+
+    The same as tokenizing that whole string, but for tokens that the tokenizer adds at its end. A piece can be
+    tokenized by itself because it ends with an added token, at which every tokenizer splits its input.
+
+    Args:
+      tokenizer: has the semantic-ID tokens (`SemanticIds.token_strings`) among its own; the one to be exported.
+      item_texts: [N], where the template has `{title}`.
+      prefix: text before the first item.
+      item: text with `{codes}` at its end and, perhaps, `{title}` before it.
+      max_title_tokens: a title keeps the text of so many of its first tokens.
+
+    Raises:
+      UserError: see `check_item_template`; there are no titles; or the beginning of the items' text is tokenized
+        differently at the beginning of a prompt from item to item.
+    """
+    check_item_template(item)
+    template = item.removesuffix(CODES)
+    if "title" not in _placeholders(item):
+        texts = [template.format()]
+    elif item_texts is None:
+        raise UserError("config.prompt.item: has {title}, but the dataset has no item texts; leave {title} out")
+    else:
+        titles = _cut([" ".join(text.split()) for text in item_texts], tokenizer, max_title_tokens)
+        texts = [template.format(title=title) for title in titles]
+    encode = _Encoder(tokenizer, semantic_ids)
+    inside = Sequences.from_lists(encode(texts, after_codes=True))
+    at_start = encode([prefix + text for text in texts], after_codes=False)
+    start, merged = _start(at_start, inside, texts)
+    if len(inside) == 1:
+        inside = Sequences.from_lengths(
+            np.tile(inside.values, semantic_ids.num_items), np.repeat(inside.lengths, semantic_ids.num_items)
+        )
+    start, pieces = np.concatenate([encode.begin, start]), _append(inside, semantic_ids.tokens)
+    inputs, text_tokens = _renumber(np.concatenate([start, pieces.values]), semantic_ids.vocab_size)
+    return Prompt(inputs[: len(start)], Sequences(inputs[len(start) :], pieces.offsets), merged, text_tokens)
+
+
+def _renumber(inputs: Int[np.ndarray, " E"], vocab_size: int) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " W"]]:
+    """Inputs where text token t is `vocab_size + t`: those that occur numbered anew, and the tokens that they are."""
+    is_text = inputs >= vocab_size
+    text_tokens, numbers = np.unique(inputs[is_text] - vocab_size, return_inverse=True)
+    inputs = inputs.copy()
+    inputs[is_text] = vocab_size + numbers
+    return inputs, text_tokens
+
+
+def check_item_template(item: str) -> None:
+    """Raises UserError unless `item` is text that ends with `{codes}` and has no other placeholder than `{title}`."""
+    key = "config.prompt.item"
+    try:
+        names = _placeholders(item)
+    except ValueError as error:
+        raise UserError(
+            f"{key}: {item!r} is no template ({error}); write {{{{ and }}}} for braces in the text"
+        ) from None
+    for name in names:
+        if name not in ("title", "codes"):
+            raise UserError(f"{key}: the placeholder {{{name}}} is unknown; use {{title}} and {{codes}}")
+    if names.count("codes") != 1 or names[-1] != "codes" or not item.endswith(CODES):
+        raise UserError(f"{key}: {item!r} has to end with {{codes}} and have it once; the user's state is read there")
+
+
+def _placeholders(template: str) -> list[str]:
+    """What stands in braces, for `str.format`; ValueError where braces don't match."""
+    parts = string.Formatter().parse(template)
+    return [
+        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+        for _, name, spec, conversion in parts
+        if name is not None
+    ]
+
+
+def _cut(titles: list[str], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> Iterator[str]:
+    """Each title up to the end of its token number `max_tokens`."""
+    for first in range(0, len(titles), _CHUNK):
+        chunk = titles[first : first + _CHUNK]
+        encoded = tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        for index, title in enumerate(chunk):
+            longer = len(encoded["input_ids"][index]) > max_tokens
+            yield title[: encoded.token_to_chars(index, max_tokens - 1).end].rstrip() if longer else title
+
+
+class _Encoder:
+    """Texts that stand before semantic-ID tokens, as inputs, where token t of the tokenizer is V_s + t.
+
+    Attributes:
+      begin: int32, what the tokenizer itself puts in front of a text: a BOS token, or nothing.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, semantic_ids: SemanticIds):
+        strings, vocabulary = semantic_ids.token_strings(), tokenizer.get_vocab()
+        if missing := [token for token in strings if token not in vocabulary]:
+            raise ValueError(f"the tokenizer lacks {len(missing)} semantic-ID tokens, among them {missing[0]}")
+        self._tokenizer, self._code = tokenizer, strings[0]
+        self._inputs = semantic_ids.vocab_size + np.arange(max(vocabulary.values()) + 1, dtype=np.int32)
+        self._inputs[[vocabulary[token] for token in strings]] = np.arange(len(strings))
+        with_special, without = (tokenizer("x", add_special_tokens=special)["input_ids"] for special in (True, False))
+        self.begin = self._inputs[with_special[: with_special.index(without[0])]]
+
+    def __call__(self, texts: list[str], after_codes: bool) -> Iterator[np.ndarray]:
+        """int32 inputs of each text, where it stands `after_codes` or at the beginning."""
+        before = self._code if after_codes else ""
+        for first in range(0, len(texts), _CHUNK):
+            chunk = [f"{before}{text}{self._code}" for text in texts[first : first + _CHUNK]]
+            encoded = self._tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            for tokens in encoded["input_ids"]:
+                yield self._inputs[tokens[int(after_codes) : -1]]
+
+
+def _start(at_start: Iterator[np.ndarray], inside: Sequences, texts: list[str]) -> tuple[np.ndarray, int]:
+    """`(prefix, merged)` such that `prefix + piece[merged:]` is every text's inputs at the beginning of a prompt.
+
+    Args:
+      at_start: inputs of each text with the prefix's text before it.
+      inside: inputs of each text after another item.
+    """
+    prefix, merged = None, 0
+    for whole, piece, text in zip(at_start, inside, texts, strict=True):
+        if prefix is None:
+            shared = min(len(whole), len(piece))
+            differs = np.flatnonzero(whole[len(whole) - shared :][::-1] != piece[len(piece) - shared :][::-1])
+            shared = int(differs[0]) if len(differs) else shared
+            prefix, merged = whole[: len(whole) - shared], len(piece) - shared
+        if len(piece) < merged or not np.array_equal(whole, np.concatenate([prefix, piece[merged:]])):
+            raise UserError(
+                f"config.prompt.item: the tokenizer joins the beginning of {text[:40]!r} with what is before it, not "
+                'so of others; begin the template with "\\n", or end config.prompt.prefix with another character'
+            )
+    return prefix, merged
+
+
+def _append(texts: Sequences, tokens: Int[np.ndarray, "N L"]) -> Sequences:
+    """Each text with the item's codes after it."""
+    levels = tokens.shape[1]
+    lengths = texts.lengths + levels
+    is_code = np.zeros(lengths.sum(), bool)
+    is_code[np.cumsum(lengths)[:, None] - levels + np.arange(levels)] = True
+    values = np.empty(len(is_code), np.int32)
+    values[is_code], values[~is_code] = tokens.reshape(-1), texts.values
+    return Sequences.from_lengths(values, lengths)

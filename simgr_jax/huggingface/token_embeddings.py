@@ -1,0 +1,72 @@
+"""Where the embeddings of new semantic-ID tokens begin, in the space of the LLM's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float, Int
+from transformers import PreTrainedTokenizerBase
+
+from simgr_jax.errors import UserError
+from simgr_jax.huggingface.checkpoint import Checkpoint
+from simgr_jax.huggingface.load import embedding_statistics, read_embedding_rows
+
+TOKEN_INITS = ("mean", "words")
+
+
+def from_mean(checkpoint: Checkpoint, count: int, seed: int) -> Float[np.ndarray, "count D"]:
+    """Draws around the mean of the LLM's embeddings, each dimension with their standard deviation; float32."""
+    mean, std = embedding_statistics(checkpoint)
+    noise = np.random.default_rng(seed).standard_normal((count, len(mean)), np.float32)
+    return mean + noise * std
+
+
+def from_words(
+    checkpoint: Checkpoint,
+    tokenizer: PreTrainedTokenizerBase,
+    item_texts: Sequence[str],
+    tokens: Int[np.ndarray, "N L"],
+    vocab_size: int,
+    seed: int,
+) -> Float[np.ndarray, "V D"]:
+    """Each token begins as the LLM's embedding of the words of the items that carry it; float32.
+
+    An item is the mean of its text's token embeddings, a semantic-ID token the mean of its items. Means lie closer
+    together than what they are means of, so they are spread out again to the standard deviation of the LLM's
+    embeddings. A token that no item with a text carries begins as in `from_mean`.
+
+    Args:
+      item_texts: [N].
+      tokens: the semantic-ID tokens of each item, below `vocab_size`.
+
+    Raises:
+      UserError: no item has a text.
+    """
+    words = tokenizer(list(item_texts), add_special_tokens=False).input_ids
+    items = np.repeat(np.arange(len(words)), [len(one) for one in words])
+    if not len(items):
+        raise UserError(
+            'config.backbone.token_init: "words" finds no words in the items\' texts; use "mean", or give items text'
+        )
+    used, columns = np.unique(np.concatenate([np.asarray(one, np.int64) for one in words]), return_inverse=True)
+    item_vectors = _row_means(items, columns, (len(words), len(used))) @ read_embedding_rows(checkpoint, used)
+
+    has_words = np.isin(np.arange(len(words)), items)
+    carriers = np.repeat(np.flatnonzero(has_words), tokens.shape[1])
+    carried = tokens[has_words].reshape(-1)
+    token_vectors = _row_means(carried, carriers, (vocab_size, len(words))) @ item_vectors
+
+    start = from_mean(checkpoint, vocab_size, seed)
+    mean, std = embedding_statistics(checkpoint)
+    chosen = np.unique(carried)
+    found = token_vectors[chosen]
+    start[chosen] = mean + (found - found.mean(axis=0)) / np.maximum(found.std(axis=0), 1e-12) * std
+    return start
+
+
+def _row_means(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> scipy.sparse.csr_array:
+    """The matrix that takes each row's mean over its columns; a column that a row has twice counts twice."""
+    counts = np.bincount(rows, minlength=shape[0])
+    return scipy.sparse.csr_array(((1 / counts[rows]).astype(np.float32), (rows, columns)), shape=shape)

@@ -1,0 +1,303 @@
+"""Tiny random checkpoints of every family, made by Transformers, and what torch computes with them.
+
+    python tests/huggingface/make_golden.py
+
+writes `golden/NAME/` for every one of CASES: a checkpoint as `save_pretrained` lays it out, and `expected.safetensors`
+with the inputs, the hidden states and the gradients of `Reference`. The tests compare with these where torch is not
+installed, and otherwise also with checkpoints that they make in the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+GOLDEN = Path(__file__).parent / "golden"
+
+# Three sequences, each longer than every window and rope length below, padded to the first; the other two fill a row.
+LENGTHS = (24, 14, 10)
+VOCABULARY = 1 + sum(LENGTHS)
+PADDING = 0
+
+_NO_SPECIAL_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+SMALL = {
+    **_NO_SPECIAL_TOKENS,
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+_SMALL_GPT2 = {
+    **_NO_SPECIAL_TOKENS,
+    "vocab_size": VOCABULARY,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": LENGTHS[0],
+}
+_TINY_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 4,
+    "intermediate_size": 4,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "image_size": 4,
+    "patch_size": 2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A checkpoint: its model class, what its config has beyond `small`, and how it is saved."""
+
+    architecture: str
+    config: dict[str, Any]
+    small: dict[str, Any] = dataclasses.field(default_factory=lambda: SMALL)
+    save: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _longrope(original: int) -> dict[str, Any]:
+    return {
+        "max_position_embeddings": 4 * original,
+        "original_max_position_embeddings": original,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 100.0,
+            "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.5, 3.0],
+            "long_factor": [1.2, 4.0, 7.0],
+        },
+    }
+
+
+_GEMMA3 = {
+    "num_hidden_layers": 7,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "sliding_window": 5,
+    "query_pre_attn_scalar": 5,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+}
+
+CASES = {
+    "llama": Case("LlamaForCausalLM", {"head_dim": 6, "rms_norm_eps": 1e-2}),
+    # Of its eight frequencies, one is kept, two are interpolated, and five are divided.
+    "llama_llama3_rope": Case(
+        "LlamaForCausalLM",
+        {
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 100.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 2.5,
+                "original_max_position_embeddings": 20,
+            },
+        },
+    ),
+    "llama_biases_linear_rope": Case(
+        "LlamaModel",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "hidden_act": "gelu",
+            "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 100.0},
+        },
+    ),
+    "llama_proportional_rope": Case(
+        "LlamaModel",
+        {
+            "head_dim": 12,
+            "rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 50.0},
+        },
+    ),
+    "mistral": Case("MistralForCausalLM", {"sliding_window": 5, "head_dim": 6}),
+    "mistral_no_window": Case("MistralForCausalLM", {"sliding_window": None}),
+    "qwen2": Case("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    "qwen2_window_yarn": Case(
+        "Qwen2Model",
+        {
+            "num_attention_heads": 2,
+            "head_dim": 16,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 1,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 100.0,
+                "factor": 4.0,
+                "beta_fast": 2.0,
+                "original_max_position_embeddings": 20,
+            },
+        },
+    ),
+    "qwen3": Case("Qwen3ForCausalLM", {"head_dim": 8}),
+    "qwen3_biases_window": Case(
+        "Qwen3Model",
+        {
+            "head_dim": 4,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "qwen3_moe": Case(
+        "Qwen3MoeForCausalLM",
+        {
+            "head_dim": 4,
+            "moe_intermediate_size": 8,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+        },
+    ),
+    "qwen3_moe_fused_window": Case(
+        "Qwen3MoeModel",
+        {
+            "head_dim": 4,
+            "moe_intermediate_size": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": False,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+        },
+        save={"save_original_format": False},
+    ),
+    "gemma2": Case(
+        "Gemma2ForCausalLM",
+        {"head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 3, "attn_logit_softcapping": 2.0},
+    ),
+    "gemma3_text": Case("Gemma3ForCausalLM", _GEMMA3),
+    "gemma3": Case(
+        "Gemma3ForConditionalGeneration",
+        {
+            "text_config": SMALL | _GEMMA3 | {"num_hidden_layers": 2, "attention_bias": True},
+            "vision_config": _TINY_VISION,
+            "mm_tokens_per_image": 1,
+        },
+        small={},
+    ),
+    "phi3": Case("Phi3ForCausalLM", {"sliding_window": 7}),
+    "phi3_partial_rotary": Case(
+        "Phi3ForCausalLM",
+        {
+            "num_attention_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "phi3_longrope_short": Case("Phi3ForCausalLM", {"num_attention_heads": 2} | _longrope(original=24)),
+    "phi3_longrope_long": Case("Phi3Model", {"num_attention_heads": 2} | _longrope(original=9)),
+    "smollm3": Case("SmolLM3ForCausalLM", {"no_rope_layers": [0, 1]}),
+    "smollm3_biases_window": Case(
+        "SmolLM3Model",
+        {
+            "no_rope_layer_interval": 2,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+        },
+    ),
+    "gpt2": Case("GPT2LMHeadModel", {}, small=_SMALL_GPT2),
+    "gpt2_unscaled": Case(
+        "GPT2Model",
+        {"n_inner": 24, "activation_function": "gelu", "scale_attn_weights": False, "layer_norm_epsilon": 1e-2},
+        small=_SMALL_GPT2,
+    ),
+}
+
+
+def make_model(case: Case, seed: int):
+    """The torch model, with weights large enough for everything in it to matter."""
+    import torch
+    import transformers
+
+    architecture = getattr(transformers, case.architecture)
+    config = architecture.config_class(**case.small | case.config)
+    model = architecture._from_config(config, attn_implementation="eager").eval()
+    spread = 1.5 / config.get_text_config().hidden_size ** 0.5
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                # Norms' scales keep the value that means 1, be it 0 or 1.
+                parameter += 0.3 * noise
+            elif name.endswith(("embed_tokens.weight", "wte.weight", "wpe.weight")):
+                parameter.copy_(noise)
+            else:
+                parameter.copy_(spread * noise)
+    return model
+
+
+def expected(model, seed: int) -> dict[str, np.ndarray]:
+    """What torch computes on sequences of distinct tokens: three padded rows, and a row with two of them behind each
+    other, whose states are those of each alone.
+
+    The gradient is that of sum(hidden * cotangent), by each position's embedding as it lies in the table.
+    """
+    import torch
+
+    width = model.config.get_text_config().hidden_size
+    by_token = np.random.default_rng(seed).normal(size=(VOCABULARY, width)).astype(np.float32)
+    by_token[PADDING] = 0
+    sequences = np.split(np.arange(1, VOCABULARY), np.cumsum(LENGTHS)[:-1])
+
+    def run(ids):
+        model.zero_grad()
+        mask = torch.tensor(ids != PADDING)
+        hidden = model.base_model(input_ids=torch.tensor(ids), attention_mask=mask).last_hidden_state
+        (hidden * torch.tensor(by_token[ids])).sum().backward()
+        return hidden.detach().numpy(), model.get_input_embeddings().weight.grad.numpy()[ids]
+
+    padded = np.stack([np.pad(ids, (0, LENGTHS[0] - len(ids)), constant_values=PADDING) for ids in sequences])
+    packed = np.concatenate(sequences[1:])[None]
+    alone = [np.concatenate(parts, axis=1) for parts in zip(*(run(ids[None]) for ids in sequences[1:]), strict=True)]
+    hidden, gradient = (np.concatenate(rows) for rows in zip(run(padded), alone, strict=True))
+    input_ids = np.concatenate([padded, packed])
+    segments = np.repeat([1, 2], LENGTHS[1:])[None]
+    starts = np.where(segments == 1, 0, LENGTHS[1])
+    return {
+        "input_ids": input_ids.astype(np.int32),
+        "segment_ids": np.concatenate([padded != PADDING, segments]).astype(np.int32),
+        "positions": (np.arange(LENGTHS[0]) - np.concatenate([np.zeros_like(padded), starts])).astype(np.int32),
+        "cotangent": by_token[input_ids],
+        "hidden": hidden,
+        "gradient": gradient,
+    }
+
+
+def write(name: str, folder: Path, seed: int) -> None:
+    """The checkpoint of CASES[name] and what is expected of it."""
+    from safetensors.numpy import save_file
+
+    model = make_model(CASES[name], seed)
+    model.save_pretrained(folder, **CASES[name].save)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    save_file(expected(model, seed), folder / "expected.safetensors")
+
+
+def main():
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    for name in CASES:
+        write(name, GOLDEN / name, seed=1)
+
+
+if __name__ == "__main__":
+    main()

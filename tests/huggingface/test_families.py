@@ -1,0 +1,381 @@
+"""Every family's checkpoints give the hidden states and gradients that torch and Transformers compute from them.
+
+`golden/` holds what torch computed once (see make_golden.py); where torch is installed, other checkpoints are compared
+with it directly.
+"""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import make_golden
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+from transformers import AutoConfig
+
+from simgr_jax.errors import UserError
+from simgr_jax.huggingface import families
+from simgr_jax.huggingface.checkpoint import Checkpoint
+from simgr_jax.huggingface.load import load_transformer
+from simgr_jax.models.transformer import Transformer
+
+GOLDEN, CASES = make_golden.GOLDEN, make_golden.CASES
+MAX_LENGTH = make_golden.LENGTHS[0]
+
+
+def read(folder):
+    """A checkpoint's config and tensors."""
+    return AutoConfig.from_pretrained(folder), load_file(folder / "model.safetensors")
+
+
+def load(folder, max_length=MAX_LENGTH):
+    """The transformer and the token embeddings [V, D] of a checkpoint.
+
+    Each parameter has its source and each source its parameter, of one shape.
+    """
+    hf_config, tensors = read(folder)
+    config = families.transformer_config(hf_config, max_length=max_length)
+    sources, prefix = families.sources(hf_config, tensors), families.prefix(hf_config, tensors)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
+    parameters = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+    assert parameters.keys() == sources.keys()
+    for path, leaf in parameters.items():
+        value = parameter(sources[path], tensors, prefix, config)
+        assert value.shape == leaf.shape
+        leaf.set_value(jnp.asarray(value))
+    return nnx.merge(graphdef, state), tensors[prefix + families.EMBEDDING[hf_config.model_type]]
+
+
+def parameter(source, tensors, prefix, config):
+    """One of our parameters, from the checkpoint's tensors."""
+
+    def slot(**indices):
+        tensor = tensors[prefix + source.name.format(**indices)]
+        if source.part:
+            axis, start, stop = source.part
+            tensor = np.take(tensor, range(start, stop), axis)
+        return np.swapaxes(tensor, -1, -2) if source.transpose else tensor
+
+    def layer(**indices):
+        if "{expert}" not in source.name:
+            return slot(**indices)
+        return np.stack([slot(expert=expert, **indices) for expert in range(config.experts)])
+
+    return np.stack([layer(layer=i) for i in range(config.layers)]) if "{layer}" in source.name else layer()
+
+
+# Nearly all of the time is the compiler's.
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def hidden_and_gradient(graphdef, state, embeddings, segment_ids, positions, cotangent):
+    transformer = nnx.merge(graphdef, state)
+    with jax.default_matmul_precision("float32"):  # Accelerators round float32 products otherwise.
+        hidden, pull_back = jax.vjp(lambda x: transformer(x, segment_ids, positions), embeddings)
+        return hidden, pull_back(cotangent)[0]
+
+
+def assert_agrees_with_torch(folder, expected):
+    transformer, table = load(folder)
+    graphdef, state = nnx.split(transformer)
+    embeddings = table[expected["input_ids"]]
+    inputs = embeddings, expected["segment_ids"], expected["positions"], expected["cotangent"]
+    hidden, gradient = hidden_and_gradient(graphdef, state, *inputs)
+    real = expected["segment_ids"] > 0
+    np.testing.assert_allclose(hidden[real], expected["hidden"][real], rtol=0, atol=1e-4)
+    scale = np.abs(expected["gradient"][real]).max()
+    np.testing.assert_allclose(gradient[real] / scale, expected["gradient"][real] / scale, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_padded_and_packed_states_and_gradients_equal_what_torch_once_computed(name):
+    assert_agrees_with_torch(GOLDEN / name, load_file(GOLDEN / name / "expected.safetensors"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_padded_and_packed_states_and_gradients_equal_torchs(name, tmp_path):
+    pytest.importorskip("torch")
+    make_golden.write(name, tmp_path, seed=2)
+    assert_agrees_with_torch(tmp_path, load_file(tmp_path / "expected.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe_fused_window", "gemma3"])
+def test_the_loader_reads_the_same_where_a_checkpoints_layout_is_unusual(name):
+    checkpoint = Checkpoint(GOLDEN / name)
+    config = families.transformer_config(checkpoint.config, max_length=MAX_LENGTH)
+    loaded = load_transformer(checkpoint, config, "float32")
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(load(GOLDEN / name)[0]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_sources_lead_back_to_every_tensor_of_the_decoder(name):
+    """As `Source` says how: that is how a model is exported."""
+    hf_config, tensors = read(GOLDEN / name)
+    prefix, state = families.prefix(hf_config, tensors), nnx.state(load(GOLDEN / name)[0])
+    parameters = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
+    pieces = {}
+    for path, source in families.sources(hf_config, tensors).items():
+        stacked = [axis for axis in ("layer", "expert") if f"{{{axis}}}" in source.name]
+        for slot in np.ndindex(parameters[path].shape[: len(stacked)]):
+            tensor = prefix + source.name.format(**dict(zip(stacked, slot, strict=True)))
+            piece = parameters[path][slot]
+            piece = np.swapaxes(piece, -1, -2) if source.transpose else piece
+            pieces.setdefault(tensor, []).append((source.part or (0, 0, 0), piece))
+    rebuilt = {}
+    for tensor, parts in pieces.items():
+        parts.sort(key=lambda part: part[0])
+        rebuilt[tensor] = np.concatenate([piece for _, piece in parts], axis=parts[0][0][0])
+    others = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
+    decoder = {
+        t: x for t, x in tensors.items() if not t.endswith(others) and not t.startswith(("vision", "multi_modal"))
+    }
+    assert rebuilt.keys() == decoder.keys()
+    jax.tree.map(np.testing.assert_array_equal, rebuilt, decoder)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names", "prefix"),
+    [
+        ("llama", ["embed_tokens.weight", "norm.weight"], ""),
+        ("llama", ["lm_head.weight", "model.embed_tokens.weight"], "model."),
+        (
+            "gemma3",
+            ["language_model.model.embed_tokens.weight", "vision_tower.embeddings.weight"],
+            "language_model.model.",
+        ),
+        ("gemma3", ["model.language_model.embed_tokens.weight"], "model.language_model."),
+        ("gpt2", ["wte.weight", "wpe.weight"], ""),
+        ("gpt2", ["transformer.wte.weight", "transformer.wpe.weight"], "transformer."),
+    ],
+)
+def test_the_prefix_is_found_from_the_tensors_names(model_type, names, prefix):
+    assert families.prefix(AutoConfig.for_model(model_type), names) == prefix
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["model.norm.weight", "not_embed_tokens.weight"], ["a.wte.weight", "b.wte.weight"]]
+)
+def test_a_checkpoint_without_one_table_of_embeddings_is_refused(names):
+    with pytest.raises(UserError, match=r"^config\.backbone\.checkpoint: \d tensors are named"):
+        families.prefix(AutoConfig.for_model("gpt2"), names)
+
+
+def config_from_json(folder, values):
+    """TransformerConfig of a config.json that says `values`, read as a checkpoint's is."""
+    (folder / "config.json").write_text(json.dumps(values))
+    return families.transformer_config(AutoConfig.from_pretrained(folder), max_length=MAX_LENGTH)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {"short_factor": [1.0, 2.0, 3.0], "long_factor": [4.0, 5.0, 6.0]}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
+
+
+# What Transformers wrote until version 4, and on the hub mostly still stands, beside what it writes now.
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": LLAMA3},
+            {"model_type": "llama", "rope_parameters": LLAMA3 | {"rope_theta": 5e5}},
+        ),
+        (
+            {"model_type": "llama", "rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}},
+        ),
+        (
+            {"model_type": "qwen2", "rope_theta": 1e6, "rope_scaling": YARN | {"type": "yarn"}},
+            {"model_type": "qwen2", "rope_parameters": YARN | {"rope_type": "yarn", "rope_theta": 1e6}},
+        ),
+        (
+            {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+            {
+                "model_type": "qwen3",
+                "use_sliding_window": True,
+                "sliding_window": 6,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+        ),
+        (
+            {"model_type": "qwen3_moe", "num_experts": 6, "head_dim": 4},
+            {"model_type": "qwen3_moe", "num_local_experts": 6, "head_dim": 4},
+        ),
+        (
+            {
+                "model_type": "gemma3_text",
+                "rope_theta": 2e6,
+                "rope_local_base_freq": 2e4,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+                "sliding_window_pattern": 2,
+            },
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2e6},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+                },
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+        ),
+        (
+            {
+                "model_type": "phi3",
+                "num_attention_heads": 2,
+                "max_position_embeddings": 64,
+                "original_max_position_embeddings": 16,
+                "partial_rotary_factor": 0.75,
+                "rope_theta": 1e5,
+                "rope_scaling": LONGROPE | {"type": "longrope"},
+            },
+            {
+                "model_type": "phi3",
+                "num_attention_heads": 2,
+                "max_position_embeddings": 64,
+                "original_max_position_embeddings": 16,
+                "rope_parameters": LONGROPE
+                | {"rope_type": "longrope", "partial_rotary_factor": 0.75, "rope_theta": 1e5},
+            },
+        ),
+    ],
+    ids=lambda values: values["model_type"],
+)
+def test_older_spellings_of_a_config_mean_the_same(tmp_path, old, new):
+    config = config_from_json(tmp_path, make_golden.SMALL | old)
+    assert config == config_from_json(tmp_path, make_golden.SMALL | new)
+    kept = {key: old[key] for key in ("model_type", "num_attention_heads", "head_dim") if key in old}
+    assert config != config_from_json(tmp_path, make_golden.SMALL | kept)
+
+
+def test_gemma_3_of_text_and_images_is_its_text_part_with_the_defaults_of_one(tmp_path):
+    """The hub's configs leave out what is the default."""
+    text = {"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 7, "sliding_window": 9}
+    both = config_from_json(tmp_path, {"model_type": "gemma3", "text_config": text})
+    assert both == config_from_json(tmp_path, text)
+    assert (both.width, both.heads, both.kv_heads, both.head_width) == (32, 8, 4, 256)
+    assert both.windows == (9, 9, 9, 9, 9, 0, 9)
+
+
+def test_experts_are_taken_to_be_tensors_of_their_own_unless_the_checkpoint_has_them_in_one():
+    hf_config, fused = read(GOLDEN / "qwen3_moe_fused_window")
+    assert families.sources(hf_config)["layers.mlp.down_proj.kernel"] == families.Source(
+        "layers.{layer}.mlp.experts.{expert}.down_proj.weight", transpose=True
+    )
+    assert families.sources(hf_config, fused)["layers.mlp.down_proj.kernel"] == families.Source(
+        "layers.{layer}.mlp.experts.down_proj", transpose=True
+    )
+
+
+@pytest.mark.parametrize(("max_length", "factors"), [(16, (1, 2, 3)), (17, (4, 5, 6))])
+def test_longropes_factors_are_those_of_the_longest_sequence(max_length, factors):
+    rope_parameters = LONGROPE | {"rope_type": "longrope", "rope_theta": 100.0}
+    hf_config = AutoConfig.for_model(
+        "phi3",
+        **{"hidden_size": 12, "num_attention_heads": 2, "num_hidden_layers": 1, "pad_token_id": None},
+        **{"max_position_embeddings": 64, "original_max_position_embeddings": 16, "rope_parameters": rope_parameters},
+    )
+    (rope,) = families.transformer_config(hf_config, max_length=max_length).rope
+    np.testing.assert_allclose(rope.frequencies, 100 ** -(np.arange(3) / 3) / factors, rtol=1e-6)
+    # sqrt(1 + ln 4 / ln 16)
+    np.testing.assert_allclose(rope.scale, 1.5**0.5, rtol=1e-6)
+
+
+LENGTHS = {"original_max_position_embeddings": 4096, "max_position_embeddings": 131072}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "share"),
+    [
+        ({"rope_type": "linear", "factor": 8.0}, 1.0),
+        (LLAMA3 | {"original_max_position_embeddings": 8192}, 1.0),
+        ({"rope_type": "proportional", "factor": 2.0}, 0.25),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 1.0),
+        ({"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096, "truncate": False}, 1.0),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096, "attention_factor": 1.5}, 1.0),
+        (
+            {
+                "rope_type": "yarn",
+                "factor": 40.0,
+                "original_max_position_embeddings": 4096,
+                "mscale": 0.7,
+                "mscale_all_dim": 0.4,
+                "beta_fast": 20,
+                "beta_slow": 2,
+            },
+            1.0,
+        ),
+    ],
+)
+def test_rotary_frequencies_at_full_size_are_those_of_transformers(parameters, share):
+    pytest.importorskip("torch")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = parameters | {"rope_theta": 5e5, "partial_rotary_factor": share}
+    hf_config = AutoConfig.for_model("llama", max_position_embeddings=131072, rope_parameters=parameters)
+    frequencies, scale = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](hf_config)
+    rope = families.transformer_config(hf_config, max_length=MAX_LENGTH).rope[0]
+    np.testing.assert_allclose(rope.frequencies, frequencies.numpy(), rtol=4e-7)
+    np.testing.assert_allclose(rope.scale, scale, rtol=1e-6)
+
+
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+HALF = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "named"),
+    [
+        ("llama", {"rope_parameters": DYNAMIC}, 'rope type "dynamic"'),
+        ("llama", {"rope_parameters": HALF}, "partial_rotary_factor"),
+        ("mistral", {"hidden_act": "relu"}, 'activation "relu"'),
+        ("qwen2", {"num_hidden_layers": 1, "layer_types": ["chunked_attention"]}, 'layer type "chunked_attention"'),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
+    ],
+)
+def test_what_is_not_computed_is_refused_in_a_line_that_names_it(model_type, options, named):
+    hf_config = AutoConfig.for_model(model_type, **options)
+    for use in (families.sources, functools.partial(families.transformer_config, max_length=8)):
+        with pytest.raises(UserError, match=rf"^config\.backbone\.checkpoint: .*{named}.*; use "):
+            use(hf_config)
+
+
+@pytest.mark.parametrize("model_type", ["bert", None, 3])
+def test_other_architectures_are_refused_with_the_list_of_those_supported(model_type):
+    with pytest.raises(UserError) as refusal:
+        families.require_supported(model_type, "folder/config.json")
+    message = str(refusal.value)
+    assert message.startswith(f"folder/config.json:model_type: {model_type!r} is not supported")
+    for supported in ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3", "phi3", "smollm3", "gpt2"):
+        assert supported in message
+        families.require_supported(supported, "folder/config.json")
+
+
+def test_a_config_of_another_architecture_is_refused():
+    with pytest.raises(UserError, match=r"^config\.backbone\.checkpoint: .*'bert' is not supported; use .* llama, "):
+        families.transformer_config(AutoConfig.for_model("bert"), max_length=8)
+
+
+def test_a_sequence_longer_than_the_learned_positions_is_refused():
+    hf_config = AutoConfig.for_model("gpt2", n_positions=24)
+    assert families.transformer_config(hf_config, max_length=24).max_positions == 24
+    with pytest.raises(UserError, match=r"^config\.backbone\.checkpoint: .* 24 learned .* 25; .*row_length"):
+        families.transformer_config(hf_config, max_length=25)
+
+
+def test_the_computations_own_options_are_passed_on():
+    config = families.transformer_config(
+        AutoConfig.for_model("gpt2", resid_pdrop=0.5), max_length=8, dtype="bfloat16", dropout=0.25, remat="full"
+    )
+    assert (config.dtype, config.dropout, config.remat) == ("bfloat16", 0.25, "full")
