@@ -3,8 +3,9 @@
     python -m benchmarks.load_checkpoint
 
 writes results/load_checkpoint.json. The checkpoint (Llama's tensors, random, a shard a layer) is generated, untimed; it
-is then loaded (and its embedding read, for the new tokens' start) by three processes, one after another, for each pair of dtypes: the seconds are their median, the memory
-their most. The files have just been written, so they are read from the system's cache.
+is then loaded by three processes, one after another, for each pair of dtypes: the seconds are their median, the memory
+their most. Loading is what training does: the decoder's weights go to the device, and the embedding is read through for
+the new tokens' start. The files have just been written, so they are read from the system's cache.
 
 "Beyond the parameters" is the process's peak memory less what it had when everything was imported and JAX started, and
 less the parameters, where these lie in the host's memory, too.
