@@ -93,7 +93,6 @@ def _splash(query, key, value, segment_ids, *, window: int, softcap: float) -> F
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=softcap or None,
-        interpret=jax.default_backend() == "cpu",
     )
     by_head = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
     segments = splash_attention_kernel.SegmentIds(segment_ids, segment_ids)
