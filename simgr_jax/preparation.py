@@ -9,6 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 from flax import nnx
+from transformers import PreTrainedTokenizerBase
 
 from simgr_jax import run_config
 from simgr_jax.data import prompts
@@ -18,12 +19,14 @@ from simgr_jax.data.prompts import Prompt
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation.metrics import LIST_LENGTH
 from simgr_jax.evaluation.ranking import Ranker
-from simgr_jax.huggingface.pretrained import load_pretrained, open_llm
+from simgr_jax.huggingface.checkpoint import Checkpoint
+from simgr_jax.huggingface.pretrained import load_pretrained, open_checkpoint
 from simgr_jax.huggingface.token_embeddings import TOKEN_INITS
 from simgr_jax.huggingface.tokenizer import load_tokenizer
 from simgr_jax.models.create import create
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.semantic_ids.build import build
+from simgr_jax.semantic_ids.tokenizer import SemanticIds
 from simgr_jax.training.checkpoints import Checkpoints
 
 
@@ -32,6 +35,8 @@ class Prepared(NamedTuple):
 
     Attributes:
       id_quality: how good the semantic IDs are (see `semantic_ids.quality`).
+      llm: what the backbone begins as, and None, as its tokenizer, where it is trained from scratch.
+      tokenizer: the LLM's, with the semantic-ID tokens.
       prompt: how histories become the backbone's inputs.
       model: with random parameters.
       ranker: ranks evaluation cases with the model's parameters.
@@ -39,7 +44,10 @@ class Prepared(NamedTuple):
 
     dataset: Dataset
     split: Split
+    semantic_ids: SemanticIds
     id_quality: dict[str, Any]
+    llm: Checkpoint | None
+    tokenizer: PreTrainedTokenizerBase | None
     prompt: Prompt
     model: Recommender
     ranker: Ranker
@@ -75,18 +83,18 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, k: int = LIST_LENG
       k: length of the ranker's lists.
     """
     check(config)
-    llm = open_llm(config) if config.backbone.checkpoint else None
+    llm = open_checkpoint(config) if config.backbone.checkpoint else None
     cache = cache_dir(config, workdir)
     dataset, split = load_data(config, cache)
     if k > dataset.num_items:
         raise UserError(f"--k: {k} is more than the {dataset.num_items} items of {dataset.name}; give at most that")
     semantic_ids, id_quality = build(config.semantic_ids, dataset, split.train, cache, config.seed)
-    tokenizer = load_tokenizer(llm.checkpoint.folder, semantic_ids.token_strings()) if llm else None
+    tokenizer = load_tokenizer(llm.folder, semantic_ids.token_strings()) if llm else None
     prompt = prompts.create(config, semantic_ids, dataset.item_texts, tokenizer)
     item_counts = np.bincount(split.train.values, minlength=dataset.num_items)
     pretrained = None
     if llm:
-        pretrained = load_pretrained(llm, tokenizer, config, semantic_ids, dataset.item_texts, prompt.text_tokens)
+        pretrained = load_pretrained(llm, tokenizer, config, semantic_ids, dataset.item_texts, prompt)
     model = create(config, semantic_ids, item_counts, pretrained)
     ranker = Ranker(
         nnx.graphdef(model),
@@ -97,7 +105,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, k: int = LIST_LENG
         k=k,
         filter_history=config.evaluation.filter_history,
     )
-    return Prepared(dataset, split, id_quality, prompt, model, ranker)
+    return Prepared(dataset, split, semantic_ids, id_quality, llm, tokenizer, prompt, model, ranker)
 
 
 def restore_best(model: Recommender, workdir: Path) -> tuple[nnx.State, nnx.State, dict[str, float]]:

@@ -197,7 +197,7 @@ def text_prompt(
     elif item_texts is None:
         raise UserError("config.prompt.item: has {title}, but the dataset has no item texts; leave {title} out")
     else:
-        titles = _cut([" ".join(text.split()) for text in item_texts], tokenizer, max_title_tokens)
+        titles = cut_titles([" ".join(text.split()) for text in item_texts], tokenizer, max_title_tokens)
         texts = [template.format(title=title) for title in titles]
     encode = _Encoder(tokenizer, semantic_ids)
     inside = Sequences.from_lists(encode(texts, after_codes=True))
@@ -247,7 +247,7 @@ def _placeholders(template: str) -> list[str]:
     ]
 
 
-def _cut(titles: list[str], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> Iterator[str]:
+def cut_titles(titles: list[str], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> Iterator[str]:
     """Each title up to the end of its token number `max_tokens`."""
     for first in range(0, len(titles), _CHUNK):
         chunk = titles[first : first + _CHUNK]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import ml_collections
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from simgr_jax import default_config
+from simgr_jax.data.prompts import Prompt
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families, token_embeddings
 from simgr_jax.huggingface.checkpoint import Checkpoint, local_folder
@@ -21,15 +21,8 @@ from simgr_jax.models.transformer import TransformerConfig
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
 
-class LLM(NamedTuple):
-    """A checkpoint, and its decoder's config with the computation that a run wants."""
-
-    checkpoint: Checkpoint
-    backbone: TransformerConfig
-
-
-def open_llm(config: ml_collections.ConfigDict) -> LLM:
-    """The LLM of `config.backbone.checkpoint`; no weights are read.
+def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
+    """The checkpoint of `config.backbone.checkpoint`; no weights are read.
 
     Raises:
       UserError: it can't be used, or the config asks for a shape although the checkpoint has one.
@@ -39,34 +32,36 @@ def open_llm(config: ml_collections.ConfigDict) -> LLM:
         if config.backbone[key] != default[key]:
             raise UserError(f"config.backbone.{key}: is decided by config.backbone.checkpoint; leave it out")
     checkpoint = Checkpoint(local_folder(config.backbone.checkpoint, "config.backbone.checkpoint"))
+    # What is wrong whatever the length is better told before the data are prepared.
+    _backbone_config(checkpoint, config, max_length=1)
+    return checkpoint
+
+
+def _backbone_config(checkpoint: Checkpoint, config: ml_collections.ConfigDict, max_length: int) -> TransformerConfig:
     computation = {key: config.backbone[key] for key in COMPUTATION_KEYS}
-    # No sequence is longer than a row.
-    max_length = config.training.row_length
-    return LLM(checkpoint, families.transformer_config(checkpoint.config, max_length=max_length, **computation))
+    return families.transformer_config(checkpoint.config, max_length=max_length, **computation)
 
 
 def load_pretrained(
-    llm: LLM,
+    checkpoint: Checkpoint,
     tokenizer: PreTrainedTokenizerBase,
     config: ml_collections.ConfigDict,
     semantic_ids: SemanticIds,
     item_texts: Sequence[str] | None,
-    text_tokens: Int[np.ndarray, " W"],
+    prompt: Prompt,
 ) -> Pretrained:
     """The weights, on the devices.
 
-    Args:
-      text_tokens: of the LLM's own tokens, those that prompts have.
-
     Raises:
-      UserError: the checkpoint is not whole, or the tokens can't begin as asked.
+      UserError: the checkpoint is not whole, can't read prompts so long, or the tokens can't begin as asked.
     """
     # What is trained is kept in float32.
     dtype = config.lora.base_dtype if config.lora.rank else "float32"
+    max_length = min(prompt.longest(config.data.max_items), config.training.row_length)
     return Pretrained(
-        load_transformer(llm.checkpoint, llm.backbone, dtype),
-        _token_embeddings(llm.checkpoint, tokenizer, config, semantic_ids, item_texts),
-        _text_embedding(llm.checkpoint, text_tokens, dtype),
+        load_transformer(checkpoint, _backbone_config(checkpoint, config, max_length), dtype),
+        _token_embeddings(checkpoint, tokenizer, config, semantic_ids, item_texts),
+        _text_embedding(checkpoint, prompt.text_tokens, dtype),
     )
 
 
