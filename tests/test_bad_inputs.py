@@ -46,6 +46,13 @@ def flags(binary, *arguments, files=None, message):
     return pytest.param(binary, arguments, files or {}, message, id=f"{binary} {' '.join(arguments)}")
 
 
+def llm(name, files, message):
+    """Files of a checkpoint."""
+    arguments = ("--config=configs/llm.py", IN_WORKDIR, "--config.data.format=synthetic")
+    arguments += ("--config.backbone.checkpoint=TMP/llm",)
+    return pytest.param("train", arguments, {f"TMP/llm/{file}": text for file, text in files.items()}, message, id=name)
+
+
 def predictions(name, change, message):
     """change: of a good file's lines."""
     arguments = (TINY, "--predictions=TMP/p.jsonl")
@@ -256,6 +263,26 @@ CASES = [
         "recommend", "--workdir=TRAINED", "--output=TMP/o.jsonl", "--k=61", message="--k: 61 is more than the 60 items"
     ),
     flags("recommend", "--workdir=TRAINED", "--output=TMP", message="TMP: can't be written (Is a directory)"),
+    # An LLM as the backbone.
+    option("--config.lora.rank=4", message="config.lora.rank: adapts a checkpoint; give config.backbone.checkpoint"),
+    option("--config.lora.base_dtype=int8", message='config.lora.base_dtype: "int8" is unknown; choose one of float32'),
+    option("--config.backbone.token_init=zero", message='config.backbone.token_init: "zero" is unknown; choose one of'),
+    option(
+        "--config.backbone.remat=some", message='config.backbone.remat: "some" is unknown; choose one of none'
+    ),
+    option(
+        "--config.backbone.checkpoint=TMP", message="config.backbone.width: is decided by config.backbone.checkpoint"
+    ),
+    llm("no such folder", {}, message="config.backbone.checkpoint: no folder TMP/llm, and no such model"),
+    llm("no config", {"x.txt": "x"}, message="TMP/llm/config.json: no such file; give the folder of a Hugging Face"),
+    llm("an encoder", {"config.json": {"model_type": "bert"}}, message="model_type: 'bert' is not supported; use"),
+    llm(
+        "a pickle",
+        {"config.json": {"model_type": "llama"}, "pytorch_model.bin": "x"},
+        message="TMP/llm/pytorch_model.bin: is a pickle, which may run code when read; convert it to safetensors",
+    ),
+    flags("export", "--workdir=TMP/none", "--output=TMP/o", message="TMP/none/config.json: is not there; give the"),
+    flags("export", "--workdir=TRAINED", "--output=TMP", message="TMP: is there already; remove it, or choose another"),
     # Predictions.
     flags("evaluate", TINY, "--predictions=TMP/none.jsonl", message="TMP/none.jsonl: can't be read (No such file"),
     predictions("predictions: empty", lambda lines: [], ": is empty; write a line"),
