@@ -133,7 +133,15 @@ def get_config() -> ml_collections.ConfigDict:
                 # Of the weights that stay; "bfloat16" halves their memory.
                 "base_dtype": "bfloat16",
             },
-            "loss": {"full_catalog_weight": 1.0, "in_batch_weight": 0.0, "log_q": True, "label_smoothing": 0.0},
+            "loss": {
+                "full_catalog_weight": 1.0,
+                "in_batch_weight": 0.0,
+                "log_q": True,
+                "label_smoothing": 0.0,
+                # Items that the full-catalog loss encodes and scores at once, so that memory does not grow with the
+                # catalog (4096 is as quick as all at once); 0 takes all at once.
+                "catalog_chunk": 0,
+            },
             "optimizer": {
                 "learning_rate": 2e-3,
                 "warmup_fraction": 0.05,

@@ -267,9 +267,7 @@ CASES = [
     option("--config.lora.rank=4", message="config.lora.rank: adapts a checkpoint; give config.backbone.checkpoint"),
     option("--config.lora.base_dtype=int8", message='config.lora.base_dtype: "int8" is unknown; choose one of float32'),
     option("--config.backbone.token_init=zero", message='config.backbone.token_init: "zero" is unknown; choose one of'),
-    option(
-        "--config.backbone.remat=some", message='config.backbone.remat: "some" is unknown; choose one of none'
-    ),
+    option("--config.backbone.remat=some", message='config.backbone.remat: "some" is unknown; choose one of none'),
     option(
         "--config.backbone.checkpoint=TMP", message="config.backbone.width: is decided by config.backbone.checkpoint"
     ),

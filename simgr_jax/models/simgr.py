@@ -21,6 +21,7 @@ from simgr_jax.ops.similarity_loss import (
     in_batch_cross_entropy,
     to_similarity_space,
 )
+from simgr_jax.ops.streamed_loss import streamed_cross_entropy
 from simgr_jax.ops.top_k import Ranking, rank_catalog
 
 # Adam moves a weight by about the learning rate in a step, so from 0.1 the embeddings leave their random start within
@@ -48,6 +49,7 @@ class SimGRConfig:
       full_catalog_weight, in_batch_weight: weights of the two losses; a loss of weight 0 is not computed.
       log_q: whether the in-batch loss corrects for the items' frequency.
       label_smoothing: ε of both losses.
+      catalog_chunk: items that the full-catalog loss encodes and scores at once; 0 is all, and keeps them.
     """
 
     history: str
@@ -63,6 +65,7 @@ class SimGRConfig:
     in_batch_weight: float
     log_q: bool
     label_smoothing: float
+    catalog_chunk: int = 0
 
     def __post_init__(self):
         if self.history not in ("item", "tokens"):
@@ -181,7 +184,8 @@ class SimGR(nnx.Module):
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         config = self.config
-        item_vectors = self.encode_items() if config.full_catalog_weight else None
+        dense = config.full_catalog_weight and not config.catalog_chunk
+        item_vectors = self.encode_items() if dense else None
         states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors, rngs)
         states = jnp.take_along_axis(states, batch.readouts[..., None], axis=1)
         states = to_similarity_space(states.reshape(-1, states.shape[-1]), config.similarity)
@@ -189,21 +193,46 @@ class SimGR(nnx.Module):
         valid = batch.valid.reshape(-1).astype(jnp.float32)
         mean = lambda losses: jnp.sum(losses * valid) / jnp.maximum(jnp.sum(valid), 1)  # noqa: E731
         temperature = self.temperature
+        target_vectors = self.encode_items(targets) if item_vectors is None else item_vectors[targets]
+        target_vectors = to_similarity_space(target_vectors, config.similarity)
 
         loss, scalars = jnp.float32(0), {"temperature": temperature}
         if config.full_catalog_weight:
-            vectors = to_similarity_space(item_vectors, config.similarity)
-            losses = full_catalog_cross_entropy(states, vectors, targets, temperature, config.label_smoothing)
+            if dense:
+                vectors = to_similarity_space(item_vectors, config.similarity)
+                losses = full_catalog_cross_entropy(states, vectors, targets, temperature, config.label_smoothing)
+            else:
+                losses = self._streamed_cross_entropy(states, target_vectors, temperature)
             scalars["full_catalog_loss"] = mean(losses)
             loss += config.full_catalog_weight * scalars["full_catalog_loss"]
         if config.in_batch_weight:
-            vectors = self.encode_items(targets) if item_vectors is None else item_vectors[targets]
-            vectors = to_similarity_space(vectors, config.similarity)
             log_q = self.log_q[targets] if config.log_q else None
-            losses = in_batch_cross_entropy(states, vectors, targets, valid, temperature, log_q, config.label_smoothing)
+            losses = in_batch_cross_entropy(
+                states, target_vectors, targets, valid, temperature, log_q, config.label_smoothing
+            )
             scalars["in_batch_loss"] = mean(losses)
             loss += config.in_batch_weight * scalars["in_batch_loss"]
         return loss, scalars
+
+    def _streamed_cross_entropy(
+        self, states: Float[Array, "B D"], target_vectors: Float[Array, "B D"], temperature: Float[Array, ""]
+    ) -> Float[Array, " B"]:
+        graphdef, encoder = nnx.split(self.item_encoder)
+
+        def encode(parameters, tokens):
+            encoder, embedding = parameters
+            return to_similarity_space(nnx.merge(graphdef, encoder)(embedding, tokens), self.config.similarity)
+
+        return streamed_cross_entropy(
+            encode,
+            (encoder, self.embedding[...]),
+            self.tokens[...],
+            states,
+            target_vectors,
+            temperature,
+            self.config.label_smoothing,
+            self.config.catalog_chunk,
+        )
 
     def catalog(self) -> Float[Array, "N D"]:
         return self.encode_items()

@@ -1,4 +1,4 @@
-"""Loads a checkpoint onto the devices of several processes; a program of its own, which `test_load.py` runs.
+"""Loads a checkpoint onto the devices of several processes; a program of its own, run by `test_load_transformer.py`.
 
     python -m tests.huggingface.sharded_load FOLDER SHARDING PORT PROCESSES RANK
 
