@@ -59,10 +59,11 @@ def _relative(argument: str) -> str:
 
 
 def commit() -> str | None:
-    """The git commit, "-dirty" if files that git follows have changed since; None outside a repository."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    result = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True)
-    return result.stdout.strip() or None
+    """The git commit, "-dirty" if files have changed since, but for other results; None outside a repository."""
+    git = lambda *arguments: subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)  # noqa: E731
+    head = git("rev-parse", "HEAD").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", ".", ":!results").returncode
+    return f"{head}-dirty" if head and changed else head or None
 
 
 def machine() -> dict[str, Any]:
