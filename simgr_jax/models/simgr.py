@@ -65,7 +65,7 @@ class SimGRConfig:
     in_batch_weight: float
     log_q: bool
     label_smoothing: float
-    catalog_chunk: int = 0
+    catalog_chunk: int
 
     def __post_init__(self):
         if self.history not in ("item", "tokens"):

@@ -29,6 +29,7 @@ HEAD = {
     "in_batch_weight": 0.0,
     "log_q": True,
     "label_smoothing": 0.0,
+    "catalog_chunk": 0,
 }
 BACKBONE = from_scratch_config(width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=12)
 

@@ -1,0 +1,203 @@
+"""The streamed loss against the dense one: value, gradients, and the memory that it is for."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from simgr_jax.batch import TrainBatch
+from simgr_jax.models import item_encoders
+from simgr_jax.models.item_encoders import ITEM_ENCODERS
+from simgr_jax.models.simgr import SimGR, SimGRConfig
+from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.ops.similarity_loss import SIMILARITIES, full_catalog_cross_entropy, to_similarity_space
+from simgr_jax.ops.streamed_loss import streamed_cross_entropy
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """Compiling is most of what these tests do, and half of that is optimizing."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+B, N, D = 7, 23, 8
+CODEBOOK_SIZES = (4, 5, 3)
+SMOOTHINGS = (0.0, 0.1)
+HEAD = {
+    "user_pooling": "last",
+    "item_encoder_width": 10,
+    "temperature": 0.2,
+    "learn_temperature": True,
+    "temperature_min": 0.05,
+    "temperature_max": 1.0,
+    "log_q": True,
+    "label_smoothing": 0.1,
+}
+
+
+def make_tokens(num_items):
+    """int32 [num_items, 3]: of codes at random, so that items share codes and some are equal."""
+    codes = np.random.default_rng(0).integers(0, CODEBOOK_SIZES, (num_items, len(CODEBOOK_SIZES)))
+    return (codes + np.cumsum((0, *CODEBOOK_SIZES[:-1]))).astype(np.int32)
+
+
+def assert_trees_close(actual, expected):
+    """Within 1e-5 of each array's largest entry; what should learn does."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, wanted), found in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(actual), strict=True
+    ):
+        largest = np.abs(wanted).max()
+        assert largest > 0, path
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * largest, err_msg=str(path))
+
+
+@cache
+def problem(encoder_name, similarity):
+    """(encode, what the gradients are taken of): a random encoder, table, users and temperature."""
+    encoder = item_encoders.create(encoder_name, D, 2, 10, CODEBOOK_SIZES, nnx.Rngs(0))
+    graphdef, state = nnx.split(encoder)
+    rng = np.random.default_rng(1)
+    random = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    # Some encoders begin with weights of 0, which would keep gradients from those before them.
+    state = jax.tree.map(lambda weights: weights + 0.3 * random(*weights.shape), state)
+
+    def encode(parameters, tokens):
+        encoder, table = parameters
+        return to_similarity_space(nnx.merge(graphdef, encoder)(table, tokens), similarity)
+
+    table, users = random(sum(CODEBOOK_SIZES), D), random(B, D)
+    return encode, ((state, table), to_similarity_space(users, similarity), jnp.float32(0.3))
+
+
+def dense(encode, targets, learned, tokens, smoothing):
+    parameters, users, temperature = learned
+    return full_catalog_cross_entropy(users, encode(parameters, tokens), targets, temperature, smoothing)
+
+
+def streamed(encode, chunk, targets, learned, tokens, smoothing):
+    parameters, users, temperature = learned
+    vectors = encode(parameters, tokens[targets])
+    return streamed_cross_entropy(encode, parameters, tokens, users, vectors, temperature, smoothing, chunk)
+
+
+def with_gradients(losses):
+    """(losses [B], gradients of their sum, each row weighted differently), compiled."""
+    weights = jnp.linspace(0, 1, B)  # A padded row has none.
+
+    def weighted(learned, tokens, smoothing):
+        found = losses(learned, tokens, smoothing)
+        return found @ weights, found
+
+    return jax.jit(jax.grad(weighted, has_aux=True))
+
+
+def assert_equals_dense(encoder_name, similarity, chunk):
+    encode, learned = problem(encoder_name, similarity)
+    tokens, targets = make_tokens(N), np.array([3, 8, 3, 0, 22, 21, 3])
+    expected = with_gradients(partial(dense, encode, targets))
+    actual = with_gradients(partial(streamed, encode, chunk, targets))
+    for smoothing in (0.0, 0.1):
+        gradients, losses = actual(learned, tokens, smoothing)
+        wanted_gradients, wanted_losses = expected(learned, tokens, smoothing)
+        np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
+        assert_trees_close(gradients, wanted_gradients)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("encoder_name", ITEM_ENCODERS)
+def test_every_encoders_loss_and_gradients_equal_the_dense_ones(encoder_name, similarity):
+    assert_equals_dense(encoder_name, similarity, chunk=5)
+
+
+@pytest.mark.parametrize("chunk", [1, N - 1, N, 64])
+def test_the_chunk_changes_nothing(chunk):
+    assert_equals_dense("mean", "dot", chunk)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_logits_too_large_to_exponentiate_are_folded_in_any_order(order):
+    """One item a token, and each item's logit 50 above or below the one before it."""
+    table = jnp.arange(N, dtype=jnp.float32)[::order, None] * 50
+    tokens = jnp.arange(N)[:, None]
+    encode = lambda table, tokens: table[tokens[:, 0]]  # noqa: E731
+
+    def loss(table):
+        target = encode(table, tokens[11:12])
+        return streamed_cross_entropy(encode, table, tokens, jnp.ones((1, 1)), target, 1.0, 0.0, 4)[0]
+
+    value, gradient = jax.value_and_grad(loss)(table)
+    assert value == 50 * 11
+    np.testing.assert_allclose(gradient[:, 0], np.eye(N)[::order][N - 1] - np.eye(N)[11], atol=1e-20)
+
+
+def make_simgr(num_items, catalog_chunk, **changes):
+    backbone = Transformer(
+        from_scratch_config(width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=12), nnx.Rngs(0)
+    )
+    config = SimGRConfig(**HEAD | changes, catalog_chunk=catalog_chunk)
+    counts = np.arange(num_items)
+    return SimGR(config, backbone, make_tokens(num_items), CODEBOOK_SIZES, counts, nnx.Rngs(1))
+
+
+BATCH = TrainBatch(
+    inputs=np.array([[3, 1, 4, 1, 5, 0], [9, 2, 6, 0, 0, 0]], np.int32),
+    segment_ids=np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 0, 0, 0]], np.int32),
+    positions=np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 0, 0, 0]], np.int32),
+    readouts=np.array([[0, 1, 2, 3, 4, 0], [0, 1, 2, 0, 0, 0]], np.int32),
+    targets=np.array([[1, 4, 1, 5, 9, 0], [2, 6, 22, 0, 0, 0]], np.int32),
+    valid=np.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]], bool),
+)
+
+
+def lowered_loss(model):
+    """The compiled (gradients, (loss, scalars)) of a model, and its parameters."""
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params, rest):
+        value, scalars = nnx.merge(graphdef, params, rest).loss(BATCH, nnx.Rngs(dropout=0))
+        return value, (value, scalars)
+
+    return jax.jit(jax.grad(loss, has_aux=True)).lower(params, rest).compile(), (params, rest)
+
+
+@pytest.mark.parametrize(
+    ("history", "encoder_name", "similarity", "in_batch_weight"),
+    [("item", "mean_mlp", "cosine", 0.0), ("tokens", "cross_attention", "dot", 0.5)],
+)
+def test_simgr_learns_the_same_by_chunks(history, encoder_name, similarity, in_batch_weight):
+    results = []
+    for chunk in (0, 5):
+        changes = {"history": history, "item_encoder": encoder_name, "similarity": similarity}
+        weights = {"full_catalog_weight": 0.7, "in_batch_weight": in_batch_weight}
+        compiled, arguments = lowered_loss(make_simgr(N, chunk, **changes, **weights))
+        results.append(compiled(*arguments))
+    (wanted_gradients, wanted), (gradients, found) = results
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, wanted)
+    # MeanMLP's output begins at 0, so what is before it has no gradient yet.
+    learns = lambda tree: {  # noqa: E731
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if np.abs(leaf).max() > 0
+    }
+    assert_trees_close(learns(gradients), learns(wanted_gradients))
+
+
+def test_memory_does_not_grow_with_the_catalog():
+    changes = {"history": "item", "item_encoder": "mean_mlp", "similarity": "cosine"}
+    weights = {"full_catalog_weight": 1.0, "in_batch_weight": 0.0}
+
+    def temporaries(num_items, chunk):
+        compiled, _ = lowered_loss(make_simgr(num_items, chunk, **changes, **weights))
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    small, large = temporaries(1000, 64), temporaries(50_000, 64)
+    # Not so much as a byte an item: neither logits nor vectors, and no copy of the tokens.
+    assert large - small < 49_000
+    assert temporaries(50_000, 0) > 10 * large
