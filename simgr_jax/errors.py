@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and what it says of a library's."""
 
 
 class UserError(Exception):
@@ -10,3 +10,8 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, without the lists that libraries put under it; its type's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

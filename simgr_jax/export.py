@@ -22,7 +22,6 @@ from absl import flags
 from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
-from transformers import PreTrainedTokenizerBase
 
 from simgr_jax import cli, run_config
 from simgr_jax.cache import atomic_path
@@ -141,7 +140,7 @@ def _recipe(run: Run) -> export_readme.Recipe:
     return export_readme.Recipe(
         reads_text=config.model.history == "tokens",
         prefix=config.prompt.prefix,
-        end_tokens=_end_tokens(run.prepared.tokenizer) if run.prepared.tokenizer else 0,
+        end_tokens=len(prompts.tokens_around_text(run.prepared.tokenizer)[1]) if run.prepared.tokenizer else 0,
         max_items=config.data.max_items,
         max_tokens=None if all_fit else config.training.row_length,
         embedding_scale=model.backbone.config.embedding_scale,
@@ -152,21 +151,15 @@ def _recipe(run: Run) -> export_readme.Recipe:
     )
 
 
-def _end_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens are put after a text: a prompt has none of them."""
-    whole, text = (tokenizer("x", add_special_tokens=special)["input_ids"] for special in (True, False))
-    return len(whole) - whole.index(text[0]) - len(text)
-
-
 def _item_prompts(run: Run) -> list[str]:
     """The text that `data.prompts.text_prompt` makes the inputs of, for each item."""
-    strings, config = run.prepared.semantic_ids.token_strings(), run.config.prompt
-    codes = ["".join(strings[token] for token in tokens) for tokens in run.prepared.semantic_ids.tokens]
-    titles = [""] * len(codes)
-    if "{title" in config.item:
-        texts = [" ".join(text.split()) for text in run.prepared.dataset.item_texts]
-        titles = prompts.cut_titles(texts, run.prepared.tokenizer, config.max_title_tokens)
-    return [config.item.format(title=title, codes=code) for title, code in zip(titles, codes, strict=True)]
+    prepared, config = run.prepared, run.config.prompt
+    strings, tokens = prepared.semantic_ids.token_strings(), prepared.semantic_ids.tokens
+    texts = prompts.texts_before_codes(
+        config.item, prepared.tokenizer, prepared.dataset.item_texts, config.max_title_tokens
+    )
+    texts = texts * len(tokens) if len(texts) == 1 else texts
+    return [text + "".join(strings[token] for token in codes) for text, codes in zip(texts, tokens, strict=True)]
 
 
 def _write_json(path: Path, values: list[str]) -> None:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 from absl import app
 from absl.testing import flagsaver
@@ -34,6 +35,15 @@ TINY = (
     "--config.backbone.mlp_width=32",
     "--config.training.epochs=1",
 )
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules that compile much and compute little: half of compiling is optimizing."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

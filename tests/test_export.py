@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -19,6 +18,8 @@ from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import export_readme
 from simgr_jax.models.user_pooling import LastToken
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 USERS = 6  # Whose lists are compared: all of them take as many runs of score.py.
 
@@ -110,15 +111,6 @@ def write_llm(folder, family, config, around):
     values = {"vocab_size": 260, "pad_token_id": None, "initializer_range": 0.2}
     config = getattr(transformers, f"{family}Config")(**SMALL | values | config)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Much is compiled here, and little computed."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module", params=RUNS)

@@ -187,18 +187,10 @@ def text_prompt(
       max_title_tokens: a title keeps the text of so many of its first tokens.
 
     Raises:
-      UserError: see `check_item_template`; there are no titles; or the beginning of the items' text is tokenized
-        differently at the beginning of a prompt from item to item.
+      UserError: see `texts_before_codes`; or the beginning of the items' text is tokenized differently at the beginning
+        of a prompt from item to item.
     """
-    check_item_template(item)
-    template = item.removesuffix(CODES)
-    if "title" not in _placeholders(item):
-        texts = [template.format()]
-    elif item_texts is None:
-        raise UserError("config.prompt.item: has {title}, but the dataset has no item texts; leave {title} out")
-    else:
-        titles = cut_titles([" ".join(text.split()) for text in item_texts], tokenizer, max_title_tokens)
-        texts = [template.format(title=title) for title in titles]
+    texts = texts_before_codes(item, tokenizer, item_texts, max_title_tokens)
     encode = _Encoder(tokenizer, semantic_ids)
     inside = Sequences.from_lists(encode(texts, after_codes=True))
     at_start = encode([prefix + text for text in texts], after_codes=False)
@@ -219,6 +211,33 @@ def _renumber(inputs: Int[np.ndarray, " E"], vocab_size: int) -> tuple[Int[np.nd
     inputs = inputs.copy()
     inputs[is_text] = vocab_size + numbers
     return inputs, text_tokens
+
+
+def texts_before_codes(
+    item: str, tokenizer: PreTrainedTokenizerFast, item_texts: Sequence[str] | None, max_title_tokens: int
+) -> list[str]:
+    """The filled-in template of each item up to its codes; one for all where it has no `{title}`.
+
+    Args: as of `text_prompt`.
+
+    Raises:
+      UserError: see `check_item_template`; or there are no titles.
+    """
+    check_item_template(item)
+    template = item.removesuffix(CODES)
+    if "title" not in _placeholders(item):
+        return [template.format()]
+    if item_texts is None:
+        raise UserError("config.prompt.item: has {title}, but the dataset has no item texts; leave {title} out")
+    titles = _cut_titles([" ".join(text.split()) for text in item_texts], tokenizer, max_title_tokens)
+    return [template.format(title=title) for title in titles]
+
+
+def tokens_around_text(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text of its own accord: a BOS token, an EOS token, or nothing."""
+    whole, text = (tokenizer("x", add_special_tokens=special)["input_ids"] for special in (True, False))
+    start = whole.index(text[0])
+    return whole[:start], whole[start + len(text) :]
 
 
 def check_item_template(item: str) -> None:
@@ -247,7 +266,7 @@ def _placeholders(template: str) -> list[str]:
     ]
 
 
-def cut_titles(titles: list[str], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> Iterator[str]:
+def _cut_titles(titles: list[str], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> Iterator[str]:
     """Each title up to the end of its token number `max_tokens`."""
     for first in range(0, len(titles), _CHUNK):
         chunk = titles[first : first + _CHUNK]
@@ -271,8 +290,7 @@ class _Encoder:
         self._tokenizer, self._code = tokenizer, strings[0]
         self._inputs = semantic_ids.vocab_size + np.arange(max(vocabulary.values()) + 1, dtype=np.int32)
         self._inputs[[vocabulary[token] for token in strings]] = np.arange(len(strings))
-        with_special, without = (tokenizer("x", add_special_tokens=special)["input_ids"] for special in (True, False))
-        self.begin = self._inputs[with_special[: with_special.index(without[0])]]
+        self.begin = self._inputs[tokens_around_text(tokenizer)[0]]
 
     def __call__(self, texts: list[str], after_codes: bool) -> Iterator[np.ndarray]:
         """int32 inputs of each text, where it stands `after_codes` or at the beginning."""

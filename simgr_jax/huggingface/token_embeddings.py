@@ -18,9 +18,13 @@ TOKEN_INITS = ("mean", "words")
 
 def from_mean(checkpoint: Checkpoint, count: int, seed: int) -> Float[np.ndarray, "count D"]:
     """Draws around the mean of the LLM's embeddings, each dimension with their standard deviation; float32."""
-    mean, std = embedding_statistics(checkpoint)
-    noise = np.random.default_rng(seed).standard_normal((count, len(mean)), np.float32)
-    return mean + noise * std
+    return _draw(*embedding_statistics(checkpoint), count, seed)
+
+
+def _draw(
+    mean: Float[np.ndarray, " D"], std: Float[np.ndarray, " D"], count: int, seed: int
+) -> Float[np.ndarray, "count D"]:
+    return mean + np.random.default_rng(seed).standard_normal((count, len(mean)), np.float32) * std
 
 
 def from_words(
@@ -58,8 +62,8 @@ def from_words(
     carried = tokens[has_words].reshape(-1)
     token_vectors = _row_means(carried, carriers, (vocab_size, len(words))) @ item_vectors
 
-    start = from_mean(checkpoint, vocab_size, seed)
     mean, std = embedding_statistics(checkpoint)
+    start = _draw(mean, std, vocab_size, seed)
     chosen = np.unique(carried)
     found = token_vectors[chosen]
     start[chosen] = mean + (found - found.mean(axis=0)) / np.maximum(found.std(axis=0), 1e-12) * std

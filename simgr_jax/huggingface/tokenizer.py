@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
-from simgr_jax.errors import UserError
+from simgr_jax.errors import UserError, first_line
 
 # One of them holds the vocabulary.
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -30,9 +30,9 @@ def load_tokenizer(folder: Path, new_tokens: Sequence[str] = ()) -> PreTrainedTo
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Transformers and Tokenizers raise many kinds of exceptions for files that are missing or damaged.
     except Exception as error:
-        reason = str(error).splitlines()[0][:150]
         raise UserError(
-            f"{folder}: has no tokenizer that can be read ({reason}); copy the model's tokenizer files there"
+            f"{folder}: has no tokenizer that can be read ({first_line(error)[:150]}); "
+            "copy the model's tokenizer files there"
         ) from error
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in new_tokens])
     return tokenizer

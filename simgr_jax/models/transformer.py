@@ -31,8 +31,8 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# Layers in one turn of the loop over them. Each turn copies what it hands on: on a CPU, one layer a turn takes nearly
-# twice as long as four (benchmarks/llm_train_step.py), and more than four gain little.
+# Layers in one turn of the loop over them. Each turn copies what it hands on, which costs a CPU much with one layer a
+# turn (change this and run benchmarks/llm_train_step.py); what is compiled grows with this number, not with depth.
 _LAYERS_A_TURN = 4
 
 

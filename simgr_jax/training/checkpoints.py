@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from simgr_jax.errors import UserError
+from simgr_jax.errors import UserError, first_line
 from simgr_jax.training.state import TrainState
 
 SELECTION_METRIC = "NDCG@10"
@@ -91,7 +91,7 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, OSError) as error:
             # Orbax may list a whole tree of parameters.
-            reason = str(error).splitlines()[0][:150]
+            reason = first_line(error)[:150]
             raise UserError(
                 f"{folder / str(step)}: can't be restored ({reason}); the checkpoint is damaged or another config's: "
                 "remove it or choose another --workdir"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -35,12 +34,8 @@ BACKBONE = from_scratch_config(width=8, layers=1, heads=2, kv_heads=1, head_widt
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling is most of what these tests do, and half of that is optimizing."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def compiled_quickly(quick_compilation):
+    """Every module here."""
 
 
 @pytest.fixture(scope="session")

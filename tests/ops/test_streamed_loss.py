@@ -16,14 +16,7 @@ from simgr_jax.models.transformer import Transformer, from_scratch_config
 from simgr_jax.ops.similarity_loss import SIMILARITIES, full_catalog_cross_entropy, to_similarity_space
 from simgr_jax.ops.streamed_loss import streamed_cross_entropy
 
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Compiling is most of what these tests do, and half of that is optimizing."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 B, N, D = 7, 23, 8

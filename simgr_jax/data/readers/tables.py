@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from simgr_jax.errors import UserError
+from simgr_jax.errors import UserError, first_line
 from simgr_jax.files import require_file
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -128,7 +128,7 @@ def _place(path: Path, separator: str | None, row: int) -> str:
 def _located(path: Path, separator: str | None, error: Exception) -> UserError:
     """What is wrong with a file that polars refuses."""
     if not _is_text(path, separator):
-        return UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}); copy it again from its source")
+        return UserError(f"{path}: not a Parquet file ({first_line(error)}); copy it again from its source")
     width = None
     for line, fields in _csv_rows(path, separator):
         if any("\udc80" <= c <= "\udcff" for field in fields for c in field):
@@ -136,4 +136,4 @@ def _located(path: Path, separator: str | None, error: Exception) -> UserError:
         width = len(fields) if width is None else width
         if len(fields) > width:
             return UserError(f"{path}:{line}: {len(fields)} fields where line 1 has {width}; quote or correct the row")
-    return UserError(f"{path}: can't be read ({str(error).splitlines()[0]}); check that it is the right file")
+    return UserError(f"{path}: can't be read ({first_line(error)}); check that it is the right file")
