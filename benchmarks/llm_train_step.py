@@ -76,7 +76,8 @@ def jax_step(rows: int, row_length: int) -> Callable[[], float]:
     model = create(config, semantic_ids, np.ones(ITEMS), Pretrained(backbone, None, None))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     optimizer = optimizers.create(config.optimizer, num_steps=1000)
-    state, step = create_state(params, optimizer, 0.0), make_train_step(graphdef, optimizer, 0.0, 0)
+    state = create_state(params, optimizer, 0.0)
+    step = make_train_step(graphdef, optimizer, 0.0, 0, state)
     del model, backbone, params
 
     positions = np.tile(np.arange(row_length, dtype=np.int32), (rows, 1))

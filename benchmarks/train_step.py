@@ -36,7 +36,7 @@ class TimedTraining:
         optimizer = optimizers.create(config.optimizer, num_steps=1000)
         # Copied, because the step reuses the buffers of its state and the model may serve several of these objects.
         self._state = create_state(jax.tree.map(lambda x: x.copy(), params), optimizer, config.training.ema_decay)
-        self._step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed)
+        self._step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, self._state)
         windows = TrainingWindows(prepared.split.train, prepared.prompt, config.data.max_items, row_length)
         self.max_targets = rows * windows.max_readouts  # Of a batch.
         self._batches = train_batches(windows, rows, config.seed, max_sequences_per_row)

@@ -154,12 +154,18 @@ def get_config() -> ml_collections.ConfigDict:
                 "clip_norm": 1.0,
                 "accumulate_steps": 1,
             },
+            # How many devices a batch ("data"), the parameters and the catalog ("fsdp"), and heads and inner widths
+            # ("tensor") are split over; -1 takes what is left (docs/scale.md).
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "training": {
                 "epochs": 30,
                 # A batch is [batch_rows, row_length] positions of the backbone (an item each, or a token), packed with
                 # sequences.
                 "batch_rows": 16,
                 "row_length": 64,
+                # Parts of a batch that are shuffled and packed each on its own, by the process that reads it; 0 is one
+                # for each process. With a multiple of all their numbers, a run can go on with more or fewer processes.
+                "input_streams": 0,
                 # Decay of the parameters' moving average, which is then what is evaluated; 0 keeps none.
                 "ema_decay": 0.0,
                 "log_every_steps": 50,

@@ -27,7 +27,7 @@ from simgr_jax.evaluation.report import collect_metrics, write_report
 from simgr_jax.files import read_text
 from simgr_jax.models import parameters
 from simgr_jax.ops.top_k import Ranking
-from simgr_jax.preparation import Prepared, cache_dir, load_data, prepare, restore_best
+from simgr_jax.preparation import Prepared, cache_dir, load_data, open_mesh, prepare, restore_best
 
 SPLITS = ("validation", "test")
 
@@ -43,7 +43,8 @@ def main() -> None:
             raise UserError("--config: a workdir has its own config; leave this out")
         workdir = Path(values.workdir)
         config = run_config.load(workdir)
-        report_run(config, workdir, prepare(config, workdir), values.split)
+        with open_mesh(config):
+            report_run(config, workdir, prepare(config, workdir), values.split)
     else:
         cli.required("config")
         report_predictions(values.config, Path(values.predictions), values.split)

@@ -122,7 +122,7 @@ def write_item_index(folder: Path, run: Run) -> None:
     if run.config.model.user_pooling == "attention":
         arrays["pooling"] = np.asarray(model.user_pooling.score.kernel[..., 0], np.float32)
     if model.has_collisions:
-        arrays["first_with_same_codes"] = np.asarray(model.first_with_same_tokens[...])
+        arrays["first_with_same_codes"] = model.first_with_same_tokens()
     folder.mkdir()
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "items.safetensors")
     _write_json(folder / "item_ids.json", run.prepared.dataset.item_ids)

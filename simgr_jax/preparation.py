@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ import numpy as np
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
-from simgr_jax import run_config
+from simgr_jax import run_config, sharding
 from simgr_jax.data import prompts
 from simgr_jax.data.dataset import Dataset, Split
 from simgr_jax.data.load import load
@@ -51,6 +53,27 @@ class Prepared(NamedTuple):
     prompt: Prompt
     model: Recommender
     ranker: Ranker
+
+
+@contextlib.contextmanager
+def open_mesh(config: ml_collections.ConfigDict) -> Iterator[None]:
+    """The context that a run is prepared, trained and evaluated in: its mesh.
+
+    Raises:
+      UserError: the mesh does not fit the devices, or batches do not fit the mesh.
+    """
+    with jax.set_mesh(sharding.make_mesh(config.mesh)):
+        parts = sharding.shards("batch")
+        for key, rows in (
+            ("training.batch_rows", config.training.batch_rows),
+            ("evaluation.batch_size", config.evaluation.batch_size),
+        ):
+            if rows % parts:
+                raise UserError(
+                    f"config.{key}: {rows} can't be split over the {parts} devices of config.mesh.data and fsdp; "
+                    "give a multiple"
+                )
+        yield
 
 
 def cache_dir(config: ml_collections.ConfigDict, workdir: Path) -> Path:

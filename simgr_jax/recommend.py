@@ -18,7 +18,7 @@ from simgr_jax import cli, run_config
 from simgr_jax.data.dataset import Dataset, EvaluationCases
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation import predictions
-from simgr_jax.preparation import prepare, restore_best
+from simgr_jax.preparation import open_mesh, prepare, restore_best
 
 SPLITS = ("", "validation", "test")
 
@@ -29,10 +29,11 @@ def main() -> None:
     if values.split not in SPLITS:
         raise UserError(f'--split: "{values.split}" is unknown; choose validation or test, or leave it out')
     config = run_config.load(workdir)
-    prepared = prepare(config, workdir, k=values.k)
-    cases = getattr(prepared.split, values.split) if values.split else _whole_histories(prepared.dataset)
-    params, rest, _ = restore_best(prepared.model, workdir)
-    ranking = prepared.ranker(params, rest, cases)
+    with open_mesh(config):
+        prepared = prepare(config, workdir, k=values.k)
+        cases = getattr(prepared.split, values.split) if values.split else _whole_histories(prepared.dataset)
+        params, rest, _ = restore_best(prepared.model, workdir)
+        ranking = prepared.ranker(params, rest, cases)
     predictions.write(output, prepared.dataset, cases, ranking.items)
     print(f"{values.k} items for each of {len(cases):,} histories are in {output}")
 

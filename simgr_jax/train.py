@@ -8,7 +8,9 @@ A run that was cut off goes on from its latest checkpoint when the same command 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import ml_collections
 from absl import flags
 from rich.console import Console
 
@@ -16,7 +18,7 @@ from simgr_jax import cli, run_config
 from simgr_jax.cache import atomic_path
 from simgr_jax.evaluate import report_run
 from simgr_jax.models import parameters
-from simgr_jax.preparation import prepare
+from simgr_jax.preparation import open_mesh, prepare
 from simgr_jax.training.loop import fit
 
 
@@ -25,6 +27,11 @@ def main() -> None:
     config, workdir = flags.FLAGS.config, cli.open_workdir(cli.required("workdir"))
     run_config.check_same(config, workdir)
 
+    with open_mesh(config):
+        _train(config, workdir)
+
+
+def _train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     prepared = prepare(config, workdir)
     # Only now, so that a config that can't be prepared may be corrected in the same workdir.
     run_config.save(config, workdir)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from simgr_jax import sharding
 from simgr_jax.data.batches import rank_batches
 from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.data.prompts import Prompt
@@ -37,7 +38,8 @@ class Ranker:
         self._rank: Callable = jax.jit(
             lambda params, rest, catalog, batch: nnx.merge(graphdef, params, rest).rank(
                 batch, catalog, k, filter_history
-            )
+            ),
+            out_shardings=sharding.replicated(),
         )
 
     def __call__(self, params: nnx.State, rest: nnx.State, cases: EvaluationCases) -> Ranking:
@@ -47,7 +49,10 @@ class Ranker:
           params, rest: the model's state, parameters and what is not learned.
         """
         catalog = self._catalog(params, rest)
-        rankings = [(self._rank(params, rest, catalog, batch), count) for batch, count in self._batches(cases)]
+        rankings = [
+            (self._rank(params, rest, catalog, sharding.split_batch(batch)), count)
+            for batch, count in self._batches(cases)
+        ]
         # Fetched only now, so that the device is never waited for between two batches.
         parts = [jax.tree.map(lambda x, count=count: np.asarray(x)[:count], ranking) for ranking, count in rankings]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerBase
 
-from simgr_jax import default_config
+from simgr_jax import default_config, sharding
 from simgr_jax.data.prompts import Prompt
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families, token_embeddings
@@ -59,7 +59,9 @@ def load_pretrained(
     dtype = config.lora.base_dtype if config.lora.rank else "float32"
     max_length = min(prompt.longest(config.data.max_items), config.training.row_length)
     return Pretrained(
-        load_transformer(checkpoint, _backbone_config(checkpoint, config, max_length), dtype),
+        load_transformer(
+            checkpoint, _backbone_config(checkpoint, config, max_length), dtype, sharding.parameter_sharding
+        ),
         _token_embeddings(checkpoint, tokenizer, config, semantic_ids, item_texts),
         _text_embedding(checkpoint, prompt.text_tokens, dtype),
     )

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from simgr_jax import sharding
 from simgr_jax.errors import UserError
 from simgr_jax.models import lora
 from simgr_jax.models.recommender import Recommender
@@ -52,7 +53,7 @@ def create(
     item_counts: np.ndarray,
     pretrained: Pretrained | None = None,
 ) -> Recommender:
-    """The model of `config.model`: from an LLM, or with random parameters.
+    """The model of `config.model`, spread over the mesh: from an LLM, or with random parameters.
 
     Args:
       item_counts: int [N], how often each item occurs in training.
@@ -65,14 +66,15 @@ def create(
         raise UserError(f'config.model.name: "{name}" is unknown; choose "simgr"')
     rngs = nnx.Rngs(config.seed)
     if pretrained is None:
-        pretrained = Pretrained(Transformer(scratch_backbone_config(config), rngs), None, None)
+        backbone_config = scratch_backbone_config(config)
+        pretrained = Pretrained(sharding.create(lambda rngs: Transformer(backbone_config, rngs), rngs), None, None)
     if config.lora.rank:
         fields = {field.name: config.lora[field.name] for field in dataclasses.fields(lora.LoRAConfig)}
         lora.add(pretrained.backbone, lora.LoRAConfig(**fields), rngs)
     text_embedding = None
     if pretrained.text_embedding is not None:
         text_embedding = (lora.Frozen if config.lora.rank else nnx.Param)(pretrained.text_embedding)
-    return SimGR(
+    model = SimGR(
         SimGRConfig(**head, **config.loss),
         pretrained.backbone,
         semantic_ids.tokens,
@@ -82,3 +84,5 @@ def create(
         embedding=pretrained.embedding,
         text_embedding=text_embedding,
     )
+    sharding.place(model)
+    return model

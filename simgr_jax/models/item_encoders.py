@@ -1,12 +1,16 @@
 """From an item's semantic-ID tokens to its vector.
 
-Every encoder is called with the table of all token embeddings and the items' tokens, not with gathered embeddings:
-with N items of L levels the gathered [N, L, D] array is the largest of the whole step, and most encoders can do without
-it. `sum_of_rows` adds the levels up one at a time, and what is linear in a token's embedding is computed once for each
-row of the (small) table and then looked up.
+An encoder works in two parts. `tables` makes of the table of all token embeddings what all items share: what depends on
+one token alone is computed once for each row of the (small) table. `combine` looks an item's rows up and makes its
+vector. So a loss that goes through the catalog by chunks calls `tables` once and `combine` for each chunk.
+
+`combine` takes tokens, not gathered embeddings: with N items of L levels the gathered [N, L, D] array is the largest of
+the whole step, and most encoders can do without it. `sum_of_rows` adds the levels up one at a time.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +20,63 @@ from jaxtyping import Array, Float, Int
 
 from simgr_jax.errors import UserError
 
+Tables = Any  # A pytree of arrays [V, ...].
 
+
+@jax.custom_vjp
 def sum_of_rows(table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
     """Σ_l table[tokens[:, l]], without an [M, L, D] array in the forward or the backward pass."""
 
     def add(total, level_tokens):
         return total + table[level_tokens], None
 
-    return jax.lax.scan(add, jnp.zeros((tokens.shape[0], table.shape[1]), table.dtype), tokens.T)[0]
+    return jax.lax.scan(add, table[tokens[:, 0]], tokens[:, 1:].T)[0]
 
 
-class Mean(nnx.Module):
-    """v = 1/L Σ_l e_l, the paper's aggregation (SimGR, arXiv 2602.07847)."""
+def _sum_of_rows_forward(table, tokens):
+    return sum_of_rows(table, tokens), (table, tokens)
+
+
+def _sum_of_rows_backward(residuals, d_sum):
+    table, tokens = residuals
+
+    # Autodiff would make a gradient of the whole table for each level, and add those up.
+    def add(d_table, level_tokens):
+        return d_table.at[level_tokens].add(d_sum), None
+
+    return jax.lax.scan(add, jnp.zeros_like(table), tokens.T)[0], None
+
+
+sum_of_rows.defvjp(_sum_of_rows_forward, _sum_of_rows_backward)
+
+
+class ItemEncoder(nnx.Module):
+    """What every encoder is: `combine` after `tables`."""
 
     def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
-        return sum_of_rows(table, tokens) / tokens.shape[1]
+        """The vectors of the items that `tokens` spell, from the embeddings of all tokens."""
+        return self.combine(self.tables(table), tokens)
+
+    def tables(self, table: Float[Array, "V D"]) -> Tables:
+        """What all items share."""
+        raise NotImplementedError
+
+    def combine(self, tables: Tables, tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+        """Items' vectors, each from its own tokens alone."""
+        raise NotImplementedError
 
 
-class Gated(nnx.Module):
+class Mean(ItemEncoder):
+    """v = 1/L Σ_l e_l, the paper's aggregation (SimGR, arXiv 2602.07847)."""
+
+    def tables(self, table):
+        return table
+
+    def combine(self, tables, tokens):
+        return sum_of_rows(tables, tokens) / tokens.shape[1]
+
+
+class Gated(ItemEncoder):
     """v = 1/L Σ_l sigmoid(W e_l + U m + b) ⊙ e_l with m the mean: the item's whole ID decides what each level adds."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
@@ -41,10 +84,13 @@ class Gated(nnx.Module):
         self.from_level = nnx.Linear(width, width, kernel_init=init, rngs=rngs)
         self.from_mean = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
 
-    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+    def tables(self, table):
+        return table, self.from_level(table)
+
+    def combine(self, tables, tokens):
+        table, gate_table = tables
         levels = tokens.shape[1]
         context = self.from_mean(sum_of_rows(table, tokens) / levels)
-        gate_table = self.from_level(table)
 
         # Recomputing the gates in the backward pass is cheaper than keeping L of them for every item.
         @jax.checkpoint
@@ -54,7 +100,7 @@ class Gated(nnx.Module):
         return jax.lax.scan(add, jnp.zeros_like(context), tokens.T)[0] / levels
 
 
-class Attention(nnx.Module):
+class Attention(ItemEncoder):
     """Self-attention among an item's levels, added to their embeddings, then the mean.
 
     A level's embedding carries no mark of its level: tokens of different levels are different rows of the table.
@@ -67,15 +113,19 @@ class Attention(nnx.Module):
         self.qkv = nnx.Linear(width, 3 * width, use_bias=False, kernel_init=init, rngs=rngs)
         self.output = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
 
-    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+    def tables(self, table):
+        return table, self.qkv(self.norm(table))
+
+    def combine(self, tables, tokens):
+        table, qkv_table = tables
         count, levels = tokens.shape
-        qkv = self.qkv(self.norm(table))[tokens].reshape(count, levels, 3, self.heads, -1)
+        qkv = qkv_table[tokens].reshape(count, levels, 3, self.heads, -1)
         mixed = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         # The output layer is linear and without bias, so it may follow the mean over levels.
         return sum_of_rows(table, tokens) / levels + self.output(mixed.reshape(count, levels, -1).mean(axis=1))
 
 
-class CrossAttention(nnx.Module):
+class CrossAttention(ItemEncoder):
     """The item's mean asks its levels: multi-head cross-attention whose query is the mean (the paper's future work).
 
     v = m + W_o softmax(q(m)·k(e_l) / sqrt(head)) v(e_l)
@@ -89,11 +139,15 @@ class CrossAttention(nnx.Module):
         self.key_value = nnx.Linear(width, 2 * width, use_bias=False, kernel_init=init, rngs=rngs)
         self.output = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
 
-    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+    def tables(self, table):
+        return table, self.key_value(self.norm(table))
+
+    def combine(self, tables, tokens):
+        table, key_value_table = tables
         count, levels = tokens.shape
         mean = sum_of_rows(table, tokens) / levels
         query = self.query(self.norm(mean)).reshape(count, 1, self.heads, -1)
-        key_value = self.key_value(self.norm(table))[tokens].reshape(count, levels, 2, self.heads, -1)
+        key_value = key_value_table[tokens].reshape(count, levels, 2, self.heads, -1)
         mixed = jax.nn.dot_product_attention(query, key_value[:, :, 0], key_value[:, :, 1])
         return mean + self.output(mixed.reshape(count, -1))
 
@@ -101,7 +155,7 @@ class CrossAttention(nnx.Module):
 _LECUN_NORMAL = nnx.initializers.lecun_normal()
 
 
-class MLP(nnx.Module):
+class MLP(ItemEncoder):
     """v = W_2 silu(W_1 [ê_1; ...; ê_L] + b) with ê the RMS-normalised embeddings.
 
     Any combination of codes can have a vector of its own.
@@ -125,21 +179,27 @@ class MLP(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(hidden_width, jnp.float32))
         self.output = nnx.Linear(hidden_width, width, use_bias=False, kernel_init=output_init, rngs=rngs)
 
-    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+    def tables(self, table):
         levels = jnp.split(self.norm(table), np.cumsum(self.codebook_sizes)[:-1])
-        projected = jnp.concatenate([rows @ self.input[level] for level, rows in enumerate(levels)])
-        return self.output(nnx.silu(sum_of_rows(projected, tokens) + self.bias[...]))
+        return jnp.concatenate([rows @ self.input[level] for level, rows in enumerate(levels)])
+
+    def combine(self, tables, tokens):
+        return self.output(nnx.silu(sum_of_rows(tables, tokens) + self.bias[...]))
 
 
-class MeanMLP(nnx.Module):
+class MeanMLP(ItemEncoder):
     """v = mean + MLP(concatenated levels): begins as the paper's mean, learns what each combination adds."""
 
     def __init__(self, width: int, hidden_width: int, codebook_sizes: tuple[int, ...], rngs: nnx.Rngs):
         self.mean = Mean()
         self.mlp = MLP(width, hidden_width, codebook_sizes, rngs, output_init=nnx.initializers.zeros)
 
-    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
-        return self.mean(table, tokens) + self.mlp(table, tokens)
+    def tables(self, table):
+        return self.mean.tables(table), self.mlp.tables(table)
+
+    def combine(self, tables, tokens):
+        for_mean, for_mlp = tables
+        return self.mean.combine(for_mean, tokens) + self.mlp.combine(for_mlp, tokens)
 
 
 ITEM_ENCODERS = ("mean", "mean_mlp", "mlp", "cross_attention", "attention", "gated")
@@ -147,7 +207,7 @@ ITEM_ENCODERS = ("mean", "mean_mlp", "mlp", "cross_attention", "attention", "gat
 
 def create(
     name: str, width: int, heads: int, hidden_width: int, codebook_sizes: tuple[int, ...], rngs: nnx.Rngs
-) -> nnx.Module:
+) -> ItemEncoder:
     """The encoder called `name` (one of ITEM_ENCODERS); `heads` and `hidden_width` are for those that have them.
 
     Raises:

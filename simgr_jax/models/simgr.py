@@ -4,6 +4,7 @@ live in one space where similarity scores every item at once (arXiv 2602.07847).
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from simgr_jax import sharding
 from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
 from simgr_jax.models import item_encoders, user_pooling
@@ -116,11 +118,16 @@ class SimGR(nnx.Module):
         text_embedding: nnx.Variable | None = None,
     ):
         self.config = config
-        self.tokens = Catalog(jnp.asarray(tokens, jnp.int32))
-        self.first_with_same_tokens = Catalog(jnp.asarray(_first_with_same_tokens(tokens), jnp.int32))
-        self.has_collisions = len(np.unique(tokens, axis=0)) < len(tokens)
+        self.num_items = len(tokens)
+        # Every device has as many items; those that fill up the last ones' parts never count.
+        padding = (0, -len(tokens) % sharding.shards("items"))
+        self.tokens = Catalog(jnp.asarray(np.pad(tokens, (padding, (0, 0))), jnp.int32))
         # One added to every count keeps log q finite for items that never train.
-        self.log_q = Catalog(jnp.asarray(np.log((item_counts + 1) / (item_counts + 1).sum()), jnp.float32))
+        log_q = np.log((item_counts + 1) / (item_counts + 1).sum())
+        self.log_q = Catalog(jnp.asarray(np.pad(log_q, padding), jnp.float32))
+        twins, twin_group = _twins(tokens)
+        self.twins = Catalog(jnp.asarray(twins, jnp.int32))
+        self.twin_group = Catalog(jnp.asarray(np.pad(twin_group, padding, constant_values=-1), jnp.int32))
 
         width, heads = backbone.config.width, backbone.config.heads
         if embedding is None:
@@ -137,10 +144,6 @@ class SimGR(nnx.Module):
         self.log_temperature = nnx.Param(log_temperature) if config.learn_temperature else Catalog(log_temperature)
 
     @property
-    def num_items(self) -> int:
-        return self.tokens.shape[0]
-
-    @property
     def temperature(self) -> Float[Array, ""]:
         learned = self.log_temperature[...]
         bounded = jnp.clip(learned, jnp.log(self.config.temperature_min), jnp.log(self.config.temperature_max))
@@ -150,7 +153,15 @@ class SimGR(nnx.Module):
     def encode_items(self, items: Int[Array, " M"] | None = None) -> Float[Array, "M D"]:
         """Item vectors before the similarity's normalisation; of the whole catalog if `items` is None."""
         tokens = self.tokens[...] if items is None else self.tokens[items]
-        return self.item_encoder(self.embedding[...], tokens)
+        encoder, table = self._whole_encoder()
+        return encoder(table, tokens)
+
+    def _whole_encoder(self) -> tuple[nnx.Module, Float[Array, "V D"]]:
+        """The item encoder and the table of token embeddings, gathered on every device: they are small, and read by
+        all."""
+        graphdef, parameters = nnx.split(self.item_encoder)
+        encoder = nnx.merge(graphdef, sharding.gather_kernels(parameters, "float32"))
+        return encoder, sharding.constrain(self.embedding[...], None, None)
 
     def user_states(
         self,
@@ -175,16 +186,18 @@ class SimGR(nnx.Module):
         return self.user_pooling(self.backbone(embeddings, segment_ids, positions, rngs), segment_ids)
 
     def _embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        codes = sharding.constrain(self.embedding[...], None, None)
         if self.text_embedding is None:
-            return self.embedding[tokens]
-        text = tokens - len(self.embedding)
-        from_text = self.text_embedding[jnp.maximum(text, 0)]
-        from_codes = self.embedding[jnp.minimum(tokens, len(self.embedding) - 1)]
+            return codes[tokens]
+        text = tokens - len(codes)
+        from_text = sharding.constrain(self.text_embedding[...], None, None)[jnp.maximum(text, 0)]
+        from_codes = codes[jnp.minimum(tokens, len(codes) - 1)]
         return jnp.where((text >= 0)[..., None], from_text, from_codes)
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         config = self.config
-        dense = config.full_catalog_weight and not config.catalog_chunk
+        # Where the catalog is split, its vectors are nowhere together.
+        dense = config.full_catalog_weight and not config.catalog_chunk and not sharding.item_axes()
         item_vectors = self.encode_items() if dense else None
         states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors, rngs)
         states = jnp.take_along_axis(states, batch.readouts[..., None], axis=1)
@@ -217,16 +230,19 @@ class SimGR(nnx.Module):
     def _streamed_cross_entropy(
         self, states: Float[Array, "B D"], target_vectors: Float[Array, "B D"], temperature: Float[Array, ""]
     ) -> Float[Array, " B"]:
-        graphdef, encoder = nnx.split(self.item_encoder)
+        encoder, table = self._whole_encoder()
+        graphdef, parameters = nnx.split(encoder)
 
-        def encode(parameters, tokens):
-            encoder, embedding = parameters
-            return to_similarity_space(nnx.merge(graphdef, encoder)(embedding, tokens), self.config.similarity)
+        def encode(learned, tokens):
+            parameters, tables = learned
+            vectors = nnx.merge(graphdef, parameters).combine(tables, tokens)
+            return to_similarity_space(vectors, self.config.similarity)
 
         return streamed_cross_entropy(
             encode,
-            (encoder, self.embedding[...]),
+            (parameters, encoder.tables(table)),
             self.tokens[...],
+            self.num_items,
             states,
             target_vectors,
             temperature,
@@ -234,29 +250,78 @@ class SimGR(nnx.Module):
             self.config.catalog_chunk,
         )
 
+    @property
+    def has_collisions(self) -> bool:
+        """Whether some items have the same tokens, and so one score."""
+        return len(self.twins) > 0
+
+    def first_with_same_tokens(self) -> Int[np.ndarray, " N"]:
+        """For each item, the first item that has the same tokens; int32."""
+        group = np.asarray(self.twin_group)
+        return np.where(group >= 0, np.asarray(self.twins)[group], np.arange(len(group), dtype=np.int32))
+
     def catalog(self) -> Float[Array, "N D"]:
-        return self.encode_items()
+        """Item vectors before the similarity's normalisation; where the catalog is split, padded at the end."""
+        return sharding.constrain(self.encode_items(), "items", None)
 
     def rank(self, batch: RankBatch, catalog: Float[Array, "N D"], k: int, filter_history: bool) -> Ranking:
         length = batch.inputs.shape[1]
         positions = jnp.broadcast_to(jnp.arange(length), batch.inputs.shape)
         segment_ids = (positions < batch.lengths[:, None]).astype(jnp.int32)
-        states = self.user_states(batch.inputs, segment_ids, positions, catalog)
+        item_vectors = None if sharding.item_axes() else catalog
+        states = self.user_states(batch.inputs, segment_ids, positions, item_vectors)
         last = jnp.take_along_axis(states, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
-        users, items = (to_similarity_space(x, self.config.similarity) for x in (last, catalog))
-        scores = users @ items.T
-        if self.has_collisions:
-            # Items with one code have one vector, but a matrix product may round equal columns differently.
-            scores = scores[:, self.first_with_same_tokens[...]]
+        users = to_similarity_space(last, self.config.similarity)
+
+        by_user, by_item = sharding.spec("queries"), sharding.spec("items")
+        rank = sharding.per_device(
+            partial(self._rank, k, filter_history),
+            (by_user, by_item, sharding.spec(), by_item, by_user, by_user),
+            by_user,
+            check_vma=False,  # It can't tell that what all_gather brings together is the same everywhere.
+        )
+        return rank(users, catalog, self.twins[...], self.twin_group[...], batch.history, batch.targets)
+
+    def _rank(
+        self,
+        k: int,
+        filter_history: bool,
+        users: Float[Array, "B D"],
+        vectors: Float[Array, "N D"],
+        twins: Int[Array, " G"],
+        twin_group: Int[Array, " N"],
+        history: Int[Array, "B M"],
+        targets: Int[Array, " B"],
+    ) -> Ranking:
+        """With the items that are here."""
+        scores = users @ to_similarity_space(vectors, self.config.similarity).T
+        first = sharding.part_index("items") * len(vectors)
+        if len(twins):
+            scores = _share_scores(scores, twins - first, twin_group)
         if filter_history:
-            rows = jnp.arange(len(scores))[:, None]
-            nowhere = scores.shape[1]
-            seen = jnp.where(batch.history >= 0, batch.history, nowhere)
-            scores = scores.at[rows, seen].set(-jnp.inf, mode="drop")
-        return rank_catalog(scores, batch.targets, k)
+            columns = history - first
+            is_here = (history >= 0) & (columns >= 0) & (columns < len(vectors))
+            rows, nowhere = jnp.arange(len(scores))[:, None], len(vectors)
+            scores = scores.at[rows, jnp.where(is_here, columns, nowhere)].set(-jnp.inf, mode="drop")
+        return rank_catalog(scores, targets, k, self.num_items)
 
 
-def _first_with_same_tokens(tokens: np.ndarray) -> np.ndarray:
-    """int [N]: for each item, the first item that has the same tokens."""
-    _, first, group = np.unique(tokens, axis=0, return_index=True, return_inverse=True)
-    return first[group.reshape(-1)]
+def _twins(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the G groups of items with the same tokens: the first item of each; and the group of each item, or -1."""
+    _, first, group, count = np.unique(tokens, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    is_shared = count > 1
+    group_number = np.where(is_shared, np.cumsum(is_shared) - 1, -1)
+    return first[is_shared], group_number[group.reshape(-1)]
+
+
+def _share_scores(
+    scores: Float[Array, "B N"], twins: Int[Array, " G"], twin_group: Int[Array, " N"]
+) -> Float[Array, "B N"]:
+    """Gives items of one group the score of its first, which is column `twins[group]`, here or on another device.
+
+    They have one vector, but a matrix product may round equal columns differently.
+    """
+    here = scores.shape[1]
+    is_here = (twins >= 0) & (twins < here)
+    shared = sharding.psum(jnp.where(is_here, scores[:, jnp.clip(twins, 0, here - 1)], 0), "items")
+    return jnp.where(twin_group >= 0, shared[:, twin_group], scores)

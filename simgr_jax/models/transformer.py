@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from simgr_jax import sharding
 from simgr_jax.errors import UserError
 from simgr_jax.ops.attention import IMPLEMENTATIONS, attention
 
@@ -31,8 +32,9 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# Layers in one turn of the loop over them. Each turn copies what it hands on, which costs a CPU much with one layer a
-# turn (change this and run benchmarks/llm_train_step.py); what is compiled grows with this number, not with depth.
+# Layers in one turn of the loop over them on a CPU; elsewhere one. Each turn copies what it hands on, which costs a CPU
+# much with one layer a turn (change this and run benchmarks/llm_train_step.py). What is compiled grows with this
+# number, not with depth.
 _LAYERS_A_TURN = 4
 
 
@@ -247,6 +249,7 @@ class Attention(nnx.Module):
             projection(x, rngs).reshape(*x.shape[:2], -1, config.head_width)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        query, key, value = (sharding.constrain(y, "batch", None, "heads", None) for y in (query, key, value))
         if config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         if config.rope:
@@ -278,7 +281,7 @@ class MLP(nnx.Module):
         activation = ACTIVATIONS[self.activation]
         up = self.up_proj(x, rngs)
         inner = activation(up) if self.gate_proj is None else activation(self.gate_proj(x, rngs)) * up
-        return self.down_proj(inner, rngs)
+        return self.down_proj(sharding.constrain(inner, "batch", None, "mlp"), rngs)
 
 
 class ExpertLinear(nnx.Module):
@@ -305,20 +308,38 @@ class MixtureOfExperts(nnx.Module):
         self.down_proj = ExpertLinear(config.mlp_width, config.width, config, rngs)
 
     def __call__(self, x: Float[Array, "B T D"], rngs: nnx.Rngs | None) -> Float[Array, "B T D"]:
-        chosen_count, rows = self.config.experts_per_token, x.reshape(-1, x.shape[-1])
-        probabilities = jax.nn.softmax(self.router(rows, rngs).astype(jnp.float32), axis=-1)
-        weights, experts = jax.lax.top_k(probabilities, chosen_count)
+        probabilities = jax.nn.softmax(self.router(x, rngs).astype(jnp.float32), axis=-1)
+        weights, chosen = jax.lax.top_k(probabilities, self.config.experts_per_token)
         if self.config.normalize_expert_weights:
             weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
 
+        # Sorting by expert is for each device to do, with its own rows.
+        experts = {"gate_proj": self.gate_proj, "up_proj": self.up_proj, "down_proj": self.down_proj}
+        graphdef, parameters = nnx.split(experts)
+        mix = sharding.per_device(
+            lambda parameters, *arrays: self._mix(nnx.merge(graphdef, parameters), *arrays),
+            (sharding.gathered_specs(parameters), *(sharding.spec("batch", None, None),) * 3),
+            sharding.spec("batch", None, None),
+        )
+        return mix(parameters, x, weights, chosen)
+
+    def _mix(
+        self,
+        experts: dict[str, ExpertLinear],
+        x: Float[Array, "B T D"],
+        weights: Float[Array, "B T C"],
+        chosen: Int[Array, "B T C"],
+    ) -> Float[Array, "B T D"]:
+        rows, chosen = x.reshape(-1, x.shape[-1]), chosen.reshape(-1)
         # Sorted by expert, each expert's rows are one block of a ragged matrix product.
-        order = jnp.argsort(experts.reshape(-1))
-        group_sizes = jnp.bincount(experts.reshape(-1), length=self.config.experts).astype(jnp.int32)
-        sorted_rows = rows[order // chosen_count]
-        gate = ACTIVATIONS[self.config.activation](self.gate_proj(sorted_rows, group_sizes))
-        outputs = self.down_proj(gate * self.up_proj(sorted_rows, group_sizes), group_sizes)
+        order = jnp.argsort(chosen)
+        group_sizes = jnp.bincount(chosen, length=self.config.experts).astype(jnp.int32)
+        owners = order // self.config.experts_per_token
+        gate = ACTIVATIONS[self.config.activation](experts["gate_proj"](rows[owners], group_sizes))
+        outputs = experts["down_proj"](gate * experts["up_proj"](rows[owners], group_sizes), group_sizes)
         outputs = outputs * weights.reshape(-1)[order, None].astype(outputs.dtype)
-        return jnp.zeros_like(rows).at[order // chosen_count].add(outputs).reshape(x.shape)
+        # Of experts whose inner width is cut, each device has a part.
+        return sharding.psum(jnp.zeros_like(rows).at[owners].add(outputs), "mlp").reshape(x.shape)
 
 
 class Block(nnx.Module):
@@ -376,7 +397,7 @@ class Transformer(nnx.Module):
         x = (embeddings * config.embedding_scale).astype(config.dtype)
         if self.position_embedding is not None:
             x = x + self.position_embedding[positions].astype(config.dtype)
-        x = self.dropout(x, deterministic=rngs is None, rngs=rngs)
+        x = sharding.constrain(self.dropout(x, deterministic=rngs is None, rngs=rngs), "batch", None, None)
 
         graphdef, layers = nnx.split(self.layers)
         where = _Positions(config)
@@ -385,10 +406,12 @@ class Transformer(nnx.Module):
         def block(x, scanned):
             parameters, layer, key = scanned
             rngs = None if key is None else nnx.Rngs(dropout=key)
-            return nnx.merge(graphdef, parameters)(x, segment_ids, positions, layer, where.windows, rngs), None
+            block = nnx.merge(graphdef, sharding.gather_kernels(parameters, config.dtype))
+            x = block(x, segment_ids, positions, layer, where.windows, rngs)
+            return sharding.constrain(x, "batch", None, None), None
 
         if config.remat != "none":
             block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        unroll = min(config.layers, _LAYERS_A_TURN)
+        unroll = min(config.layers, _LAYERS_A_TURN) if sharding.platform() == "cpu" else 1
         x, _ = jax.lax.scan(block, x, (layers, where.per_layer, keys), unroll=unroll)
         return self.final_norm(x)

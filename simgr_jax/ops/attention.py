@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jaxtyping import Array, Bool, Float, Int
 
+from simgr_jax import sharding
+
 # "auto" takes what is fastest on the machine's accelerator.
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
@@ -53,10 +55,18 @@ def attention(
         TPUs. A kernel's place is taken by XLA's where it can't compute the shape.
     """
     if implementation == "auto":
-        implementation = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "xla")
-    if implementation == "splash" and _fits_splash(query):
+        implementation = {"gpu": "cudnn", "tpu": "splash"}.get(sharding.platform(), "xla")
+    if implementation == "splash" and _fits_splash(query, key):
         kernels = [functools.partial(_splash, window=window, softcap=softcap) for window in windows]
-        return jax.lax.switch(window_index, kernels, query * scale, key, value, segment_ids)
+        by_head = sharding.spec("batch", None, "heads", None)
+        # The compiler can't split a kernel, so each device calls its own.
+        switch = sharding.per_device(
+            lambda index, *arrays: jax.lax.switch(index, kernels, *arrays),
+            (sharding.spec(), by_head, by_head, by_head, sharding.spec("batch", None)),
+            by_head,
+            check_vma=False,
+        )
+        return switch(jnp.asarray(window_index), query * scale, key, value, segment_ids)
     mask = causal_segment_mask(segment_ids, jnp.asarray(windows)[window_index])[:, None]
     if softcap:
         return _softcapped(query, key, value, mask, scale, softcap)
@@ -75,8 +85,8 @@ def _softcapped(query, key, value, mask, scale: float, softcap: float) -> Float[
     return jnp.einsum("bkgts,bskd->btkgd", weights, value).reshape(batch, length, heads, width)
 
 
-def _fits_splash(query: Float[Array, "B T H head"]) -> bool:
-    return query.shape[1] % _SPLASH_BLOCK == 0
+def _fits_splash(query: Float[Array, "B T H head"], key: Float[Array, "B T Hkv head"]) -> bool:
+    return query.shape[1] % _SPLASH_BLOCK == 0 and key.shape[2] % sharding.shards("heads") == 0
 
 
 def _splash(query, key, value, segment_ids, *, window: int, softcap: float) -> Float[Array, "B T H head"]:

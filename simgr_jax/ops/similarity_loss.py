@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 SIMILARITIES = ("cosine", "dot")
 
 # Finite, so that a masked logit never turns a gradient into NaN.
-_MASKED = -1e30
+MASKED = -1e30
 
 
 def to_similarity_space(vectors: Float[Array, "*B D"], similarity: str) -> Float[Array, "*B D"]:
@@ -69,7 +69,7 @@ def in_batch_cross_entropy(
     diagonal = jnp.eye(len(targets), dtype=bool)
     # A negative that is the row's own target under another position would be pushed away as it is pulled near.
     candidates = diagonal | ((targets[:, None] != targets[None, :]) & (valid[None, :] > 0))
-    logits = jnp.where(candidates, logits, _MASKED)
+    logits = jnp.where(candidates, logits, MASKED)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.diagonal(logits)
     mean_logits = jnp.sum(jnp.where(candidates, logits, 0.0), axis=-1) / jnp.sum(candidates, axis=-1)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from simgr_jax import sharding
+
 
 class Ranking(NamedTuple):
     """What a recommender answers for B histories.
@@ -24,23 +26,51 @@ class Ranking(NamedTuple):
     target_rank: Float[Array, " B"]
 
 
-def rank_catalog(scores: Float[Array, "B N"], targets: Int[Array, " B"], k: int) -> Ranking:
+def rank_catalog(
+    scores: Float[Array, "B N"], targets: Int[Array, " B"], k: int, num_items: int | None = None
+) -> Ranking:
     """Ranks the whole catalog by score.
 
     Equal scores are listed in the order of their index. A NaN score counts as the lowest of all, and a target whose
-    score is NaN is nowhere (rank inf): a model that diverged must not look good. Jittable, with `k` static; k <= N.
+    score is NaN is nowhere (rank inf): a model that diverged must not look good. Jittable, with `k` static.
+
+    Within `sharding.per_device`, `scores` are of this device's items; every device gets the whole ranking.
+
+    Args:
+      k: at most the number of items.
+      num_items: columns from here on are padding, which is never recommended and ahead of nobody; None: there is none.
     """
-    # XLA's own top_k is the fastest exact way on CPU too: block-wise variants take three times as long. The rank is one
-    # select-and-sum, because XLA's CPU code for a sum of two integer comparisons is several times slower.
-    target_scores = jnp.take_along_axis(scores, targets[:, None], axis=1)
+    here = scores.shape[1]
+    first = sharding.part_index("items") * here
+    columns = targets - first
+    target_scores = jnp.take_along_axis(scores, jnp.clip(columns, 0, here - 1)[:, None], axis=1)
+    is_here = (columns >= 0) & (columns < here)
+    target_scores = sharding.psum(jnp.where(is_here[:, None], target_scores, 0), "items")
+
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-    values, items = jax.lax.top_k(scores, k)
+    is_item = num_items is None or first + jnp.arange(here) < num_items
+    values, items = _top_k(jnp.where(is_item, scores, -jnp.inf), first, k)
+    # The rank is one select-and-sum, because XLA's CPU code for a sum of two integer comparisons is several times
+    # slower.
     ahead = jnp.where(scores > target_scores, 1.0, jnp.where(scores == target_scores, 0.5, 0.0))
-    rank = jnp.sum(ahead, axis=1, dtype=jnp.float32) + 0.5  # The target itself counts as one of the ties.
+    rank = sharding.psum(jnp.sum(ahead, axis=1, dtype=jnp.float32, where=is_item), "items")
+    rank = rank + 0.5  # The target itself counts as one of the ties.
     rank = jnp.where(jnp.isnan(target_scores[:, 0]), jnp.inf, rank)
     # What is ruled out (a history item, a NaN) is not recommended, even where nothing else is left.
     items = jnp.where(values == -jnp.inf, -1, items)
     return Ranking(items.astype(jnp.int32), values.astype(jnp.float32), rank)
+
+
+def _top_k(scores: Float[Array, "B N"], first: Int[Array, ""] | int, k: int) -> tuple[Array, Array]:
+    """Values and items, the best of all parts."""
+    # XLA's own top_k is the fastest exact way on CPU too: block-wise variants take three times as long.
+    values, items = jax.lax.top_k(scores, min(k, scores.shape[1]))
+    values, items = sharding.all_gather(values, "items"), sharding.all_gather(items + first, "items")
+    if values.shape[1] == k:
+        return values, items
+    # The parts are in the order of their items, so that equal scores stay so.
+    values, best = jax.lax.top_k(values, k)
+    return values, jnp.take_along_axis(items, best, axis=1)
 
 
 def rank_in_list(

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
+from simgr_jax import sharding
 from simgr_jax.data.batches import TrainingWindows, train_batches
 from simgr_jax.data.dataset import Split
 from simgr_jax.data.prompts import Prompt
@@ -88,8 +89,8 @@ def fit(
         began -= progress["seconds"]
 
         # Compiled ahead, so that no step of the loop can ever compile: a batch of another shape would be an error.
-        batch_like = windows.batch_like(training.batch_rows)
-        train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed)
+        batch_like = sharding.batch_like(windows.batch_like(training.batch_rows))
+        train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed, state)
         train_step = train_step.lower(state, rest, batch_like).compile()
 
         step, pending = int(state.step), []
@@ -98,7 +99,7 @@ def fit(
             timer.start()
             while step < num_steps and progress["since_best"] < training.patience:
                 batch = next(batches)
-                state, scalars = train_step(state, rest, batch)
+                state, scalars = train_step(state, rest, sharding.join_batch(batch))
                 step += 1
                 pending.append(scalars)
                 timer.targets += int(np.count_nonzero(batch.valid))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from simgr_jax import sharding
 from simgr_jax.batch import TrainBatch
 
 
@@ -35,16 +36,26 @@ class TrainState(NamedTuple):
 
 
 def create_state(params: nnx.State, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
-    """ema_decay: 0 keeps no average."""
-    # A copy, because the step donates its state and must not be handed one buffer twice.
-    averaged = jax.tree.map(jnp.copy, params) if ema_decay else None
-    return TrainState(jnp.int32(0), params, averaged, optimizer.init(params))
+    """The state before the first step, as the mesh cuts it.
+
+    Args:
+      ema_decay: 0 keeps no average.
+    """
+
+    def others(params):
+        # A copy, because the step donates its state and must not be handed one buffer twice.
+        averaged = jax.tree.map(jnp.copy, params) if ema_decay else None
+        return TrainState(jnp.int32(0), None, averaged, optimizer.init(params))
+
+    others = jax.jit(others, out_shardings=sharding.shardings(jax.eval_shape(others, params)))
+    return others(params)._replace(params=params)
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, ema_decay: float, seed: int
+    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, ema_decay: float, seed: int, state: TrainState
 ) -> Callable[[TrainState, nnx.State, TrainBatch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The compiled step (state, catalog, batch) -> (state, scalars). The old state's buffers are reused.
+    """The compiled step (state, catalog, batch) -> (state, scalars), for states like `state`. The old state's buffers
+    are reused.
 
     Dropout's randomness comes from the seed and the step number alone, so a resumed run draws what an unbroken one
     would.
@@ -66,4 +77,5 @@ def make_train_step(
         scalars = scalars | {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
         return TrainState(state.step + 1, params, averaged, optimizer_state), scalars
 
-    return jax.jit(train_step, donate_argnums=0)
+    # The new state lies where the old one did.
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))

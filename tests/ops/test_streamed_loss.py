@@ -1,5 +1,8 @@
 """The streamed loss against the dense one: value, gradients, and the memory that it is for."""
 
+import os
+import subprocess
+import sys
 from functools import cache, partial
 
 import jax
@@ -10,18 +13,18 @@ from flax import nnx
 
 from simgr_jax.batch import TrainBatch
 from simgr_jax.models import item_encoders
-from simgr_jax.models.item_encoders import ITEM_ENCODERS
 from simgr_jax.models.simgr import SimGR, SimGRConfig
 from simgr_jax.models.transformer import Transformer, from_scratch_config
-from simgr_jax.ops.similarity_loss import SIMILARITIES, full_catalog_cross_entropy, to_similarity_space
+from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, to_similarity_space
 from simgr_jax.ops.streamed_loss import streamed_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-B, N, D = 7, 23, 8
+B, N, D = 8, 23, 8
 CODEBOOK_SIZES = (4, 5, 3)
 SMOOTHINGS = (0.0, 0.1)
+TARGETS = np.array([3, 8, 3, 0, 22, 21, 3, 14])
 HEAD = {
     "user_pooling": "last",
     "item_encoder_width": 10,
@@ -40,33 +43,42 @@ def make_tokens(num_items):
     return (codes + np.cumsum((0, *CODEBOOK_SIZES[:-1]))).astype(np.int32)
 
 
-def assert_trees_close(actual, expected):
+def assert_trees_close(actual, expected, case=""):
     """Within 1e-5 of each array's largest entry; what should learn does."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for (path, wanted), found in zip(
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(actual), strict=True
     ):
         largest = np.abs(wanted).max()
-        assert largest > 0, path
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * largest, err_msg=str(path))
+        assert largest > 0, (case, path)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * largest, err_msg=f"{case} {path}")
 
 
 @cache
-def problem(encoder_name, similarity):
-    """(encode, what the gradients are taken of): a random encoder, table, users and temperature."""
+def problem(encoder_name):
+    """(encode, similarity -> what the gradients are taken of): a random encoder, table, users and temperature.
+
+    The similarity is a number among them, so that one program computes both: an item's vector v is |v|^-p v, where p is
+    1 for cosine and 0 for dot.
+    """
     encoder = item_encoders.create(encoder_name, D, 2, 10, CODEBOOK_SIZES, nnx.Rngs(0))
     graphdef, state = nnx.split(encoder)
     rng = np.random.default_rng(1)
     random = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     # Some encoders begin with weights of 0, which would keep gradients from those before them.
     state = jax.tree.map(lambda weights: weights + 0.3 * random(*weights.shape), state)
+    table, users = random(sum(CODEBOOK_SIZES), D), random(B, D)
 
     def encode(parameters, tokens):
-        encoder, table = parameters
-        return to_similarity_space(nnx.merge(graphdef, encoder)(table, tokens), similarity)
+        encoder, table, power = parameters
+        vectors = nnx.merge(graphdef, encoder)(table, tokens)
+        return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True) ** power
 
-    table, users = random(sum(CODEBOOK_SIZES), D), random(B, D)
-    return encode, ((state, table), to_similarity_space(users, similarity), jnp.float32(0.3))
+    def learned(similarity):
+        power = jnp.float32({"cosine": 1, "dot": 0}[similarity])
+        return (state, table, power), to_similarity_space(users, similarity), jnp.float32(0.3)
+
+    return encode, learned
 
 
 def dense(encode, targets, learned, tokens, smoothing):
@@ -75,9 +87,10 @@ def dense(encode, targets, learned, tokens, smoothing):
 
 
 def streamed(encode, chunk, targets, learned, tokens, smoothing):
+    """Of the first N items."""
     parameters, users, temperature = learned
     vectors = encode(parameters, tokens[targets])
-    return streamed_cross_entropy(encode, parameters, tokens, users, vectors, temperature, smoothing, chunk)
+    return streamed_cross_entropy(encode, parameters, tokens, N, users, vectors, temperature, smoothing, chunk)
 
 
 def with_gradients(losses):
@@ -91,27 +104,22 @@ def with_gradients(losses):
     return jax.jit(jax.grad(weighted, has_aux=True))
 
 
-def assert_equals_dense(encoder_name, similarity, chunk):
-    encode, learned = problem(encoder_name, similarity)
-    tokens, targets = make_tokens(N), np.array([3, 8, 3, 0, 22, 21, 3])
-    expected = with_gradients(partial(dense, encode, targets))
-    actual = with_gradients(partial(streamed, encode, chunk, targets))
-    for smoothing in (0.0, 0.1):
-        gradients, losses = actual(learned, tokens, smoothing)
-        wanted_gradients, wanted_losses = expected(learned, tokens, smoothing)
-        np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
-        assert_trees_close(gradients, wanted_gradients)
-
-
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("encoder_name", ITEM_ENCODERS)
-def test_every_encoders_loss_and_gradients_equal_the_dense_ones(encoder_name, similarity):
-    assert_equals_dense(encoder_name, similarity, chunk=5)
+def test_every_encoders_loss_and_gradients_equal_the_dense_ones_however_the_catalog_is_split(root):
+    """Of each similarity, on one device and on meshes of eight."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.ops.sharded_loss"]
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("chunk", [1, N - 1, N, 64])
 def test_the_chunk_changes_nothing(chunk):
-    assert_equals_dense("mean", "dot", chunk)
+    encode, learned = problem("mean")
+    learned, tokens = learned("dot"), make_tokens(N)
+    wanted_gradients, wanted = with_gradients(partial(dense, encode, TARGETS))(learned, tokens, 0.1)
+    gradients, losses = with_gradients(partial(streamed, encode, chunk, TARGETS))(learned, tokens, 0.1)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    assert_trees_close(gradients, wanted_gradients)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -123,7 +131,7 @@ def test_logits_too_large_to_exponentiate_are_folded_in_any_order(order):
 
     def loss(table):
         target = encode(table, tokens[11:12])
-        return streamed_cross_entropy(encode, table, tokens, jnp.ones((1, 1)), target, 1.0, 0.0, 4)[0]
+        return streamed_cross_entropy(encode, table, tokens, N, jnp.ones((1, 1)), target, 1.0, 0.0, 4)[0]
 
     value, gradient = jax.value_and_grad(loss)(table)
     assert value == 50 * 11

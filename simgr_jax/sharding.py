@@ -1,0 +1,257 @@
+"""Where arrays lie on the devices: one mesh, and one table from what an axis means to how it is cut.
+
+Everything runs within `jax.set_mesh(make_mesh(...))`: what is compiled finds the mesh in its context. Without one,
+every function here leaves arrays as they are, on one device.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
+
+from simgr_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# What each logical axis is cut along. Of what is cut over "fsdp" or "tensor", "data" keeps copies: across slow
+# networks only gradients travel.
+RULES = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "items": ("fsdp", "tensor"),
+    # Rows of the batch as the catalog's shards see them: each scores all rows that its copy of the catalog serves.
+    "queries": ("data",),
+}
+
+# The last axes of a parameter, by the end of its path; axes before them (layers, experts) and all else stay whole.
+PARAMETERS = (
+    (r"[qkv]_proj\.kernel", ("embed", "heads")),
+    (r"o_proj\.kernel", ("heads", "embed")),
+    (r"(gate|up)_proj\.kernel", ("embed", "mlp")),
+    (r"down_proj\.kernel", ("mlp", "embed")),
+    (r"lora\.a", ("embed", None)),
+    (r"lora\.b", (None, "embed")),
+    (r"embedding", (None, "embed")),
+    (r"item_encoder\..*(kernel|input)", ("embed", None)),
+    (r"tokens", ("items", None)),
+    (r"log_q|twin_group", ("items",)),
+)
+
+
+def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config.mesh`.
+
+    Args:
+      devices: all of this run's, if None; a topology's, to compile for it.
+
+    Raises:
+      UserError: the axes' sizes don't make up the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config[axis] for axis in AXES]
+    given = math.prod(size for size in sizes if size > 0)
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"config.mesh: {_named(sizes)} can't be; give sizes from 1, and -1 to one axis at most")
+    if len(devices) % given or (-1 not in sizes and given != len(devices)):
+        raise UserError(
+            f"config.mesh: {_named(sizes)} does not make up {len(devices)} devices; their product must, and an axis of "
+            "-1 takes what is left"
+        )
+    sizes = [len(devices) // given if size == -1 else size for size in sizes]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def _named(sizes: Sequence[int]) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+
+
+def current_mesh() -> Mesh:
+    """The context's mesh, or one of this process's first device."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.local_devices()[:1])
+    return mesh
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": of the context's mesh, which may be one that is only compiled for."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
+def spec(*axes: str | None) -> PartitionSpec:
+    """The PartitionSpec of an array, by the logical axis of each of its axes; None is not cut."""
+    return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
+
+
+def shards(axis: str) -> int:
+    """How many parts the context's mesh cuts a logical axis into."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in RULES[axis])
+
+
+def item_axes() -> tuple[str, ...]:
+    """The mesh axes that the catalog is split over, () where it is not."""
+    return RULES["items"] if shards("items") > 1 else ()
+
+
+def constrain(x: Shaped[Array, "*axes"], *axes: str | None) -> Shaped[Array, "*axes"]:
+    """x, cut as its logical axes say."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(*axes))
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How a parameter, its optimizer state or its gradient is cut.
+
+    Args:
+      path: its names, joined by dots, like "backbone.layers.self_attn.q_proj.kernel"; only the end counts.
+    """
+    axes = _axes(path)
+    if len(axes) > len(shape):  # What an optimizer keeps of it may be a scalar.
+        return PartitionSpec()
+    whole = (None,) * (len(shape) - len(axes))
+    # What can't be cut evenly stays whole.
+    cut = [
+        None if axis is None or size % math.prod(mesh.shape[name] for name in RULES[axis]) else RULES[axis]
+        for axis, size in zip(axes, shape[len(whole) :], strict=True)
+    ]
+    return PartitionSpec(*whole, *cut)
+
+
+def _axes(path: str) -> tuple[str | None, ...]:
+    return next((axes for pattern, axes in PARAMETERS if re.search(rf"(^|[._])({pattern})$", path)), ())
+
+
+def parameter_sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
+    """`parameter_spec` on the current mesh."""
+    mesh = current_mesh()
+    return NamedSharding(mesh, parameter_spec(path, shape, mesh))
+
+
+def shardings(tree: Any) -> Any:
+    """The sharding of every array of a tree of parameters (a module's state, a TrainState), by its path."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: parameter_sharding(_dotted(path), leaf.shape), tree)
+
+
+def _dotted(path: tuple) -> str:
+    # A variable's array is one level below its name.
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def replicated() -> NamedSharding:
+    return NamedSharding(current_mesh(), PartitionSpec())
+
+
+def create(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
+    """`make(rngs)`, each device making only its own part of the parameters."""
+    if current_mesh().size == 1:
+        return make(rngs)  # Compiling would take longer.
+    graphdef, abstract = nnx.split(nnx.eval_shape(make, rngs))
+    rngs_graphdef, rngs_state = nnx.split(rngs)
+
+    def initial(rngs_state):
+        rngs = nnx.merge(rngs_graphdef, rngs_state)
+        return nnx.state(make(rngs)), nnx.state(rngs)
+
+    state, rngs_state = jax.jit(initial, out_shardings=(shardings(abstract), None))(rngs_state)
+    nnx.update(rngs, rngs_state)
+    return nnx.merge(graphdef, state)
+
+
+def place(module: nnx.Module) -> None:
+    """Spreads a module's arrays over the current mesh, in place; every process has the same values."""
+    state = nnx.state(module)
+    nnx.update(module, jax.tree.map(_put, state, shardings(state)))
+
+
+def _put(x: Array | np.ndarray, sharding: NamedSharding) -> Array:
+    if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim):
+        return x
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def batch_like(batch: Any) -> Any:
+    """Shapes of a batch's arrays, cut along their first axis."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_by_batch()), batch)
+
+
+def join_batch(rows: Any) -> Any:
+    """The batch of which this process has `rows` (numpy arrays): those of its own devices."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(_by_batch(), x), rows)
+
+
+def split_batch(batch: Any) -> Any:
+    """A batch that every process has the whole of (numpy arrays), each device with its own rows."""
+    return jax.tree.map(lambda x: _put(x, _by_batch()), batch)
+
+
+def _by_batch() -> NamedSharding:
+    return NamedSharding(current_mesh(), spec("batch"))
+
+
+def gather_kernels(layer: Any, dtype: str) -> Any:
+    """A layer's parameters as its computation takes them: kernels in `dtype`, and whole along "fsdp".
+
+    Kernels are cast before they travel between the devices, and stay cut along "tensor".
+    """
+
+    def gathered(path, x):
+        axes = _gathered_axes(path, x)
+        return constrain(x.astype(dtype), *axes) if any(axis is not None for axis in _axes(_dotted(path))) else x
+
+    return jax.tree_util.tree_map_with_path(gathered, layer)
+
+
+def gathered_specs(layer: Any) -> Any:
+    """The PartitionSpecs of what `gather_kernels` gives."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: spec(*_gathered_axes(path, x)), layer)
+
+
+def _gathered_axes(path: tuple, x: Array) -> tuple[str | None, ...]:
+    axes = _axes(_dotted(path))
+    return *(None,) * (x.ndim - len(axes)), *(None if axis == "embed" else axis for axis in axes)
+
+
+def per_device(function: Callable, in_specs: Sequence[Any], out_specs: Any, check_vma: bool = True) -> Callable:
+    """`function`, called by every device with its own parts of the arrays; called plainly without a mesh.
+
+    Args:
+      check_vma: whether JAX keeps track of what differs between devices; kernels don't let it.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(function, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=check_vma)
+
+
+def _is_split(axis: str) -> bool:
+    """Whether this is within `per_device`, where a logical axis is each device's own part."""
+    return set(RULES[axis]) <= set(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def psum(x: Array, axis: str) -> Array:
+    """The sum over the parts of a logical axis; x itself where it is whole."""
+    return jax.lax.psum(x, RULES[axis]) if _is_split(axis) else x
+
+
+def all_gather(x: Shaped[Array, "B C"], axis: str) -> Shaped[Array, "B C_all"]:
+    """The parts' columns one after the other; x itself where the logical axis is whole."""
+    return jax.lax.all_gather(x, RULES[axis], axis=1, tiled=True) if _is_split(axis) else x
+
+
+def part_index(axis: str) -> Array | int:
+    """Which part of a logical axis is here."""
+    return jax.lax.axis_index(RULES[axis]) if _is_split(axis) else 0

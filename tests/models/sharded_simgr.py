@@ -1,0 +1,184 @@
+"""A model on meshes of eight devices against the same on one; a program of its own, run by `test_sharded_simgr.py`.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.models.sharded_simgr
+
+Fails if a loss, gradient, update or ranking differs, or if a device holds more than its part.
+"""
+
+import re
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+
+from simgr_jax import sharding
+from simgr_jax.batch import RankBatch, TrainBatch
+from simgr_jax.models.simgr import SimGR, SimGRConfig
+from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.training.state import create_state, make_train_step
+
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
+SIZES = (4, 5, 3)
+NUM_ITEMS = 43
+SHAPE = {"width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 8, "mlp_width": 24}
+HEAD = {
+    "user_pooling": "last",
+    "item_encoder_width": 8,
+    "temperature": 0.2,
+    "learn_temperature": True,
+    "temperature_min": 0.05,
+    "temperature_max": 1.0,
+    "full_catalog_weight": 0.7,
+    "log_q": True,
+    "label_smoothing": 0.1,
+}
+# (backbone, head): together all of the loss and of the backbone that knows of a mesh.
+CASES = (
+    ({}, {"history": "item", "item_encoder": "mean", "catalog_chunk": 0, "similarity": "cosine"}),
+    (
+        {"experts": 4, "experts_per_token": 2, "remat": "dots", "dropout": 0.3},
+        {
+            "history": "tokens",
+            "item_encoder": "mean_mlp",
+            "user_pooling": "attention",
+            "catalog_chunk": 3,
+            "similarity": "dot",
+            "in_batch_weight": 0.3,
+        },
+    ),
+)
+
+
+def codes() -> np.ndarray:
+    """int32 [43, 3], the tokens of items, of which some are equal; and those lie far apart."""
+    every = np.stack(np.unravel_index(np.arange(np.prod(SIZES)), SIZES), axis=1)
+    chosen = np.random.default_rng(0).permutation(every)[:NUM_ITEMS]
+    chosen[[7, 40]], chosen[22] = chosen[1], chosen[21]
+    return (chosen + np.cumsum((0, *SIZES[:-1]))).astype(np.int32)
+
+
+def make_model(backbone: dict, head: dict, num_items: int = NUM_ITEMS) -> SimGR:
+    config, rngs = from_scratch_config(**SHAPE, **backbone), nnx.Rngs(0)
+    tokens = np.resize(codes(), (num_items, 3))
+    decoder = sharding.create(lambda rngs: Transformer(config, rngs), rngs)
+    head = SimGRConfig(**{"in_batch_weight": 0.0} | HEAD | head)
+    model = SimGR(head, decoder, tokens, SIZES, np.arange(num_items), rngs)
+    sharding.place(model)
+    return model
+
+
+def train_batch(history: str) -> TrainBatch:
+    """Eight rows of two users each, of random items, and some padding."""
+    rng, size = np.random.default_rng(1), 3 if history == "tokens" else 1
+    items = rng.integers(0, NUM_ITEMS, (8, 6))
+    inputs = codes()[items[:, :5]].reshape(8, -1) if size == 3 else items[:, :5]
+    segment_ids = np.repeat([[1, 1, 1, 2, 2]] * 7 + [[1, 1, 1, 0, 0]], size, axis=1)
+    positions = np.concatenate([np.arange(3 * size), np.arange(2 * size)])
+    readouts = np.arange(1, 6) * size - 1
+    valid = segment_ids[:, readouts] > 0
+    as_int = lambda x: np.broadcast_to(x, (8, np.shape(x)[-1])).astype(np.int32)  # noqa: E731
+    return TrainBatch(*map(as_int, (inputs, segment_ids, positions, readouts, items[:, 1:])), valid)
+
+
+def rank_batch(history: str) -> RankBatch:
+    """Sixteen histories; the targets are all over the catalog, its copies of one code among them."""
+    rng = np.random.default_rng(2)
+    items = rng.integers(0, NUM_ITEMS, (16, 4)).astype(np.int32)
+    inputs = codes()[items].reshape(16, -1) if history == "tokens" else items
+    lengths = np.full(16, inputs.shape[1], np.int32)
+    targets = np.array([1, 7, 40, 21, 22, 42, 0, *range(5, 14)], np.int32)
+    return RankBatch(inputs, lengths, items, targets)
+
+
+def train(backbone: dict, head: dict) -> tuple[dict, dict, list]:
+    """The scalars and gradients of a step, and rankings after it, with history items and without."""
+    model = make_model(backbone, head)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    optimizer = optax.adam(0.01)
+    state = create_state(params, optimizer, ema_decay=0.5)
+    step = make_train_step(graphdef, optimizer, 0.5, 0, state)
+    batch = sharding.split_batch(train_batch(head["history"]))
+    assert_is_cut(state)
+    state, scalars = step(state, rest, batch)
+    assert_is_cut(state)
+
+    cases = sharding.split_batch(rank_batch(head["history"]))
+    rank = jax.jit(
+        lambda params, filters: (lambda model: model.rank(cases, model.catalog(), 10, filters))(
+            nnx.merge(graphdef, params, rest)
+        ),
+        static_argnums=1,
+    )
+    rankings = [jax.device_get(rank(state.params, filters)) for filters in (False, True)]
+    # After one step Adam's first moment is (1 - b1) times the gradient.
+    gradients = nnx.to_pure_dict(state.optimizer_state[0].mu)
+    return jax.device_get(scalars), jax.device_get(gradients), rankings
+
+
+def assert_is_cut(state) -> None:
+    """Every kernel, its average and its moments: each device has its part of them."""
+    mesh = sharding.current_mesh()
+    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(path)
+        if "_proj" in name and "kernel" in name:
+            assert leaf.addressable_shards[0].data.size * parts == leaf.size, (name, leaf.sharding)
+
+
+def assert_same(found, wanted) -> None:
+    """Within 1e-5 of each array's largest entry."""
+    for (path, expected), actual in zip(
+        jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(found), strict=True
+    ):
+        largest = max(np.abs(expected).max(), 1e-6)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * largest, err_msg=str(path))
+
+
+def assert_same_ranking(found, wanted) -> None:
+    np.testing.assert_array_equal(found.target_rank, wanted.target_rank)
+    np.testing.assert_array_equal(found.items, wanted.items)
+    np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-4)
+
+
+def assert_whole_catalog_is_nowhere() -> None:
+    """Of a catalog larger than all else, no device has float arrays along all items, nor along its whole part."""
+    num_items = 4096
+    model = make_model({}, {"history": "item", "item_encoder": "mean", "catalog_chunk": 64, "similarity": "dot"}, 4096)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    batch = sharding.split_batch(train_batch("item"))
+    optimizer = optax.adam(0.01)
+    state = create_state(params, optimizer, 0.0)
+    text = make_train_step(graphdef, optimizer, 0.0, 0, state).lower(state, rest, batch).compile().as_text()
+    dimensions = {int(size) for shape in re.findall(r"f32\[([\d,]+)\]", text) for size in shape.split(",")}
+    longest = max(dimensions)
+    assert longest < num_items // 8, longest
+
+    rank = jax.jit(
+        lambda params, rest, batch: (lambda model: model.rank(batch, model.catalog(), 10, True))(
+            nnx.merge(graphdef, params, rest)
+        )
+    )
+    text = rank.lower(params, rest, sharding.split_batch(rank_batch("item"))).compile().as_text()
+    # log_q and the groups of equal codes are of the catalog's length in all, an eighth here.
+    assert not re.search(rf"f32\[([\d,]+,)?{num_items}[,\]]", text)
+
+
+def main() -> None:
+    assert jax.device_count() == 8
+    meshes = {mesh: ml_collections.ConfigDict(dict(zip(sharding.AXES, mesh, strict=True))) for mesh in MESHES}
+    for backbone, head in CASES:
+        *wanted, wanted_rankings = train(backbone, head)  # Without a mesh: on one device.
+        for config in meshes.values():
+            with jax.set_mesh(sharding.make_mesh(config)):
+                *found, rankings = train(backbone, head)
+            assert_same(found, wanted)
+            for ranking, wanted_ranking in zip(rankings, wanted_rankings, strict=True):
+                assert_same_ranking(ranking, wanted_ranking)
+    with jax.set_mesh(sharding.make_mesh(meshes[1, 8, 1])):
+        assert_whole_catalog_is_nowhere()
+
+
+if __name__ == "__main__":
+    main()
