@@ -135,12 +135,18 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "loss": {
                 "full_catalog_weight": 1.0,
+                # Against items drawn at random for each batch, for catalogs too large to go through
+                # (docs/large_catalogs.md).
+                "sampled_weight": 0.0,
+                "sampled_negatives": 4096,
+                # "uniform" or "popularity".
+                "sampled_from": "uniform",
                 "in_batch_weight": 0.0,
                 "log_q": True,
                 "label_smoothing": 0.0,
-                # Items that the full-catalog loss encodes and scores at once, so that memory does not grow with the
-                # catalog (4096 is as quick as all at once); 0 takes all at once.
-                "catalog_chunk": 0,
+                # Items (of each device's) that the full-catalog loss encodes and scores at once, so that memory does
+                # not grow with the catalog; 0 takes all at once, -1 what the device's memory has room for.
+                "catalog_chunk": -1,
             },
             "optimizer": {
                 "learning_rate": 2e-3,

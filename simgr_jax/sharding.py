@@ -7,6 +7,7 @@ every function here leaves arrays as they are, on one device.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
+from simgr_jax.compilation.chips import CHIPS
 from simgr_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -90,6 +92,18 @@ def platform() -> str:
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 
 
+def device_memory() -> int:
+    """Bytes of a device of the context's mesh, which may be one that is only compiled for; a CPU's devices share."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kind = None if mesh.empty else mesh.abstract_device.device_kind
+    for chip in CHIPS.values():
+        if chip.device_kind == kind:
+            return int(chip.hbm_gib * 2**30)
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return statistics.get("bytes_limit", host // jax.local_device_count())
+
+
 def spec(*axes: str | None) -> PartitionSpec:
     """The PartitionSpec of an array, by the logical axis of each of its axes; None is not cut."""
     return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
@@ -120,7 +134,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
       path: its names, joined by dots, like "backbone.layers.self_attn.q_proj.kernel"; only the end counts.
     """
     axes = _axes(path)
-    if len(axes) > len(shape):  # What an optimizer keeps of it may be a scalar.
+    if not axes or len(axes) > len(shape):  # What an optimizer keeps of it may be a scalar.
         return PartitionSpec()
     whole = (None,) * (len(shape) - len(axes))
     # What can't be cut evenly stays whole.

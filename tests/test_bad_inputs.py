@@ -263,7 +263,7 @@ CASES = [
         "recommend", "--workdir=TRAINED", "--output=TMP/o.jsonl", "--k=61", message="--k: 61 is more than the 60 items"
     ),
     flags("recommend", "--workdir=TRAINED", "--output=TMP", message="TMP: can't be written (Is a directory)"),
-    option("--config.loss.catalog_chunk=-1", message="config.loss.catalog_chunk: can't be -1; give 0 or more"),
+    option("--config.loss.catalog_chunk=-2", message="config.loss.catalog_chunk: can't be -2; give a number of items"),
     # An LLM as the backbone.
     option("--config.lora.rank=4", message="config.lora.rank: adapts a checkpoint; give config.backbone.checkpoint"),
     option("--config.lora.base_dtype=int8", message='config.lora.base_dtype: "int8" is unknown; choose one of float32'),

@@ -17,18 +17,25 @@ from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
 from simgr_jax.models import item_encoders, user_pooling
 from simgr_jax.models.transformer import Transformer
+from simgr_jax.ops import sampled_loss
+from simgr_jax.ops.sampled_loss import Negatives, sampled_cross_entropy
 from simgr_jax.ops.similarity_loss import (
     SIMILARITIES,
     full_catalog_cross_entropy,
     in_batch_cross_entropy,
     to_similarity_space,
 )
-from simgr_jax.ops.streamed_loss import streamed_cross_entropy
+from simgr_jax.ops.streamed_loss import choose_chunk, streamed_cross_entropy
 from simgr_jax.ops.top_k import Ranking, rank_catalog
 
 # Adam moves a weight by about the learning rate in a step, so from 0.1 the embeddings leave their random start within
 # an epoch. From sqrt(L), which gives the mean of L levels unit size, they hardly moved and learned three times slower.
 EMBEDDING_STD = 0.1
+
+# As `catalog_chunk`.
+AUTO_CHUNK = -1
+
+SAMPLED_FROM = ("uniform", "popularity")
 
 
 class Catalog(nnx.Variable):
@@ -48,10 +55,13 @@ class SimGRConfig:
       temperature: τ, or its first value where it is learned.
       learn_temperature: whether τ is a parameter.
       temperature_min, temperature_max: bounds of a learned τ.
-      full_catalog_weight, in_batch_weight: weights of the two losses; a loss of weight 0 is not computed.
+      full_catalog_weight, sampled_weight, in_batch_weight: weights of the losses; one of weight 0 is not computed.
+      sampled_negatives: items that the sampled loss draws for each batch.
+      sampled_from: "uniform", or "popularity", as likely as their number in training plus one.
       log_q: whether the in-batch loss corrects for the items' frequency.
-      label_smoothing: ε of both losses.
-      catalog_chunk: items that the full-catalog loss encodes and scores at once; 0 is all, and keeps them.
+      label_smoothing: ε of all losses.
+      catalog_chunk: items that the full-catalog loss encodes and scores at once; 0 is all, and keeps them; AUTO_CHUNK
+        chooses by the device's memory.
     """
 
     history: str
@@ -64,6 +74,9 @@ class SimGRConfig:
     temperature_min: float
     temperature_max: float
     full_catalog_weight: float
+    sampled_weight: float
+    sampled_negatives: int
+    sampled_from: str
     in_batch_weight: float
     log_q: bool
     label_smoothing: float
@@ -81,12 +94,24 @@ class SimGRConfig:
                 f"config.model.temperature: {self.temperature} is not in [temperature_min, temperature_max] = "
                 f"[{self.temperature_min}, {self.temperature_max}]; give a positive one between them"
             )
-        if (
-            min(self.full_catalog_weight, self.in_batch_weight) < 0
-            or not self.full_catalog_weight + self.in_batch_weight
-        ):
+        weights = self.full_catalog_weight, self.sampled_weight, self.in_batch_weight
+        if min(weights) < 0 or not any(weights):
             raise UserError(
-                "config.loss.full_catalog_weight, in_batch_weight: negative or both zero; give one that is positive"
+                "config.loss.full_catalog_weight, sampled_weight, in_batch_weight: one is negative, or all are zero; "
+                "give one that is positive"
+            )
+        if self.sampled_negatives < 1:
+            raise UserError(
+                f"config.loss.sampled_negatives: {self.sampled_negatives} is too few; give a number from 1, like 4096"
+            )
+        if self.sampled_from not in SAMPLED_FROM:
+            raise UserError(
+                f'config.loss.sampled_from: "{self.sampled_from}" is unknown; choose one of {", ".join(SAMPLED_FROM)}'
+            )
+        if self.catalog_chunk < AUTO_CHUNK:
+            raise UserError(
+                f"config.loss.catalog_chunk: can't be {self.catalog_chunk}; give a number of items, 0 for all at once, "
+                f"or {AUTO_CHUNK} to have it chosen by memory"
             )
         if not 0 <= self.label_smoothing < 1:
             raise UserError(
@@ -100,7 +125,7 @@ class SimGR(nnx.Module):
     Args:
       tokens: int32 [N, L], rows of the embedding table that spell each item.
       codebook_sizes: tokens of each level; they sum to the table's length V.
-      item_counts: int [N], how often each item trains (for the log-Q correction).
+      item_counts: int [N], how often each item trains (for the log-Q correction, and negatives drawn by popularity).
       embedding: where the semantic-ID tokens' embeddings begin; None begins at random.
       text_embedding: [W, D], the embeddings of the LLM's own tokens that prompts have, if they have any.
     """
@@ -125,6 +150,8 @@ class SimGR(nnx.Module):
         # One added to every count keeps log q finite for items that never train.
         log_q = np.log((item_counts + 1) / (item_counts + 1).sum())
         self.log_q = Catalog(jnp.asarray(np.pad(log_q, padding), jnp.float32))
+        if config.sampled_weight and config.sampled_from == "popularity":
+            self.cumulative_weights = Catalog(jnp.asarray(sampled_loss.cumulative_weights(item_counts)))
         twins, twin_group = _twins(tokens)
         self.twins = Catalog(jnp.asarray(twins, jnp.int32))
         self.twin_group = Catalog(jnp.asarray(np.pad(twin_group, padding, constant_values=-1), jnp.int32))
@@ -196,8 +223,9 @@ class SimGR(nnx.Module):
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         config = self.config
+        chunk = self._catalog_chunk(batch.targets.size)
         # Where the catalog is split, its vectors are nowhere together.
-        dense = config.full_catalog_weight and not config.catalog_chunk and not sharding.item_axes()
+        dense = config.full_catalog_weight and not chunk and not sharding.item_axes()
         item_vectors = self.encode_items() if dense else None
         states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors, rngs)
         states = jnp.take_along_axis(states, batch.readouts[..., None], axis=1)
@@ -206,18 +234,35 @@ class SimGR(nnx.Module):
         valid = batch.valid.reshape(-1).astype(jnp.float32)
         mean = lambda losses: jnp.sum(losses * valid) / jnp.maximum(jnp.sum(valid), 1)  # noqa: E731
         temperature = self.temperature
-        target_vectors = self.encode_items(targets) if item_vectors is None else item_vectors[targets]
-        target_vectors = to_similarity_space(target_vectors, config.similarity)
 
+        def vectors_of(items):
+            vectors = self.encode_items(items) if item_vectors is None else item_vectors[items]
+            return to_similarity_space(vectors, config.similarity)
+
+        target_vectors = vectors_of(targets)
         loss, scalars = jnp.float32(0), {"temperature": temperature}
         if config.full_catalog_weight:
             if dense:
                 vectors = to_similarity_space(item_vectors, config.similarity)
                 losses = full_catalog_cross_entropy(states, vectors, targets, temperature, config.label_smoothing)
             else:
-                losses = self._streamed_cross_entropy(states, target_vectors, temperature)
+                losses = self._streamed_cross_entropy(states, target_vectors, temperature, chunk)
             scalars["full_catalog_loss"] = mean(losses)
             loss += config.full_catalog_weight * scalars["full_catalog_loss"]
+        if config.sampled_weight:
+            negatives = self._draw_negatives(rngs.negatives())
+            losses = sampled_cross_entropy(
+                states,
+                target_vectors,
+                targets,
+                negatives,
+                vectors_of(negatives.items),
+                self.num_items,
+                temperature,
+                config.label_smoothing,
+            )
+            scalars["sampled_loss"] = mean(losses)
+            loss += config.sampled_weight * scalars["sampled_loss"]
         if config.in_batch_weight:
             log_q = self.log_q[targets] if config.log_q else None
             losses = in_batch_cross_entropy(
@@ -227,8 +272,18 @@ class SimGR(nnx.Module):
             loss += config.in_batch_weight * scalars["in_batch_loss"]
         return loss, scalars
 
+    def _draw_negatives(self, key: Array) -> Negatives:
+        count = self.config.sampled_negatives
+        if self.config.sampled_from == "uniform":
+            return sampled_loss.uniform_negatives(key, self.num_items, count)
+        return sampled_loss.popularity_negatives(key, self.cumulative_weights[...], count)
+
     def _streamed_cross_entropy(
-        self, states: Float[Array, "B D"], target_vectors: Float[Array, "B D"], temperature: Float[Array, ""]
+        self,
+        states: Float[Array, "B D"],
+        target_vectors: Float[Array, "B D"],
+        temperature: Float[Array, ""],
+        chunk: int,
     ) -> Float[Array, " B"]:
         encoder, table = self._whole_encoder()
         graphdef, parameters = nnx.split(encoder)
@@ -247,7 +302,18 @@ class SimGR(nnx.Module):
             target_vectors,
             temperature,
             self.config.label_smoothing,
-            self.config.catalog_chunk,
+            chunk,
+        )
+
+    def _catalog_chunk(self, num_queries: int) -> int:
+        """How many of a device's items the full-catalog loss takes at once; 0 is all."""
+        if self.config.catalog_chunk != AUTO_CHUNK:
+            return self.config.catalog_chunk
+        return choose_chunk(
+            len(self.tokens) // sharding.shards("items"),
+            num_queries // sharding.shards("queries"),
+            self.embedding.shape[1],
+            sharding.device_memory(),
         )
 
     @property

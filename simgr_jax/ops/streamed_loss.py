@@ -9,6 +9,7 @@ Over devices that split the catalog, each goes through its own part, and what co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -23,6 +24,27 @@ from simgr_jax.ops.similarity_loss import MASKED
 
 Parameters = TypeVar("Parameters")  # A pytree of float arrays.
 Encode = Callable[[Parameters, Int[Array, "C L"]], Float[Array, "C D"]]
+
+
+# Of a device's memory: how much the logits and vectors of all its items may take before they are made by chunks, and
+# how much those of a chunk may. The parameters, their gradients and the optimizer's state want the most of it.
+_DENSE_SHARE, _CHUNK_SHARE = 1 / 4, 1 / 32
+_LARGEST_CHUNK = 8192
+
+
+def choose_chunk(num_items: int, num_queries: int, width: int, memory: int) -> int:
+    """How many items to encode and score at once: 0 for all, if there is room for it, else a power of two.
+
+    Args:
+      num_items, num_queries: of a device.
+      width: D.
+      memory: of a device, in bytes.
+    """
+    # Logits, their exponentials and gradient; vectors, normalised and not, and their gradients. All float32.
+    item_bytes = 4 * (3 * num_queries + 4 * width)
+    if num_items * item_bytes <= _DENSE_SHARE * memory:
+        return 0
+    return min(_LARGEST_CHUNK, 2 ** int(math.log2(max(1, _CHUNK_SHARE * memory / item_bytes))))
 
 
 def streamed_cross_entropy(

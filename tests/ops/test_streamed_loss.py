@@ -16,7 +16,7 @@ from simgr_jax.models import item_encoders
 from simgr_jax.models.simgr import SimGR, SimGRConfig
 from simgr_jax.models.transformer import Transformer, from_scratch_config
 from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, to_similarity_space
-from simgr_jax.ops.streamed_loss import streamed_cross_entropy
+from simgr_jax.ops.streamed_loss import choose_chunk, streamed_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -32,6 +32,9 @@ HEAD = {
     "learn_temperature": True,
     "temperature_min": 0.05,
     "temperature_max": 1.0,
+    "sampled_weight": 0.0,
+    "sampled_negatives": 1,
+    "sampled_from": "uniform",
     "log_q": True,
     "label_smoothing": 0.1,
 }
@@ -202,3 +205,14 @@ def test_memory_does_not_grow_with_the_catalog():
     # Not so much as a byte an item: neither logits nor vectors, and no copy of the tokens.
     assert large - small < 49_000
     assert temporaries(50_000, 0) > 10 * large
+
+
+def test_the_chosen_chunk_is_all_where_there_is_room_and_grows_with_memory():
+    gib = 2**30
+    assert choose_chunk(12_000, 512, 128, 16 * gib) == 0
+    assert choose_chunk(10_000_000, 512, 256, 16 * gib) == 8192
+    # On a chip of 16 GiB, among 256 that train a wide model: chunks, whose logits take a small part of it.
+    chunk = choose_chunk(10_000_000 // 256, 100_000, 4096, 16 * gib)
+    assert 0 < chunk * 100_000 * 4 < gib / 4
+    assert choose_chunk(10_000_000 // 256, 100_000, 4096, 32 * gib) == 2 * chunk
+    assert choose_chunk(10**9, 10**9, 10**4, gib) == 1
