@@ -24,6 +24,7 @@ test-slow: $(VENV)/test.stamp
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/shellcheck --external-sources launch/*.sh
 
 format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check --fix .
