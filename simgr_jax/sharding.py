@@ -16,6 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -23,6 +24,7 @@ from simgr_jax.compilation.chips import CHIPS
 from simgr_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+_AUTO = (AxisType.Auto,) * len(AXES)
 
 # What each logical axis is cut along. Of what is cut over "fsdp" or "tensor", "data" keeps copies: across slow
 # networks only gradients travel.
@@ -71,7 +73,19 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
             "-1 takes what is left"
         )
     sizes = [len(devices) // given if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # Hosts of GPUs have such a number, too, but between them parameters may well be split.
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=_AUTO, devices=devices)
+    data, *within = sizes
+    if data % slices:
+        raise UserError(
+            f"config.mesh.data: {data} can't be shared out among {slices} slices of TPUs; give a multiple, so that "
+            "only gradients go between them"
+        )
+    sizes = (data // slices, *within)
+    order = mesh_utils.create_hybrid_device_mesh(sizes, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(order, AXES, axis_types=_AUTO)
 
 
 def _named(sizes: Sequence[int]) -> str:
@@ -81,9 +95,12 @@ def _named(sizes: Sequence[int]) -> str:
 def current_mesh() -> Mesh:
     """The context's mesh, or one of this process's first device."""
     mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-        mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.local_devices()[:1])
-    return mesh
+    return one_device() if mesh.empty else mesh
+
+
+def one_device() -> Mesh:
+    """A mesh of this process's first device."""
+    return jax.make_mesh((1, 1, 1), AXES, axis_types=_AUTO, devices=jax.local_devices()[:1])
 
 
 def platform() -> str:

@@ -1,0 +1,72 @@
+"""A train step over ten million items: its time and the memory that the whole process takes.
+
+    python -m benchmarks.many_items
+
+The model is the default one, 256 wide, with the catalog's chunk chosen by memory; items' codes are random, and a batch
+is 8 rows of 64 items. Writes results/many_items.json.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import jax
+import numpy as np
+from flax import nnx
+
+from benchmarks import record
+from simgr_jax import default_config
+from simgr_jax.batch import TrainBatch
+from simgr_jax.models.create import create
+from simgr_jax.semantic_ids.tokenizer import SemanticIds
+from simgr_jax.training import optimizer as optimizers
+from simgr_jax.training.state import create_state, make_train_step
+
+ITEMS, LEVELS, CODES = 10_000_000, 4, 256
+ROWS, LENGTH = 8, 64
+STEPS, SEED = 2, 0
+
+
+def make_batch(rng: np.random.Generator) -> TrainBatch:
+    """Rows of one user each, every position trained."""
+    items = rng.integers(0, ITEMS, (ROWS, LENGTH + 1), np.int32)
+    positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
+    valid = np.ones((ROWS, LENGTH), bool)
+    return TrainBatch(items[:, :-1], np.ones_like(positions), positions, positions, items[:, 1:], valid)
+
+
+def main() -> None:
+    rng = np.random.default_rng(SEED)
+    config = default_config.get_config()
+    config.backbone.update({"width": 256, "head_width": 64, "dropout": 0.0})
+    config.training.update({"batch_rows": ROWS, "row_length": LENGTH})
+    semantic_ids = SemanticIds(rng.integers(0, CODES, (ITEMS, LEVELS), np.int32), (CODES,) * LEVELS)
+    model = create(config, semantic_ids, np.ones(ITEMS, np.int64))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    optimizer = optimizers.create(config.optimizer, num_steps=100)
+    state = create_state(params, optimizer, 0.0)
+    batch = make_batch(rng)
+    step = make_train_step(graphdef, optimizer, 0.0, SEED, state).lower(state, rest, batch).compile()
+
+    seconds, losses = [], []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        state, scalars = step(state, rest, batch)
+        losses.append(round(float(jax.block_until_ready(scalars["loss"])), 4))
+        seconds.append(round(time.perf_counter() - began, 1))
+        print(f"loss {losses[-1]}, {seconds[-1]} s", flush=True)
+    figures = {
+        "items": ITEMS,
+        "targets_per_step": ROWS * LENGTH,
+        "step_seconds": seconds,
+        "losses": losses,
+        "temporary_mib": round(step.memory_analysis().temp_size_in_bytes / 2**20),
+        "peak_process_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+    print(figures)
+    record.write("many_items", figures, record.settings(config), SEED)
+
+
+if __name__ == "__main__":
+    main()
