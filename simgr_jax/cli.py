@@ -20,7 +20,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from simgr_jax import default_config
+from simgr_jax import default_config, distributed
 from simgr_jax.errors import UserError
 
 
@@ -31,21 +31,41 @@ def define_config() -> None:
     )
 
 
+def define_processes() -> None:
+    """Defines the flags of a binary that may be several processes."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT that process 0 listens at, for the others to find it.")
+    flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, runs `main`, and ends the process.
 
     A `UserError` becomes one line on stderr and exit code 2; any other exception keeps its traceback, as it is our bug.
+    Of several processes that fail alike, the first says why; one that fails alone does not wait for the others.
     """
     _silence_libraries()
     app.define_help_flags()
     try:
         _parse(sys.argv)
+        if "coordinator" in flags.FLAGS:
+            distributed.initialize(
+                *(flags.FLAGS[name].value for name in ("coordinator", "num_processes", "process_id"))
+            )
         main()
+        distributed.barrier()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        together = distributed.fail_together()
+        if distributed.is_main() or not together:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        distributed.leave(2, together)
     except KeyboardInterrupt:
-        sys.exit(130)
+        distributed.leave(130)
+    except Exception:
+        if not distributed.several():
+            raise
+        traceback.print_exc()
+        distributed.leave(1)
 
 
 def _silence_libraries() -> None:

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from simgr_jax import cli, run_config
+from simgr_jax import cli, distributed, run_config
 from simgr_jax.data.dataset import Dataset, Split
 from simgr_jax.data.load import synthetic_folder
 from simgr_jax.errors import UserError
@@ -45,7 +45,7 @@ def main() -> None:
         config = run_config.load(workdir)
         with open_mesh(config):
             report_run(config, workdir, prepare(config, workdir), values.split)
-    else:
+    elif distributed.is_main():
         cli.required("config")
         report_predictions(values.config, Path(values.predictions), values.split)
 
@@ -54,6 +54,8 @@ def report_run(config: ml_collections.ConfigDict, workdir: Path, prepared: Prepa
     """Reports on the best checkpoint of a run, into `workdir/report` (test) or `workdir/report_validation`."""
     params, rest, cost = restore_best(prepared.model, workdir)
     ranking = prepared.ranker(params, rest, getattr(prepared.split, split))
+    if not distributed.is_main():
+        return
     facts = {"model": config.model.name, "num_parameters": parameters.total(prepared.model), **cost}
     log = _read_log(workdir / "metrics.jsonl")
     folder = workdir / ("report" if split == "test" else f"report_{split}")
@@ -105,6 +107,7 @@ def _report(
 
 if __name__ == "__main__":
     cli.define_config()
+    cli.define_processes()
     flags.DEFINE_string("workdir", None, "The workdir of a run of simgr_jax.train.")
     flags.DEFINE_string("predictions", None, "A JSONL file of recommendations, judged on the data of --config.")
     flags.DEFINE_string("split", "test", "Which part is asked about: validation or test.")

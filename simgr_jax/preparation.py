@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
-from simgr_jax import run_config, sharding
+from simgr_jax import distributed, run_config, sharding
 from simgr_jax.data import prompts
 from simgr_jax.data.dataset import Dataset, Split
 from simgr_jax.data.load import load
@@ -56,13 +56,15 @@ class Prepared(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_mesh(config: ml_collections.ConfigDict) -> Iterator[None]:
+def open_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Iterator[None]:
     """The context that a run is prepared, trained and evaluated in: its mesh.
+
+    Args: as of `sharding.make_mesh`.
 
     Raises:
       UserError: the mesh does not fit the devices, or batches do not fit the mesh.
     """
-    with jax.set_mesh(sharding.make_mesh(config.mesh)):
+    with jax.set_mesh(sharding.make_mesh(config.mesh, devices)):
         parts = sharding.shards("batch")
         for key, rows in (
             ("training.batch_rows", config.training.batch_rows),
@@ -106,12 +108,16 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, k: int = LIST_LENG
       k: length of the ranker's lists.
     """
     check(config)
-    llm = open_checkpoint(config) if config.backbone.checkpoint else None
     cache = cache_dir(config, workdir)
-    dataset, split = load_data(config, cache)
+    with distributed.main_first():
+        llm = open_checkpoint(config) if config.backbone.checkpoint else None
+        dataset, split = load_data(config, cache)
+        semantic_ids, id_quality = build(config.semantic_ids, dataset, split.train, cache, config.seed)
     if k > dataset.num_items:
         raise UserError(f"--k: {k} is more than the {dataset.num_items} items of {dataset.name}; give at most that")
-    semantic_ids, id_quality = build(config.semantic_ids, dataset, split.train, cache, config.seed)
+    sequences = (dataset.sequences.values, dataset.sequences.offsets, split.train.values, split.train.offsets)
+    distributed.check_same("the data", *sequences, dataset.item_texts)
+    distributed.check_same("the semantic IDs", semantic_ids.codes)
     tokenizer = load_tokenizer(llm.folder, semantic_ids.token_strings()) if llm else None
     prompt = prompts.create(config, semantic_ids, dataset.item_texts, tokenizer)
     item_counts = np.bincount(split.train.values, minlength=dataset.num_items)
@@ -167,7 +173,7 @@ _POSITIVE = (
     "training.patience",
     "evaluation.batch_size",
 )
-_NOT_NEGATIVE = ("seed", "lora.rank", "optimizer.weight_decay", "optimizer.clip_norm")
+_NOT_NEGATIVE = ("seed", "lora.rank", "training.input_streams", "optimizer.weight_decay", "optimizer.clip_norm")
 _CHOICES = {"backbone.token_init": TOKEN_INITS, "lora.base_dtype": ("float32", "bfloat16")}
 _SHARES = ("optimizer.warmup_fraction", "optimizer.final_fraction")
 _DECAYS = ("optimizer.beta1", "optimizer.beta2", "training.ema_decay")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from simgr_jax import cli, run_config
+from simgr_jax import cli, distributed, run_config
 from simgr_jax.data.dataset import Dataset, EvaluationCases
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation import predictions
@@ -34,7 +34,8 @@ def main() -> None:
         cases = getattr(prepared.split, values.split) if values.split else _whole_histories(prepared.dataset)
         params, rest, _ = restore_best(prepared.model, workdir)
         ranking = prepared.ranker(params, rest, cases)
-    predictions.write(output, prepared.dataset, cases, ranking.items)
+    if distributed.is_main():
+        predictions.write(output, prepared.dataset, cases, ranking.items)
     print(f"{values.k} items for each of {len(cases):,} histories are in {output}")
 
 
@@ -45,6 +46,7 @@ def _whole_histories(dataset: Dataset) -> EvaluationCases:
 
 
 if __name__ == "__main__":
+    cli.define_processes()
     flags.DEFINE_string("workdir", None, "The workdir of a run of simgr_jax.train.")
     flags.DEFINE_string("output", None, "The file to write.")
     flags.DEFINE_integer("k", 10, "Length of the lists.", lower_bound=1)

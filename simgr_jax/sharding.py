@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -76,7 +77,9 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
     # Hosts of GPUs have such a number, too, but between them parameters may well be split.
     slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
     if slices == 1:
-        return jax.make_mesh(sizes, AXES, axis_types=_AUTO, devices=devices)
+        # Or an axis would have to be whole sides of the slice.
+        order = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(order, AXES, axis_types=_AUTO)
     data, *within = sizes
     if data % slices:
         raise UserError(
@@ -239,12 +242,31 @@ def gather_kernels(layer: Any, dtype: str) -> Any:
 
     Kernels are cast before they travel between the devices, and stay cut along "tensor".
     """
+    mesh = jax.sharding.get_abstract_mesh()
 
     def gathered(path, x):
-        axes = _gathered_axes(path, x)
-        return constrain(x.astype(dtype), *axes) if any(axis is not None for axis in _axes(_dotted(path))) else x
+        if not any(_axes(_dotted(path))):
+            return x
+        if mesh.empty:
+            return x.astype(dtype)
+        return _gather(x.astype(dtype), spec(*_gathered_axes(path, x)), parameter_spec(_dotted(path), x.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(gathered, layer)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: Array, gathered: PartitionSpec, own: PartitionSpec) -> Array:
+    """x as `gathered` cuts it, and its gradient as `own` does.
+
+    The gradient of a plain constraint is cut as x is: it would be summed up whole on every device, and then cut.
+    """
+    return jax.lax.with_sharding_constraint(x, gathered)
+
+
+_gather.defvjp(
+    lambda x, gathered, own: (_gather(x, gathered, own), None),
+    lambda gathered, own, _, gradient: (jax.lax.with_sharding_constraint(gradient, own),),
+)
 
 
 def gathered_specs(layer: Any) -> Any:

@@ -14,7 +14,7 @@ import ml_collections
 from absl import flags
 from rich.console import Console
 
-from simgr_jax import cli, run_config
+from simgr_jax import cli, distributed, run_config
 from simgr_jax.cache import atomic_path
 from simgr_jax.evaluate import report_run
 from simgr_jax.models import parameters
@@ -33,10 +33,11 @@ def main() -> None:
 
 def _train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     prepared = prepare(config, workdir)
-    # Only now, so that a config that can't be prepared may be corrected in the same workdir.
-    run_config.save(config, workdir)
-    with atomic_path(workdir / "semantic_ids.json") as path:
-        path.write_text(json.dumps(prepared.id_quality, indent=2) + "\n", encoding="utf-8")
+    if distributed.is_main():
+        # Only now, so that a config that can't be prepared may be corrected in the same workdir.
+        run_config.save(config, workdir)
+        with atomic_path(workdir / "semantic_ids.json") as path:
+            path.write_text(json.dumps(prepared.id_quality, indent=2) + "\n", encoding="utf-8")
     dataset = prepared.dataset
     print(
         f"{dataset.name}: {len(dataset.user_ids):,} users, {dataset.num_items:,} items, "
@@ -50,5 +51,6 @@ def _train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 if __name__ == "__main__":
     cli.define_config()
+    cli.define_processes()
     flags.DEFINE_string("workdir", None, "Where the run lives: config, checkpoints, metrics, report.")
     cli.run(main)

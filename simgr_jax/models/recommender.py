@@ -17,7 +17,8 @@ class Recommender(Protocol):
     num_items: int
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The mean loss of the batch's targets, and scalars worth logging. `rngs` has a "dropout" stream."""
+        """The mean loss of the batch's targets, and scalars worth logging. `rngs` has the streams "dropout" and
+        "negatives"."""
 
     def catalog(self) -> Float[Array, ...]:
         """What ranking needs of the catalog and may be computed once for many batches (for SimGR: item vectors)."""

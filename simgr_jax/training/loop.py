@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from simgr_jax import sharding
+from simgr_jax import distributed, sharding
 from simgr_jax.data.batches import TrainingWindows, train_batches
 from simgr_jax.data.dataset import Split
 from simgr_jax.data.prompts import Prompt
@@ -77,19 +77,18 @@ def fit(
 
     optimizer = optimizers.create(config.optimizer, num_steps)
     state = create_state(params, optimizer, training.ema_decay)
+    batch_like = sharding.batch_like(windows.batch_like(training.batch_rows))
+    part = distributed.input_part(batch_like.inputs.sharding, training.batch_rows)
+    batches = train_batches(windows, training.batch_rows, config.seed, streams=training.input_streams, part=part)
     progress: dict[str, Any] = {"best": -1.0, "since_best": 0, "seconds": 0.0, "step_seconds": 0.0, "targets": 0}
     # Closed whatever happens: the interpreter aborts where a prefetching thread outlives it.
-    with (
-        closing(train_batches(windows, training.batch_rows, config.seed)) as batches,
-        Checkpoints(workdir / "checkpoints") as checkpoints,
-    ):
+    with closing(batches), Checkpoints(workdir / "checkpoints") as checkpoints:
         if checkpoints.latest_step is not None:
             state, progress = checkpoints.restore_latest(state)
             batches.set_state(progress["input"])
         began -= progress["seconds"]
 
         # Compiled ahead, so that no step of the loop can ever compile: a batch of another shape would be an error.
-        batch_like = sharding.batch_like(windows.batch_like(training.batch_rows))
         train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed, state)
         train_step = train_step.lower(state, rest, batch_like).compile()
 
@@ -98,17 +97,17 @@ def fit(
         with MetricWriter(workdir, num_steps, step) as writer:
             timer.start()
             while step < num_steps and progress["since_best"] < training.patience:
-                batch = next(batches)
-                state, scalars = train_step(state, rest, sharding.join_batch(batch))
+                state, scalars = train_step(state, rest, sharding.join_batch(next(batches)))
                 step += 1
                 pending.append(scalars)
-                timer.targets += int(np.count_nonzero(batch.valid))
 
                 evaluates = step % evaluate_every == 0 or step == num_steps
                 if evaluates or (step % training.log_every_steps == 0 and len(pending) > 1):
                     # All but the newest: the device still has a step to do while the host reads the finished ones.
                     # Before an evaluation, all: no checkpoint is taken of a run that has diverged.
                     finished, pending = (pending, []) if evaluates else (pending[:-1], pending[-1:])
+                    finished = jax.device_get(finished)
+                    timer.targets += sum(int(scalars.pop("targets")) for scalars in finished)
                     scalars = _finite_means(finished, step) | {"targets_per_second": timer.lap()}
                     writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
 
@@ -131,10 +130,9 @@ def fit(
                     timer.start()
 
 
-def _finite_means(scalars: list[dict[str, jax.Array]], step: int) -> dict[str, float]:
+def _finite_means(scalars: list[dict[str, np.ndarray]], step: int) -> dict[str, float]:
     """The mean of each scalar over steps; a loss or gradient that is not finite ends the run."""
-    fetched = jax.device_get(scalars)
-    means = {name: float(np.mean([one[name] for one in fetched])) for name in fetched[0]}
+    means = {name: float(np.mean([one[name] for one in scalars])) for name in scalars[0]}
     if not np.isfinite([means["loss"], means["gradient_norm"]]).all():
         raise UserError(
             f"config.optimizer.learning_rate: the loss was not finite, or its gradient, before step {step + 1}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from simgr_jax import distributed
 from simgr_jax.cache import atomic_path
 
 
@@ -18,16 +20,19 @@ class MetricWriter:
 
     On a terminal the progress is a bar (step, loss, targets/s, time left); elsewhere a plain line for each `write`.
     A run that goes on from `first_step` writes again what an earlier part wrote of later steps, so that is dropped.
-    Use as a context manager.
+    Of several processes only the first writes. Use as a context manager.
     """
 
     def __init__(self, workdir: Path, num_steps: int, first_step: int):
         self._num_steps = num_steps
+        self._open = contextlib.ExitStack()
+        if not distributed.is_main():
+            return
         file = workdir / "metrics.jsonl"
         _drop_after(first_step, file)
-        self._file = file.open("a", encoding="utf-8")
+        self._file = self._open.enter_context(file.open("a", encoding="utf-8"))
         # TensorBoard hides what an earlier part wrote from the purge step on.
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._events = self._open.enter_context(SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1))
         self._console = Console()
         self._started, self._first_step = time.monotonic(), first_step
         self._bar = None
@@ -42,10 +47,12 @@ class MetricWriter:
                 speed_estimate_period=600,
             )
             self._task = self._bar.add_task("starting", total=num_steps, completed=first_step)
-            self._bar.start()
+            self._open.enter_context(self._bar)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """scalars: named `part/metric`, like "train/loss" or "validation/NDCG@10"."""
+        if not distributed.is_main():
+            return
         self._file.write(json.dumps({"step": step} | scalars) + "\n")
         self._file.flush()
         for name, value in scalars.items():
@@ -67,10 +74,7 @@ class MetricWriter:
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        self._events.close()
-        self._file.close()
+        self._open.close()
 
 
 def _drop_after(step: int, file: Path) -> None:

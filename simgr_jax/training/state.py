@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -41,14 +42,20 @@ def create_state(params: nnx.State, optimizer: optax.GradientTransformation, ema
     Args:
       ema_decay: 0 keeps no average.
     """
-
-    def others(params):
-        # A copy, because the step donates its state and must not be handed one buffer twice.
-        averaged = jax.tree.map(jnp.copy, params) if ema_decay else None
-        return TrainState(jnp.int32(0), None, averaged, optimizer.init(params))
-
+    others = partial(_all_but_params, optimizer, ema_decay)
     others = jax.jit(others, out_shardings=sharding.shardings(jax.eval_shape(others, params)))
     return others(params)._replace(params=params)
+
+
+def abstract_state(params: nnx.State, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
+    """The shapes of `create_state`."""
+    return jax.eval_shape(partial(_all_but_params, optimizer, ema_decay), params)._replace(params=params)
+
+
+def _all_but_params(optimizer: optax.GradientTransformation, ema_decay: float, params: nnx.State) -> TrainState:
+    # A copy, because the step donates its state and must not be handed one buffer twice.
+    averaged = jax.tree.map(jnp.copy, params) if ema_decay else None
+    return TrainState(jnp.int32(0), None, averaged, optimizer.init(params))
 
 
 def make_train_step(
@@ -57,13 +64,14 @@ def make_train_step(
     """The compiled step (state, catalog, batch) -> (state, scalars), for states like `state`. The old state's buffers
     are reused.
 
-    Dropout's randomness comes from the seed and the step number alone, so a resumed run draws what an unbroken one
-    would.
+    Dropout and negatives are drawn from the seed and the step number alone, so a resumed run draws what an unbroken
+    one would.
     """
 
     def train_step(state: TrainState, catalog: nnx.State, batch: TrainBatch):
         def loss_of(params):
-            rngs = nnx.Rngs(dropout=jax.random.fold_in(jax.random.key(seed), state.step))
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            rngs = nnx.Rngs(dropout=key, negatives=jax.random.split(key)[0])
             return nnx.merge(graphdef, params, catalog).loss(batch, rngs)
 
         (loss, scalars), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -74,7 +82,8 @@ def make_train_step(
             # Early steps average over what has been seen so far, so that the random start is forgotten at once.
             decay = jnp.minimum(ema_decay, (state.step + 1) / (state.step + 10))
             averaged = optax.incremental_update(params, averaged, 1 - decay)
-        scalars = scalars | {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        # Counted here, where the batch is whole: a process has only its own rows.
+        scalars |= {"loss": loss, "gradient_norm": optax.global_norm(gradients), "targets": jnp.sum(batch.valid)}
         return TrainState(state.step + 1, params, averaged, optimizer_state), scalars
 
     # The new state lies where the old one did.

@@ -1,4 +1,9 @@
+import contextlib
+import itertools
+import json
+import re
 from collections import Counter
+from contextlib import closing
 
 import jax
 import numpy as np
@@ -6,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simgr_jax.batch import TrainBatch
+from simgr_jax.data import batches as batches_module
 from simgr_jax.data.batches import TrainingWindows, rank_batches, train_batches
 from simgr_jax.data.dataset import EvaluationCases, Sequences
 from simgr_jax.data.prompts import Prompt, item_prompt, token_prompt
@@ -80,6 +87,19 @@ def take(windows, batches, seed=0, **options):
         return [next(stream) for _ in range(batches)]
     finally:
         stream.close()
+
+
+def take_parts(windows, batches, parts, states=None, **options):
+    """Global batches, put together from what each of so many processes reads."""
+    streams = [train_batches(windows, seed=0, part=(index, parts), **options) for index in range(parts)]
+    try:
+        for stream in streams:
+            if states is not None:
+                stream.set_state(states)
+        return [TrainBatch(*map(np.concatenate, zip(*map(next, streams), strict=True))) for _ in range(batches)]
+    finally:
+        for stream in streams:
+            stream.close()
 
 
 def items_of(batches):
@@ -200,6 +220,105 @@ def test_a_restored_stream_goes_on_with_the_batches_that_were_not_taken(stop):
     resumed.set_state(state)
     jax.tree.map(np.testing.assert_array_equal, [next(resumed) for _ in range(20 - stop)], expected[stop:])
     resumed.close()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_batches_are_the_same_for_any_number_of_processes(parts):
+    windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4, 6]), item_prompt(42), 6, 10)
+    expected = take(windows, 10, rows=8, streams=4)
+    assert expected[0].inputs.shape == (8, 10)
+    jax.tree.map(np.testing.assert_array_equal, take_parts(windows, 10, parts, rows=8, streams=4), expected)
+
+
+def test_without_a_number_each_process_has_a_stream():
+    windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4, 6]), item_prompt(42), 6, 10)
+    one, two = take(windows, 5, rows=4), take_parts(windows, 5, 2, rows=4)
+    jax.tree.map(np.testing.assert_array_equal, two, take(windows, 5, rows=4, streams=2))
+    assert (items_of(one) != items_of(two)).any()
+
+
+def test_streams_share_every_epoch():
+    """36 windows in 3 streams, two of which fill a row: each stream has its third of an epoch in 6 batches."""
+    prompt = item_prompt(36 * 6)
+    windows = TrainingWindows(distinct_items([6] * 36), prompt, 5, 10)
+    batches = take(windows, 12, rows=3, streams=3)
+    for epoch in (batches[:6], batches[6:]):
+        seen = [[window[0] for batch in epoch for window in prompts_in(rows_of(batch, s), prompt)] for s in range(3)]
+        assert Counter(itertools.chain(*seen)) == Counter(range(0, 36 * 6, 6))
+        assert [len(one) for one in seen] == [12, 12, 12]
+    assert (items_of(batches[:6]) != items_of(batches[6:])).any()
+
+
+def rows_of(batch, stream):
+    return TrainBatch(*(array[stream : stream + 1] for array in batch))
+
+
+def test_streams_fill_rows_as_well_as_one_does():
+    lengths = np.random.default_rng(0).integers(2, 21, 2000)
+    windows = TrainingWindows(distinct_items(lengths), item_prompt(lengths.sum()), 20, 64)
+    one, eight = (np.mean(items_of(take(windows, 40, rows=16, streams=streams)) > 0) for streams in (1, 8))
+    assert one > 0.9
+    assert eight > one - 0.01
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_a_stream_goes_on_with_another_number_of_processes(parts):
+    windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4, 6]), item_prompt(42), 6, 10)
+    expected = take(windows, 12, rows=8, streams=4)
+    stream = train_batches(windows, 8, seed=0, streams=4)
+    for _ in range(5):
+        next(stream)
+    states = json.loads(json.dumps(stream.get_state()))
+    stream.close()
+    jax.tree.map(np.testing.assert_array_equal, take_parts(windows, 7, parts, states, rows=8, streams=4), expected[5:])
+
+
+def test_the_state_is_that_of_all_processes(monkeypatch):
+    windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4, 6]), item_prompt(42), 6, 10)
+    whole = train_batches(windows, 8, seed=0, streams=4)
+    halves = [train_batches(windows, 8, seed=0, streams=4, part=(index, 2)) for index in range(2)]
+    with closing(whole), closing(halves[0]), closing(halves[1]):
+        for _ in range(3):
+            for stream in (whole, *halves):
+                next(stream)
+        shared = []
+        monkeypatch.setattr(batches_module.distributed, "all_gather", lambda mine: shared.append(mine) or shared)
+        with contextlib.suppress(KeyError):  # The second half's is not there yet.
+            halves[0].get_state()
+        states = halves[1].get_state()
+        monkeypatch.undo()
+        assert states == whole.get_state()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"rows": 8, "streams": 3, "part": (0, 2)},
+            "config.training.input_streams: 3 can't be shared out among 2 processes; give a multiple",
+        ),
+        ({"rows": 6, "streams": 4}, "config.training.batch_rows: 6 can't be split into 4 input streams"),
+        ({"rows": 3, "part": (1, 2)}, "config.training.batch_rows: 3 can't be split into 2 input streams"),
+        (
+            {"rows": 16, "streams": 16},
+            "config.training.input_streams: 16 streams can't share 9 training sequences; give fewer",
+        ),
+    ],
+)
+def test_streams_that_can_not_be(options, message):
+    windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4, 6]), item_prompt(42), 6, 10)
+    assert len(windows) == 9
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        train_batches(windows, seed=0, **options)
+
+
+def test_a_state_of_another_number_of_streams_is_refused():
+    windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4, 6]), item_prompt(42), 6, 10)
+    with closing(train_batches(windows, 8, seed=0, streams=4)) as stream:
+        states = stream.get_state()
+    message = r"^config\.training\.input_streams: the run here reads 4 input streams, not 2; go on with as many"
+    with closing(train_batches(windows, 8, seed=0, streams=2)) as stream, pytest.raises(UserError, match=message):
+        stream.set_state(states)
 
 
 @settings(deadline=None)

@@ -68,6 +68,14 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     assert second == "step 20/20  validation/NDCG@10 0.125  0.0 min left"
 
 
+def test_of_several_processes_one_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metric_writer.distributed, "is_main", lambda: False)
+    with MetricWriter(tmp_path, 20, 0) as writer:
+        writer.write(5, TRAIN)
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+
+
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(metric_writer, "Console", lambda: Console(file=screen, force_terminal=True, width=120))

@@ -1,0 +1,99 @@
+"""Runs of several processes on this machine, which must be the run of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+
+# Four parts of a batch, whoever reads them; 24 steps, each with a log line; two checkpoints.
+TRAINING = {"input_streams": 4, "log_every_steps": 1, "batch_rows": 8, "epochs": 8, "evaluate_every_epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def run(root, quick_compilation):
+    """A function (workdir, count, devices, **flags) -> exit codes of so many processes of tiny_process.py."""
+
+    def run(workdir, count, devices=1, **flags):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+        env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        flags |= {"workdir": workdir, "training": json.dumps(TRAINING), "jax": json.dumps(quick_compilation)}
+        command = [sys.executable, str(root / "tests" / "training" / "tiny_process.py")]
+        command += [f"--{name}={value}" for name, value in flags.items()]
+        command += [f"--coordinator={address}", f"--num_processes={count}"]
+        processes = [
+            subprocess.Popen([*command, f"--process_id={number}"], env=env, stdout=-1, stderr=-1, text=True)
+            for number in range(count)
+        ]
+        try:
+            outputs = [process.communicate(timeout=300) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+    return run
+
+
+def finishes(ended):
+    """Every process did, and only the first said anything."""
+    assert [code for code, _, _ in ended] == [0] * len(ended), "\n".join(err for _, _, err in ended)
+    assert [out for _, out, _ in ended[1:]] == [""] * (len(ended) - 1)
+    assert "step 24/" in ended[0][1]
+
+
+def lines(workdir):
+    """The log, without how long it took."""
+    return [
+        {name: value for name, value in line.items() if name != "train/targets_per_second"}
+        for line in tiny_run.log(workdir)
+    ]
+
+
+def assert_same(lines, expected):
+    """Losses, gradients and metrics, to rounding."""
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, other in zip(lines, expected, strict=True):
+        assert line == pytest.approx(other, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(run, tmp_path_factory):
+    """The log of one process."""
+    workdir = tmp_path_factory.mktemp("alone") / "workdir"
+    finishes(run(workdir, 1))
+    return lines(workdir)
+
+
+def test_a_killed_run_of_four_processes_goes_on_with_two(run, alone, tmp_path):
+    workdir = tmp_path / "workdir"
+    assert all(code for code, _, _ in run(workdir, 4, kill_at=23))
+    assert lines(workdir)[-1]["step"] >= 20  # Who is killed first ends the others, perhaps a step behind.
+    assert_same(lines(workdir), alone[: len(lines(workdir))])
+    finishes(run(workdir, 2))  # From step 12.
+    assert_same(lines(workdir), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "devices", "mesh"),
+    [
+        (1, 4, {}),
+        (2, 1, {}),
+        (4, 1, {}),
+        (2, 2, {"data": 2}),
+        # The processes have different parameters, and read the same.
+        (2, 2, {"tensor": 4}),
+    ],
+)
+def test_several_train_as_one(run, alone, tmp_path, count, devices, mesh):
+    finishes(run(tmp_path / "workdir", count, devices, mesh=json.dumps(mesh)))
+    assert_same(lines(tmp_path / "workdir"), alone)

@@ -1,0 +1,49 @@
+"""One of the processes of the run of tiny_run.py: `python tests/training/tiny_process.py --workdir=DIR [flags]`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import tiny_run
+from absl import flags
+
+from simgr_jax import cli, sharding
+from simgr_jax.training.metric_writer import MetricWriter
+
+
+def main() -> None:
+    values = flags.FLAGS
+    for option in json.loads(values.jax).items():
+        jax.config.update(*option)
+    if values.kill_at:
+        kill_at(values.kill_at)
+    config = tiny_run.config(**json.loads(values.training))
+    config.mesh.update(json.loads(values.mesh))
+    with jax.set_mesh(sharding.make_mesh(config.mesh)):
+        tiny_run.train(config, Path(values.workdir))
+
+
+def kill_at(last: int) -> None:
+    """Ends the process, as with kill -9, when it comes to log this step."""
+    write = MetricWriter.write
+
+    def killing(self, step, scalars):
+        if step >= last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, step, scalars)
+
+    MetricWriter.write = killing
+
+
+if __name__ == "__main__":
+    cli.define_processes()
+    flags.DEFINE_string("workdir", None, "Where the run lives.")
+    flags.DEFINE_string("training", "{}", "config.training's values, as JSON.")
+    flags.DEFINE_string("mesh", "{}", "config.mesh's values, as JSON.")
+    flags.DEFINE_string("jax", "{}", "JAX's options, as JSON.")
+    flags.DEFINE_integer("kill_at", 0, "The step to be killed at.")
+    cli.run(main)
