@@ -31,6 +31,8 @@ HEAD = {
     "temperature_min": 0.05,
     "temperature_max": 1.0,
     "full_catalog_weight": 0.7,
+    "sampled_negatives": 7,
+    "sampled_from": "popularity",
     "log_q": True,
     "label_smoothing": 0.1,
 }
@@ -46,6 +48,7 @@ CASES = (
             "catalog_chunk": 3,
             "similarity": "dot",
             "in_batch_weight": 0.3,
+            "sampled_weight": 0.4,
         },
     ),
 )
@@ -63,7 +66,7 @@ def make_model(backbone: dict, head: dict, num_items: int = NUM_ITEMS) -> SimGR:
     config, rngs = from_scratch_config(**SHAPE, **backbone), nnx.Rngs(0)
     tokens = np.resize(codes(), (num_items, 3))
     decoder = sharding.create(lambda rngs: Transformer(config, rngs), rngs)
-    head = SimGRConfig(**{"in_batch_weight": 0.0} | HEAD | head)
+    head = SimGRConfig(**{"in_batch_weight": 0.0, "sampled_weight": 0.0} | HEAD | head)
     model = SimGR(head, decoder, tokens, SIZES, np.arange(num_items), rngs)
     sharding.place(model)
     return model

@@ -10,6 +10,7 @@ from flax import nnx
 from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
 from simgr_jax.models.item_encoders import ITEM_ENCODERS
+from simgr_jax.models.simgr import SAMPLED_FROM
 from simgr_jax.models.user_pooling import POOLINGS
 
 HISTORIES = ("item", "tokens")
@@ -53,7 +54,7 @@ def one_a_row(model):
 
 @jax.jit
 def _loss(model, batch):
-    return model.loss(batch, nnx.Rngs(dropout=0))
+    return model.loss(batch, nnx.Rngs(dropout=0, negatives=0))
 
 
 _catalog = jax.jit(lambda model: model.catalog())
@@ -111,11 +112,20 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(make_simgr):
     weights = (
         {},
         {"full_catalog_weight": 0.0, "in_batch_weight": 1.0},
-        {"full_catalog_weight": 0.7, "in_batch_weight": 0.3},
+        {"full_catalog_weight": 0.0, "sampled_weight": 1.0},
+        {"full_catalog_weight": 0.7, "in_batch_weight": 0.3, "sampled_weight": 0.2},
     )
-    full, in_batch, both = (loss_of(model, packed(model)) for model in (make_simgr(**changes) for changes in weights))
-    np.testing.assert_allclose(both, 0.7 * full + 0.3 * in_batch, rtol=1e-5)
-    assert abs(full - in_batch) > 0.1
+    models = (make_simgr(**changes) for changes in weights)
+    full, in_batch, sampled, all_of_them = (loss_of(model, packed(model)) for model in models)
+    np.testing.assert_allclose(all_of_them, 0.7 * full + 0.3 * in_batch + 0.2 * sampled, rtol=1e-5)
+    assert min(abs(full - in_batch), abs(full - sampled), abs(sampled - in_batch)) > 0.02
+
+
+@pytest.mark.parametrize("sampled_from", SAMPLED_FROM)
+def test_with_many_negatives_the_sampled_loss_is_the_full_catalog_loss(make_simgr, sampled_from):
+    options = {"similarity": "dot", "label_smoothing": 0.1, "sampled_negatives": 100_000, "sampled_from": sampled_from}
+    model = make_simgr(**options, full_catalog_weight=0.0, sampled_weight=1.0)
+    np.testing.assert_allclose(loss_of(model, packed(model)), loss_of(make_simgr(**options), packed(model)), rtol=2e-3)
 
 
 def test_loss_options_reach_the_loss(make_simgr):
@@ -137,7 +147,7 @@ def float_arrays_of_the_whole_catalog(model):
     batch = packed(model)
 
     def loss(params):
-        return nnx.merge(graphdef, params, rest).loss(batch, nnx.Rngs(dropout=0))[0]
+        return nnx.merge(graphdef, params, rest).loss(batch, nnx.Rngs(dropout=0, negatives=0))[0]
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
     arrays = {variable.aval for variable in _outputs(jaxpr.jaxpr) if jnp.issubdtype(variable.aval.dtype, jnp.floating)}
@@ -152,9 +162,10 @@ def _outputs(jaxpr):
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_the_in_batch_loss_never_encodes_the_whole_catalog(make_simgr, history):
-    changes = {"history": history, "item_encoder": "mean_mlp"}
-    assert not float_arrays_of_the_whole_catalog(make_simgr(**changes, full_catalog_weight=0.0, in_batch_weight=1.0))
+def test_the_in_batch_and_sampled_losses_never_encode_the_whole_catalog(make_simgr, history):
+    changes = {"history": history, "item_encoder": "mean_mlp", "sampled_from": "popularity"}
+    weights = {"full_catalog_weight": 0.0, "in_batch_weight": 1.0, "sampled_weight": 1.0}
+    assert not float_arrays_of_the_whole_catalog(make_simgr(**changes, **weights))
     assert float_arrays_of_the_whole_catalog(make_simgr(**changes))
 
 
@@ -327,6 +338,9 @@ def test_both_losses_and_histories_use_one_table(make_simgr):
         ({"temperature_min": 0.0}, "model.temperature"),
         ({"full_catalog_weight": 0.0}, "loss.full_catalog_weight"),
         ({"in_batch_weight": -1.0}, "loss.full_catalog_weight"),
+        ({"sampled_weight": -1.0}, "loss.full_catalog_weight"),
+        ({"sampled_negatives": 0}, "loss.sampled_negatives"),
+        ({"sampled_from": "batch"}, "loss.sampled_from"),
         ({"label_smoothing": 1.0}, "loss.label_smoothing"),
         ({"item_encoder": "rnn"}, "model.item_encoder"),
         ({"user_pooling": "max"}, "model.user_pooling"),
