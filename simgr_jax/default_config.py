@@ -176,6 +176,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "ema_decay": 0.0,
                 "log_every_steps": 50,
                 "evaluate_every_epochs": 1,
+                # A checkpoint is taken at each evaluation, and between them every so many steps; 0 takes none between.
+                "checkpoint_every_steps": 0,
                 # Evaluations without a better validation NDCG@10 before training stops.
                 "patience": 5,
             },

@@ -173,7 +173,14 @@ _POSITIVE = (
     "training.patience",
     "evaluation.batch_size",
 )
-_NOT_NEGATIVE = ("seed", "lora.rank", "training.input_streams", "optimizer.weight_decay", "optimizer.clip_norm")
+_NOT_NEGATIVE = (
+    "seed",
+    "lora.rank",
+    "training.input_streams",
+    "training.checkpoint_every_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+)
 _CHOICES = {"backbone.token_init": TOKEN_INITS, "lora.base_dtype": ("float32", "bfloat16")}
 _SHARES = ("optimizer.warmup_fraction", "optimizer.final_fraction")
 _DECAYS = ("optimizer.beta1", "optimizer.beta2", "training.ema_decay")

@@ -31,7 +31,10 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 best_fn=selection,
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
-                    [preservation_policy.LatestN(1), preservation_policy.BestN(get_metric_fn=selection, n=1)]
+                    [
+                        preservation_policy.LatestN(1),
+                        preservation_policy.BestN(get_metric_fn=selection, n=1, keep_checkpoints_without_metrics=False),
+                    ]
                 ),
                 cleanup_tmp_directories=True,
             ),
@@ -45,8 +48,9 @@ class Checkpoints:
     def best_step(self) -> int | None:
         return self._manager.best_step()
 
-    def save(self, state: TrainState, progress: dict[str, Any], metrics: dict[str, float]) -> None:
-        """metrics: of the validation split; SELECTION_METRIC among them selects the best."""
+    def save(self, state: TrainState, progress: dict[str, Any], metrics: dict[str, float] | None) -> None:
+        """metrics: of the validation split; SELECTION_METRIC among them selects the best. None: not evaluated, and
+        kept as the latest only."""
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(

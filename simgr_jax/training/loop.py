@@ -102,25 +102,28 @@ def fit(
                 pending.append(scalars)
 
                 evaluates = step % evaluate_every == 0 or step == num_steps
-                if evaluates or (step % training.log_every_steps == 0 and len(pending) > 1):
+                saves = evaluates or (training.checkpoint_every_steps and step % training.checkpoint_every_steps == 0)
+                if saves or (step % training.log_every_steps == 0 and len(pending) > 1):
                     # All but the newest: the device still has a step to do while the host reads the finished ones.
-                    # Before an evaluation, all: no checkpoint is taken of a run that has diverged.
-                    finished, pending = (pending, []) if evaluates else (pending[:-1], pending[-1:])
+                    # Before a checkpoint, all: none is taken of a run that has diverged.
+                    finished, pending = (pending, []) if saves else (pending[:-1], pending[-1:])
                     finished = jax.device_get(finished)
                     timer.targets += sum(int(scalars.pop("targets")) for scalars in finished)
                     scalars = _finite_means(finished, step) | {"targets_per_second": timer.lap()}
                     writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
 
-                if evaluates:
+                if saves:
                     jax.block_until_ready(state)
                     timer.stop()
-                    ranking = ranker(state.evaluation_params, rest, split.validation)
-                    metrics = summarize(ranking.target_rank, ranking.items, model.num_items)
-                    writer.write(step, {f"validation/{name}": value for name, value in metrics.items()})
-                    score = metrics[SELECTION_METRIC]
-                    progress = {
-                        "best": max(progress["best"], score),
-                        "since_best": 0 if score > progress["best"] else progress["since_best"] + 1,
+                    metrics = None
+                    if evaluates:
+                        ranking = ranker(state.evaluation_params, rest, split.validation)
+                        metrics = summarize(ranking.target_rank, ranking.items, model.num_items)
+                        writer.write(step, {f"validation/{name}": value for name, value in metrics.items()})
+                        score = metrics[SELECTION_METRIC]
+                        since_best = 0 if score > progress["best"] else progress["since_best"] + 1
+                        progress |= {"best": max(progress["best"], score), "since_best": since_best}
+                    progress |= {
                         "seconds": time.monotonic() - began,
                         "step_seconds": timer.seconds,
                         "targets": timer.targets,

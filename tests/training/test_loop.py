@@ -174,6 +174,22 @@ tiny_run.train(tiny_run.config(), Path({str(tmp_path)!r}))
     assert_same_run(finished.config, tmp_path, finished, rtol=1e-4)
 
 
+def test_a_checkpoint_between_evaluations_is_gone_on_from_and_never_the_best(finished, tmp_path):
+    config = tiny_run.config(checkpoint_every_steps=2, log_every_steps=1000)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 14)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run.train(config, tmp_path)
+    by_step = scores(tmp_path)
+    best = max(by_step, key=by_step.get)
+    assert kept_steps(tmp_path) == {best, 12}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert (checkpoints.latest_step, checkpoints.best_step) == (12, best)
+    tiny_run.train(config, tmp_path)
+    assert scores(tmp_path) == scores(finished.workdir)
+    assert kept_steps(tmp_path) == kept_steps(finished.workdir)
+
+
 def test_a_finished_run_does_no_step_when_started_again(finished):
     files = {path: path.stat().st_mtime_ns for path in (finished.workdir / "checkpoints").rglob("*") if path.is_file()}
     log = (finished.workdir / "metrics.jsonl").read_bytes()
