@@ -114,7 +114,7 @@ def create(
     """
     if config.model.history == "item":
         prompt = item_prompt(semantic_ids.num_items)
-    elif tokenizer is None and not _has_text(config.prompt):
+    elif tokenizer is None and not has_text(config.prompt):
         prompt = token_prompt(semantic_ids.tokens)
     else:
         prompt = text_prompt(semantic_ids, tokenizer, item_texts, **config.prompt)
@@ -135,7 +135,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       UserError: see `check_item_template`; or there is text that no one would read.
     """
     check_item_template(config.prompt.item)
-    if _has_text(config.prompt):
+    if has_text(config.prompt):
         key = "config.prompt.item" if config.prompt.item != CODES else "config.prompt.prefix"
         if config.model.history == "item":
             raise UserError(f'{key}: has text, but items are read as vectors; set config.model.history to "tokens"')
@@ -146,7 +146,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             )
 
 
-def _has_text(config: ml_collections.ConfigDict) -> bool:
+def has_text(config: ml_collections.ConfigDict) -> bool:
+    """Whether prompts have more than codes; config: `config.prompt`."""
     return bool(config.prefix) or config.item != CODES
 
 

@@ -23,13 +23,14 @@ _DTYPES = ("F32", "F16", "BF16")
 _NOT_QUANTISED = "quantised weights are not supported, give the float32, float16 or bfloat16 checkpoint"
 
 
-def local_folder(name: str, key: str) -> Path:
+def local_folder(name: str, key: str, *, weights: bool = True) -> Path:
     """The folder of a model, downloaded from the Hugging Face hub if `name` is an id there and no folder.
 
     Only JSON, text, sentencepiece models and safetensors are downloaded: never pickles, never code.
 
     Args:
       key: the config key that `name` is from.
+      weights: whether its weights are wanted, or only what describes them.
 
     Raises:
       UserError: it is neither.
@@ -43,7 +44,7 @@ def local_folder(name: str, key: str) -> Path:
         return Path(
             snapshot_download(
                 name,
-                allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
+                allow_patterns=["*.json", "*.txt", "*.model", *["*.safetensors"] * weights],
                 ignore_patterns=["consolidated*"],  # Mistral's second copy of the weights.
             )
         )
@@ -73,7 +74,7 @@ class Checkpoint:
             not know the model. Code that comes with a model is never run.
         """
         self.folder = folder
-        self.config = _read_config(folder / "config.json")
+        self.config = read_config(folder)
         self._listing, self._tensors = _read_headers(folder)
 
     def names(self) -> Collection[str]:
@@ -135,18 +136,25 @@ class _Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _read_config(path: Path) -> PretrainedConfig:
+def read_config(folder: Path) -> PretrainedConfig:
+    """The config of the model in `folder`, of the class that Transformers has for it.
+
+    Raises:
+      UserError: it is missing or damaged, the weights are quantised, or Transformers does not know the model. Code that
+        comes with a model is never run.
+    """
     from transformers import AutoConfig
 
     from simgr_jax.huggingface import families
 
+    path = folder / "config.json"
     require_file(path, "give the folder of a Hugging Face model, or copy the model's config there")
     values = read_json_object(path)
     families.require_supported(values.get("model_type"), path)
     if values.get("quantization_config"):
         raise UserError(f"{path}:quantization_config: {_NOT_QUANTISED}")
     try:
-        return AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Transformers checks a config's values in many places, each with its own kind of exception.
     except Exception as error:
         raise UserError(f"{path}: is refused by Transformers ({error}); copy the model's config again") from error

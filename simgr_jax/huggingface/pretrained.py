@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import ml_collections
@@ -14,11 +16,16 @@ from simgr_jax import default_config, sharding
 from simgr_jax.data.prompts import Prompt
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families, token_embeddings
-from simgr_jax.huggingface.checkpoint import Checkpoint, local_folder
+from simgr_jax.huggingface.checkpoint import Checkpoint, local_folder, read_config
 from simgr_jax.huggingface.load import load_transformer, read_embedding_rows
 from simgr_jax.models.create import COMPUTATION_KEYS, SHAPE_KEYS, Pretrained
 from simgr_jax.models.transformer import TransformerConfig
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_KEY = "config.backbone.checkpoint"
 
 
 def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
@@ -27,19 +34,47 @@ def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
     Raises:
       UserError: it can't be used, or the config asks for a shape although the checkpoint has one.
     """
-    default = default_config.get_config().backbone
-    for key in SHAPE_KEYS:
-        if config.backbone[key] != default[key]:
-            raise UserError(f"config.backbone.{key}: is decided by config.backbone.checkpoint; leave it out")
-    checkpoint = Checkpoint(local_folder(config.backbone.checkpoint, "config.backbone.checkpoint"))
+    _check_shape(config)
+    checkpoint = Checkpoint(local_folder(config.backbone.checkpoint, _KEY))
     # What is wrong whatever the length is better told before the data are prepared.
-    _backbone_config(checkpoint, config, max_length=1)
+    backbone_config(checkpoint.config, config, max_length=1)
     return checkpoint
 
 
-def _backbone_config(checkpoint: Checkpoint, config: ml_collections.ConfigDict, max_length: int) -> TransformerConfig:
+def open_config(config: ml_collections.ConfigDict) -> tuple[Path, PretrainedConfig]:
+    """As `open_checkpoint`, of a folder that needn't have the weights: itself, and the model's config."""
+    _check_shape(config)
+    folder = local_folder(config.backbone.checkpoint, _KEY, weights=False)
+    return folder, read_config(folder)
+
+
+def _check_shape(config: ml_collections.ConfigDict) -> None:
+    default = default_config.get_config().backbone
+    for key in SHAPE_KEYS:
+        if config.backbone[key] != default[key]:
+            raise UserError(f"config.backbone.{key}: is decided by {_KEY}; leave it out")
+
+
+def backbone_config(
+    hf_config: PretrainedConfig, config: ml_collections.ConfigDict, max_length: int
+) -> TransformerConfig:
+    """A checkpoint's decoder, computed as `config.backbone` says.
+
+    Raises:
+      UserError: see `families.transformer_config`.
+    """
     computation = {key: config.backbone[key] for key in COMPUTATION_KEYS}
-    return families.transformer_config(checkpoint.config, max_length=max_length, **computation)
+    return families.transformer_config(hf_config, max_length=max_length, **computation)
+
+
+def longest_sequence(config: ml_collections.ConfigDict, prompt: Prompt) -> int:
+    """The positions that the backbone has to know."""
+    return min(prompt.longest(config.data.max_items), config.training.row_length)
+
+
+def base_dtype(config: ml_collections.ConfigDict) -> str:
+    """Of the checkpoint's weights; what is trained is kept in float32."""
+    return config.lora.base_dtype if config.lora.rank else "float32"
 
 
 def load_pretrained(
@@ -55,13 +90,9 @@ def load_pretrained(
     Raises:
       UserError: the checkpoint is not whole, can't read prompts so long, or the tokens can't begin as asked.
     """
-    # What is trained is kept in float32.
-    dtype = config.lora.base_dtype if config.lora.rank else "float32"
-    max_length = min(prompt.longest(config.data.max_items), config.training.row_length)
+    decoder, dtype = backbone_config(checkpoint.config, config, longest_sequence(config, prompt)), base_dtype(config)
     return Pretrained(
-        load_transformer(
-            checkpoint, _backbone_config(checkpoint, config, max_length), dtype, sharding.parameter_sharding
-        ),
+        load_transformer(checkpoint, decoder, dtype, sharding.parameter_sharding),
         _token_embeddings(checkpoint, tokenizer, config, semantic_ids, item_texts),
         _text_embedding(checkpoint, prompt.text_tokens, dtype),
     )

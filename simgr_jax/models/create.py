@@ -61,20 +61,33 @@ def create(
     Raises:
       UserError: a value that no model can have.
     """
-    head = config.model.to_dict()
-    if (name := head.pop("name")) != "simgr":
-        raise UserError(f'config.model.name: "{name}" is unknown; choose "simgr"')
     rngs = nnx.Rngs(config.seed)
     if pretrained is None:
         backbone_config = scratch_backbone_config(config)
         pretrained = Pretrained(sharding.create(lambda rngs: Transformer(backbone_config, rngs), rngs), None, None)
+    model = assemble(config, semantic_ids, item_counts, pretrained, rngs)
+    sharding.place(model)
+    return model
+
+
+def assemble(
+    config: ml_collections.ConfigDict,
+    semantic_ids: SemanticIds,
+    item_counts: np.ndarray,
+    pretrained: Pretrained,
+    rngs: nnx.Rngs,
+) -> Recommender:
+    """As `create`, wherever its arrays lie; can be traced."""
+    head = config.model.to_dict()
+    if (name := head.pop("name")) != "simgr":
+        raise UserError(f'config.model.name: "{name}" is unknown; choose "simgr"')
     if config.lora.rank:
         fields = {field.name: config.lora[field.name] for field in dataclasses.fields(lora.LoRAConfig)}
         lora.add(pretrained.backbone, lora.LoRAConfig(**fields), rngs)
     text_embedding = None
     if pretrained.text_embedding is not None:
         text_embedding = (lora.Frozen if config.lora.rank else nnx.Param)(pretrained.text_embedding)
-    model = SimGR(
+    return SimGR(
         SimGRConfig(**head, **config.loss),
         pretrained.backbone,
         semantic_ids.tokens,
@@ -84,5 +97,3 @@ def create(
         embedding=pretrained.embedding,
         text_embedding=text_embedding,
     )
-    sharding.place(model)
-    return model

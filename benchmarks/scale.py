@@ -1,0 +1,166 @@
+"""Train steps of Qwen3 compiled for slices of TPUs: what they need, and what bounds their speed.
+
+    python -m benchmarks.scale [--part=table|weak_scaling] [--only=qwen3-8b,v5e]
+
+Takes libtpu (pip install "jax[tpu]"), no TPU. Each case is compiled in a process of its own and takes a minute or two.
+Cases that results/scale.json or results/weak_scaling.json has already are left out, so that a run that was cut off can
+go on; remove the file to begin anew.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import multiprocessing
+import runpy
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from benchmarks import record
+from simgr_jax import cli
+from simgr_jax.compilation.chips import CHIPS, Chip
+
+MODELS = Path(__file__).parent / "scale_models"
+ITEMS = (100_000, 1_000_000, 10_000_000)
+ROW_LENGTH = 512
+# Of each model, as many chips of any kind.
+SLICES = {
+    "qwen3-0.6b": {"v5e": "4x4", "v5p": "2x2x4", "v6e": "4x4"},
+    "qwen3-4b": {"v5e": "8x8", "v5p": "4x4x4", "v6e": "8x8"},
+    "qwen3-8b": {"v5e": "16x16", "v5p": "4x8x8", "v6e": "16x16"},
+}
+# The faster a chip computes beside its links, the more rows it needs to be busy while parameters travel.
+ROWS_PER_CHIP = {"v5e": 4, "v5p": 8, "v6e": 16}
+OPTIONS = {"mesh.data": 4, "backbone.remat": "full"}
+
+WEAK_MODEL, WEAK_ITEMS, WEAK_ROWS = "qwen3-0.6b", 1_000_000, 4
+WEAK_SLICES = ("2x2", "4x4", "8x8", "16x16")
+
+
+def table() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name of each case, and `measure`'s arguments."""
+    for model in reversed(SLICES):
+        for kind, shape in SLICES[model].items():
+            for way in ("full", "lora"):
+                for num_items in reversed(ITEMS):
+                    yield (
+                        f"{model} {way} {num_items} {kind}:{shape}",
+                        {
+                            "model": model,
+                            "way": way,
+                            "num_items": num_items,
+                            "topology": f"{kind}:{shape}",
+                            "rows": ROWS_PER_CHIP[kind],
+                            "options": OPTIONS,
+                        },
+                    )
+
+
+def weak_scaling() -> Iterator[tuple[str, dict[str, Any]]]:
+    """As `table`: the same work for each chip on more and more of them, on one fsdp axis and with a data axis of 4."""
+    for data in (1, 4):
+        for shape in WEAK_SLICES:
+            yield (
+                f"v5e:{shape} data {data}",
+                {
+                    "model": WEAK_MODEL,
+                    "way": "full",
+                    "num_items": WEAK_ITEMS,
+                    "topology": f"v5e:{shape}",
+                    "rows": WEAK_ROWS,
+                    "options": OPTIONS | {"mesh.data": data},
+                },
+            )
+
+
+PARTS = {"table": ("scale", table), "weak_scaling": ("weak_scaling", weak_scaling)}
+
+
+def measure(model: str, way: str, num_items: int, topology: str, rows: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Compiles one case.
+
+    Args:
+      rows: of each chip.
+      options: keys of the config and their values.
+    """
+    from simgr_jax.compilation import report, train_step
+    from simgr_jax.compilation.topology import open_topology
+
+    opened = open_topology(topology)
+    config = runpy.run_path(str(record.ROOT / "configs" / "llm.py"))["get_config"](way)
+    config.backbone.checkpoint = str(MODELS / model)
+    config.training.row_length = ROW_LENGTH
+    config.training.batch_rows = config.evaluation.batch_size = rows * len(opened.devices)
+    config.update_from_flattened_dict(options)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = train_step.plan(config, Path(folder), num_items)
+    found = report.compile_step(plan, opened)
+    figures = {
+        "fits": found.fits,
+        "peak_gib": round(found.peak / report.GIB, 2),
+        "hbm_gib": opened.chip.hbm_gib,
+        "chips": len(opened.devices),
+        "mesh": found.mesh,
+        "rows": config.training.batch_rows,
+        "compile_seconds": round(found.seconds),
+    }
+    return figures | (_speed(found) if found.fits else {})
+
+
+def _speed(found) -> dict[str, Any]:
+    times, cost = found.times, found.cost
+    return {
+        "compute_ms": round(1000 * times.compute, 2),
+        "memory_ms": round(1000 * times.memory, 2),
+        "collectives_ms": round(1000 * times.collectives, 2),
+        "bound_ms": round(1000 * times.bound, 2),
+        "serial_ms": round(1000 * times.serial, 2),
+        "utilisation_at_bound": round(found.utilisation(times.bound), 3),
+        "utilisation_serial": round(found.utilisation(times.serial), 3),
+        "collective_share_serial": round(times.collectives / times.serial, 3),
+        "model_tflop_per_chip": round(found.model_flops / 1e12, 3),
+        "tflop_per_chip": round(cost.flops / 1e12, 3),
+        "memory_gb": round(cost.memory_bytes / 1e9, 2),
+        "collective_gb": {kind: round(size / 1e9, 3) for kind, (_, size) in cost.collectives.items()},
+        "uncounted": cost.uncounted,
+    }
+
+
+def _rates(chip: Chip) -> dict[str, float]:
+    return {field: getattr(chip, field) for field in ("hbm_gib", "flops", "hbm_bandwidth", "link_bandwidth")}
+
+
+def main() -> None:
+    jax.config.update("jax_platforms", "cpu")
+    only = [word for word in flags.FLAGS.only.split(",") if word]
+    for part in [flags.FLAGS.part] if flags.FLAGS.part else list(PARTS):
+        name, cases = PARTS[part]
+        path = record.ROOT / "results" / f"{name}.json"
+        figures = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else {}
+        config = {
+            "row_length": ROW_LENGTH,
+            "items_code_levels": 4,
+            "options": OPTIONS,
+            "chips": {kind: _rates(CHIPS[kind]) for kind in ROWS_PER_CHIP},
+            "libtpu": importlib.metadata.version("libtpu"),
+        }
+        for case, arguments in cases():
+            if case in figures or not all(word in case for word in only):
+                continue
+            # A process of its own gives back all of its memory.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                figures[case] = pool.submit(measure, **arguments).result()
+            print(case, figures[case], flush=True)
+            record.write(name, figures, config, seed=0)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("part", None, list(PARTS), "One of the two; both if left out.")
+    flags.DEFINE_string("only", "", "Words, separated by commas, that a case's name must have.")
+    cli.run(main)

@@ -1,0 +1,86 @@
+"""Whether the step that is compiled ahead is the one that is trained, on 8 devices; a program of its own, run by
+`test_train_step.py`.
+
+    python -m tests.compilation.same_step
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from simgr_jax import default_config, sharding
+from simgr_jax.compilation import train_step
+from simgr_jax.data.batches import TrainingWindows
+from simgr_jax.data.dataset import Sequences
+from simgr_jax.huggingface.pretrained import load_pretrained, open_checkpoint
+from simgr_jax.models.create import create
+from simgr_jax.preparation import open_mesh
+from simgr_jax.training import optimizer as optimizers
+from simgr_jax.training.state import create_state, make_train_step
+from tests.huggingface.make_golden import GOLDEN
+
+NUM_ITEMS = 60
+
+
+def config(**backbone):
+    tiny = default_config.get_config()
+    tiny.data.max_items = 8
+    tiny.semantic_ids.quantizer.update({"levels": 4, "codebook_size": 8})
+    tiny.backbone.update(
+        {"width": 16, "layers": 3, "heads": 4, "kv_heads": 2, "head_width": 8, "mlp_width": 24, "dropout": 0.0}
+        | backbone
+    )
+    tiny.training.update({"batch_rows": 8, "row_length": 32})
+    return tiny
+
+
+def llm_config(rank: int):
+    tiny = default_config.get_config()
+    tiny.backbone.checkpoint = str(GOLDEN / "qwen3")
+    tiny.semantic_ids.quantizer.update({"levels": 4, "codebook_size": 8})
+    tiny.model.history = "tokens"
+    tiny.data.max_items = 8
+    tiny.lora.rank = rank
+    tiny.training.update({"batch_rows": 8, "row_length": 32, "ema_decay": 0.9})
+    tiny.optimizer.accumulate_steps = 2
+    return tiny
+
+
+def actual_step(config, plan: train_step.Plan) -> jax.stages.Lowered:
+    """As `prepare` and `training.loop.fit` make it, with all of its arrays."""
+    codes, prompt = plan.semantic_ids, plan.prompt
+    llm = None
+    if config.backbone.checkpoint:
+        llm = load_pretrained(open_checkpoint(config), None, config, codes, None, prompt)
+    model = create(config, codes, np.zeros(codes.num_items), llm)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    windows = TrainingWindows(Sequences.from_lists([[0, 1]]), prompt, config.data.max_items, config.training.row_length)
+    optimizer = optimizers.create(config.optimizer, 1000 * config.optimizer.accumulate_steps)
+    state = create_state(params, optimizer, config.training.ema_decay)
+    step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, state)
+    return step.lower(state, rest, sharding.batch_like(windows.batch_like(config.training.batch_rows)))
+
+
+def compare(config, folder: Path) -> None:
+    config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
+    planned_config = config.copy_and_resolve_references()
+    if config.backbone.checkpoint:  # Without its weights.
+        shutil.copy(Path(config.backbone.checkpoint) / "config.json", folder)
+        planned_config.backbone.checkpoint = str(folder)
+    plan = train_step.plan(planned_config, folder, NUM_ITEMS)
+    with open_mesh(config):
+        assert train_step.lower(plan).as_text() == actual_step(config, plan).as_text()
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    with tempfile.TemporaryDirectory() as folder:
+        for case in (config(), llm_config(rank=0), llm_config(rank=2)):
+            compare(case, Path(folder))
+    print("same")
