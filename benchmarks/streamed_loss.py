@@ -12,12 +12,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from benchmarks import record
 from simgr_jax.models import item_encoders
@@ -26,67 +27,87 @@ from simgr_jax.ops.streamed_loss import streamed_cross_entropy
 
 USERS, WIDTH, HEADS, LEVELS, CODEBOOK_SIZE = 512, 256, 4, 4, 256  # Codes as in configs/llm.py.
 MANY_ITEMS, TIMED_ITEMS, CHUNK = 1_000_000, 50_000, 4096
-ROUNDS, SEED = 7, 0
+ROUNDS, SEED = 15, 0
 
 
-def losses(graphdef: nnx.GraphDef) -> dict[str, Callable]:
-    """Functions (learned, tokens, targets) -> mean loss."""
+class Problem:
+    """Users, a table of embeddings and an item encoder, all at random.
 
-    def encode(parameters, tokens):
-        encoder, table = parameters
-        return to_similarity_space(nnx.merge(graphdef, encoder)(table, tokens), "cosine")
+    Attributes:
+      learned: ((encoder's state, table), users, temperature), what gradients are taken of.
+    """
 
-    def dense(learned, tokens, targets):
-        parameters, users, temperature = learned
-        vectors = encode(parameters, tokens)
+    def __init__(self, encoder_name: str):
+        rng, sizes = np.random.default_rng(SEED), (CODEBOOK_SIZE,) * LEVELS
+        encoder = item_encoders.create(encoder_name, WIDTH, HEADS, WIDTH, sizes, nnx.Rngs(SEED))
+        self._graphdef, state = nnx.split(encoder)
+        table = jnp.asarray(rng.normal(0, 0.1, (sum(sizes), WIDTH)), jnp.float32)
+        users = to_similarity_space(jnp.asarray(rng.normal(size=(USERS, WIDTH)), jnp.float32), "cosine")
+        self.learned = (state, table), users, jnp.float32(0.07)
+
+    def with_tables(self, learned: tuple) -> tuple:
+        """`learned`, with the encoder's own tables in the table's place."""
+        (state, table), users, temperature = learned
+        return (state, nnx.merge(self._graphdef, state).tables(table)), users, temperature
+
+    def encode(self, parameters: tuple, tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
+        state, tables = parameters
+        return to_similarity_space(nnx.merge(self._graphdef, state).combine(tables, tokens), "cosine")
+
+    def dense(self, learned: tuple, tokens: Int[Array, "N L"], targets: Int[Array, " B"]) -> Float[Array, ""]:
+        parameters, users, temperature = self.with_tables(learned)
+        vectors = self.encode(parameters, tokens)
         return full_catalog_cross_entropy(users, vectors, targets, temperature).mean()
 
-    def streamed(learned, tokens, targets):
-        parameters, users, temperature = learned
-        target_vectors = encode(parameters, tokens[targets])
-        return streamed_cross_entropy(encode, parameters, tokens, users, target_vectors, temperature, 0.0, CHUNK).mean()
+    def streamed(self, learned: tuple, tokens: Int[Array, "N L"], targets: Int[Array, " B"]) -> Float[Array, ""]:
+        parameters, users, temperature = self.with_tables(learned)
+        vectors = self.encode(parameters, tokens[targets])
+        return streamed_cross_entropy(
+            self.encode, parameters, tokens, len(tokens), users, vectors, temperature, 0.0, CHUNK
+        ).mean()
 
-    return {"dense": dense, "streamed": streamed}
 
-
-def compiled(loss: Callable, learned: tuple, num_items: int) -> jax.stages.Compiled:
+def compiled(loss: Callable, learned: tuple, num_items: int, *others: Any) -> jax.stages.Compiled:
+    """The loss and gradients of `loss(learned, tokens, targets, *others)`."""
     tokens = jax.ShapeDtypeStruct((num_items, LEVELS), jnp.int32)
     targets = jax.ShapeDtypeStruct((USERS,), jnp.int32)
-    return jax.jit(jax.value_and_grad(loss)).lower(learned, tokens, targets).compile()
+    return jax.jit(jax.value_and_grad(loss)).lower(learned, tokens, targets, *others).compile()
 
 
-def random_codes(rng: np.random.Generator, num_items: int) -> Int[Array, "N L"]:
-    codes = rng.integers(0, CODEBOOK_SIZE, (num_items, LEVELS)) + np.arange(LEVELS) * CODEBOOK_SIZE
-    return jnp.asarray(codes, jnp.int32)
+def random_items(num_items: int) -> tuple[Int[Array, "N L"], Int[Array, " B"]]:
+    """(tokens, targets)"""
+    rng = np.random.default_rng(SEED)
+    codes = rng.integers(0, CODEBOOK_SIZE, (num_items, LEVELS), np.int32) + np.arange(LEVELS) * CODEBOOK_SIZE
+    return jnp.asarray(codes, jnp.int32), jnp.asarray(rng.integers(0, num_items, USERS), jnp.int32)
+
+
+def time_steps(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step, `rounds` times, alternating; a round before them warms up."""
+    seconds = {name: [] for name in steps}
+    for _ in range(rounds + 1):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            jax.block_until_ready(step())
+            seconds[name].append(time.perf_counter() - began)
+    return {name: values[1:] for name, values in seconds.items()}
 
 
 def compare(encoder_name: str) -> dict[str, object]:
-    rng = np.random.default_rng(SEED)
-    sizes = (CODEBOOK_SIZE,) * LEVELS
-    graphdef, encoder = nnx.split(item_encoders.create(encoder_name, WIDTH, HEADS, WIDTH, sizes, nnx.Rngs(SEED)))
-    table = jnp.asarray(rng.normal(0, 0.1, (LEVELS * CODEBOOK_SIZE, WIDTH)), jnp.float32)
-    users = to_similarity_space(jnp.asarray(rng.normal(size=(USERS, WIDTH)), jnp.float32), "cosine")
-    learned = ((encoder, table), users, jnp.float32(0.07))
-    functions = losses(graphdef)
-
+    problem = Problem(encoder_name)
+    functions = {"dense": problem.dense, "streamed": problem.streamed}
     temporaries = {
-        name: compiled(loss, learned, MANY_ITEMS).memory_analysis().temp_size_in_bytes
+        name: compiled(loss, problem.learned, MANY_ITEMS).memory_analysis().temp_size_in_bytes
         for name, loss in functions.items()
     }
-    steps = {name: compiled(loss, learned, TIMED_ITEMS) for name, loss in functions.items()}
-    tokens, targets = random_codes(rng, TIMED_ITEMS), jnp.asarray(rng.integers(0, TIMED_ITEMS, USERS), jnp.int32)
-    seconds = {name: [] for name in steps}
-    for _ in range(ROUNDS + 1):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            jax.block_until_ready(step(learned, tokens, targets))
-            seconds[name].append(time.perf_counter() - began)
-    # The first round warms up.
-    ratios = [streamed / dense for streamed, dense in zip(seconds["streamed"][1:], seconds["dense"][1:], strict=True)]
+    items = random_items(TIMED_ITEMS)
+    compiled_steps = {name: compiled(loss, problem.learned, TIMED_ITEMS) for name, loss in functions.items()}
+    steps = {name: lambda step=step: step(problem.learned, *items) for name, step in compiled_steps.items()}
+    seconds = time_steps(steps, ROUNDS)
+    ratios = [streamed / dense for streamed, dense in zip(seconds["streamed"], seconds["dense"], strict=True)]
     return {
         **{f"{name}_temporary_mib": round(size / 2**20, 1) for name, size in temporaries.items()},
         "temporary_share": round(temporaries["streamed"] / temporaries["dense"], 4),
-        **{f"{name}_seconds": round(statistics.median(values[1:]), 3) for name, values in seconds.items()},
+        **{f"{name}_seconds": round(statistics.median(values), 3) for name, values in seconds.items()},
         "time_ratio": round(statistics.median(ratios), 3),
         "time_ratios": [round(ratio, 3) for ratio in ratios],
     }

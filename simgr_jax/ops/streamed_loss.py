@@ -29,7 +29,8 @@ Encode = Callable[[Parameters, Int[Array, "C L"]], Float[Array, "C D"]]
 # Of a device's memory: how much the logits and vectors of all its items may take before they are made by chunks, and
 # how much those of a chunk may. The parameters, their gradients and the optimizer's state want the most of it.
 _DENSE_SHARE, _CHUNK_SHARE = 1 / 4, 1 / 32
-_LARGEST_CHUNK = 8192
+# Larger ones no longer fit the caches of CPUs, and are slower there.
+_LARGEST_CHUNK = 4096
 
 
 def choose_chunk(num_items: int, num_queries: int, width: int, memory: int) -> int:

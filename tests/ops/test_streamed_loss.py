@@ -210,7 +210,7 @@ def test_memory_does_not_grow_with_the_catalog():
 def test_the_chosen_chunk_is_all_where_there_is_room_and_grows_with_memory():
     gib = 2**30
     assert choose_chunk(12_000, 512, 128, 16 * gib) == 0
-    assert choose_chunk(10_000_000, 512, 256, 16 * gib) == 8192
+    assert choose_chunk(10_000_000, 512, 256, 16 * gib) == 4096
     # On a chip of 16 GiB, among 256 that train a wide model: chunks, whose logits take a small part of it.
     chunk = choose_chunk(10_000_000 // 256, 100_000, 4096, 16 * gib)
     assert 0 < chunk * 100_000 * 4 < gib / 4
