@@ -1,6 +1,7 @@
 """Train steps of Qwen3 compiled for slices of TPUs: what they need, and what bounds their speed.
 
     python -m benchmarks.scale [--part=table|weak_scaling] [--only=qwen3-8b,v5e]
+    python -m benchmarks.scale --markdown    # compiles nothing: prints the results as docs/scale.md has them
 
 Takes libtpu (pip install "jax[tpu]"), no TPU. Each case is compiled in a process of its own and takes a minute or two.
 Cases that results/scale.json or results/weak_scaling.json has already are left out, so that a run that was cut off can
@@ -132,6 +133,39 @@ def _speed(found) -> dict[str, Any]:
     }
 
 
+def _markdown(part: str, figures: dict[str, dict[str, Any]]) -> None:
+    """Prints a part's table, a line for each case."""
+    if part == "table":
+        columns = ["model", "trained", "items", "slice", "rows", "fits", "peak GiB", "at best ms", "utilisation"]
+        columns += ["in sequence ms", "utilisation"]
+    else:
+        columns = ["chips", "data × fsdp", "compute ms", "HBM ms", "collectives ms", "share in sequence"]
+        columns += ["utilisation at best", "in sequence"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for case, found in figures.items():
+        print(f"| {' | '.join((_table_row if part == 'table' else _scaling_row)(case, found))} |")
+    print()
+
+
+def _table_row(case: str, found: dict[str, Any]) -> list[str]:
+    model, way, num_items, topology = case.split()
+    memory = f"{found['peak_gib']:.1f} of {found['hbm_gib']:g}"
+    row = [model, way, f"{int(num_items):,}", topology, f"{found['rows']:,}", "yes" if found["fits"] else "no", memory]
+    if not found["fits"]:
+        return [*row, "", "", "", ""]
+    best = [f"{found['bound_ms']:,.0f}", f"{found['utilisation_at_bound']:.0%}"]
+    return [*row, *best, f"{found['serial_ms']:,.0f}", f"{found['utilisation_serial']:.0%}"]
+
+
+def _scaling_row(_: str, found: dict[str, Any]) -> list[str]:
+    mesh = found["mesh"]
+    times = [f"{found[name]:.1f}" for name in ("compute_ms", "memory_ms", "collectives_ms")]
+    shares = [
+        f"{found[name]:.0%}" for name in ("collective_share_serial", "utilisation_at_bound", "utilisation_serial")
+    ]
+    return [str(found["chips"]), f"{mesh['data']} × {mesh['fsdp']}", *times, *shares]
+
+
 def _rates(chip: Chip) -> dict[str, float]:
     return {field: getattr(chip, field) for field in ("hbm_gib", "flops", "hbm_bandwidth", "link_bandwidth")}
 
@@ -143,6 +177,10 @@ def main() -> None:
         name, cases = PARTS[part]
         path = record.ROOT / "results" / f"{name}.json"
         figures = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else {}
+        if flags.FLAGS.markdown:
+            # In the order of the cases, whatever was compiled first.
+            _markdown(part, {case: figures[case] for case, _ in cases() if case in figures})
+            continue
         config = {
             "row_length": ROW_LENGTH,
             "items_code_levels": 4,
@@ -162,5 +200,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("part", None, list(PARTS), "One of the two; both if left out.")
+    flags.DEFINE_bool("markdown", False, "Print the results as tables.")
     flags.DEFINE_string("only", "", "Words, separated by commas, that a case's name must have.")
     cli.run(main)

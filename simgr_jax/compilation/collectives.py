@@ -42,8 +42,8 @@ def kind(instruction: Instruction) -> str | None:
 def collectives(module: Module, computation: Computation, instruction: Instruction) -> Iterator[Collective]:
     """That an instruction is, or that are fused into it."""
     if name := kind(instruction):
-        if name == "all-reduce" and _is_cut(computation, instruction):
-            name = "reduce-scatter"
+        if name == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
+            name = "reduce-scatter"  # The TPU compiler fuses an all-reduce with the slices that are kept of it.
         size = total_bytes(array for operand in computation.operands(instruction) for array in operand.arrays)
         yield Collective(name, _SENT[name](size, group_size(instruction.attributes, module.devices)))
     elif instruction.opcode == "fusion":
@@ -60,24 +60,23 @@ def goes_on(fused: Computation, collective: Instruction) -> bool:
     return any(user.opcode == "tuple" or user.call_target == "AsyncCollectiveDone" for user in users)
 
 
-def _is_cut(computation: Computation, all_reduce: Instruction) -> bool:
-    """Whether only a slice of the sum is kept: fused, that is how the TPU compiler writes a reduce-scatter."""
-    users = computation.users[all_reduce.name]
-    return computation.name.startswith("all-reduce-scatter") and all(user.opcode == "dynamic-slice" for user in users)
-
-
 def group_size(attributes: str, devices: int) -> int:
     """How many devices take part together, of the three ways in which `replica_groups` are printed.
 
     `{{0,1},{2,3}}`; `[2,8]<=[16]`, 2 groups of 8; `mesh['a'=2,'b'=8] {'b'}`, along named axes or parts of them,
-    `'b':(1)4`.
+    `'b':(1)4`, where the devices' order may stand between the two.
+
+    Raises:
+      ValueError: they are printed in another way.
     """
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return len(found[1].split(","))
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
         return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\S* \{([^}]*)\}", attributes):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
-    return devices
+    if "replica_groups=" in attributes.replace("replica_groups={}", ""):
+        raise ValueError(f"no replica groups that are known: {attributes[:200]!r}")
+    return devices  # All, or a permutation, which has none.

@@ -46,11 +46,17 @@ def test_what_is_no_module_is_refused():
         ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", 4),
         ("mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}", 8),
         ("mesh['axis_0'=4,'axis_1'=2] {'axis_0':(2)2}", 2),
+        ("mesh['axis_0'=1,'axis_1'=2,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", 2),
         ("{}", 8),
     ],
 )
 def test_group_sizes(groups, size):
     assert group_size(f"channel_id=1, replica_groups={groups}, use_global_device_ids=true", devices=8) == size
+
+
+def test_groups_that_are_printed_otherwise_are_an_error():
+    with pytest.raises(ValueError, match="no replica groups that are known"):
+        group_size("channel_id=1, replica_groups=<2 x 4>, use_global_device_ids=true", devices=8)
 
 
 def test_trip_counts_without_a_note_of_them():
@@ -75,7 +81,7 @@ def test_a_loop_whose_end_is_not_known_is_said_to_be_uncounted():
 def test_fused_products_and_collectives():
     """An all-gather beside a product, a reduce-scatter, and the products of two batches as one convolution."""
     found = cost(text("fused"))
-    whole = 64 * 128 * 4
+    whole = (64 * 128 + 64 * 64) * 4
     assert found.collectives == {
         "all-gather": Traffic(1, 64 * 32 * 2 * 3),
         "reduce-scatter": Traffic(1, whole * 3 / 4),
