@@ -21,7 +21,7 @@ from orbax.checkpoint import multihost
 
 from simgr_jax import sharding
 from simgr_jax.cache import fingerprint
-from simgr_jax.errors import UserError, first_line
+from simgr_jax.errors import UserError
 
 # How long processes wait for each other: until all have started, and at a barrier, while one does the others' work.
 START_SECONDS = 600
@@ -161,18 +161,26 @@ def _connect(process: Process) -> None:
         _await_coordinator(process.coordinator, host.strip("[]"), int(port))
     # The service trusts whoever connects: where nobody else needs to, nobody else can.
     loopback = host in ("localhost", "127.0.0.1", "[::1]")
+    if not process.process_id:
+        _check_port(process.coordinator, host.strip("[]") if loopback else "", int(port))
+    _initialize(
+        coordinator_address=process.coordinator,
+        num_processes=process.num_processes,
+        process_id=process.process_id,
+        cluster_detection_method="deactivate",
+        coordinator_bind_address=process.coordinator if loopback else None,
+    )
+
+
+def _check_port(address: str, host: str, port: int) -> None:
+    """JAX would crash, without a word, where something else listens."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        _initialize(
-            coordinator_address=process.coordinator,
-            num_processes=process.num_processes,
-            process_id=process.process_id,
-            cluster_detection_method="deactivate",
-            coordinator_bind_address=process.coordinator if loopback else None,
-        )
-    except jax.errors.JaxRuntimeError as error:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
         raise UserError(
-            f"--coordinator={process.coordinator}: process 0 can't listen there ({first_line(error)}); give an address "
-            "of its own, and a free port"
+            f"--coordinator={address}: process 0 can't listen there ({error}); give an address of its own, and a free "
+            "port"
         ) from error
 
 

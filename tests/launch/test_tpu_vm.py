@@ -29,12 +29,11 @@ with open(cloud + "/runs.jsonl") as file:
 with open(cloud + "/plan") as file:
     what = file.read().split()[nth - 1]
 print("doing", what, flush=True)
-if what == "preempted" and worker == "0":
-    with open(cloud + "/request", "w") as file:
-        file.write("SUSPENDED")
-if what == "vanished" and worker == "0":
-    with open(cloud + "/node", "w") as file:
-        file.write("PREEMPTED")
+for word, name, state in (("preempted", "request", "SUSPENDED"), ("vanished", "node", "PREEMPTED")):
+    if what == word and worker == "0":
+        with open(cloud + "/new", "w") as file:
+            file.write(state)
+        os.replace(cloud + "/new", cloud + "/" + name)  # It is never seen empty
 if what == "alone" and worker == "0":
     sys.exit(1)
 if what.isdigit():
