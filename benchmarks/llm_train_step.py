@@ -57,8 +57,10 @@ def jax_step(rows: int, row_length: int) -> Callable[[], float]:
 
     from simgr_jax import default_config
     from simgr_jax.batch import TrainBatch
+    from simgr_jax.data.dataset import Sequences
     from simgr_jax.huggingface.families import transformer_config
-    from simgr_jax.models.create import Pretrained, create
+    from simgr_jax.models.create import create
+    from simgr_jax.models.inputs import Backbone
     from simgr_jax.models.transformer import Transformer
     from simgr_jax.semantic_ids.tokenizer import SemanticIds
     from simgr_jax.training import optimizer as optimizers
@@ -73,7 +75,7 @@ def jax_step(rows: int, row_length: int) -> Callable[[], float]:
     backbone = Transformer(transformer_config(QWEN, max_length=row_length), nnx.Rngs(0))
     codes = catalog - CODES * np.arange(LEVELS, dtype=np.int32)
     semantic_ids = SemanticIds(codes, (CODES,) * LEVELS)
-    model = create(config, semantic_ids, np.ones(ITEMS), Pretrained(backbone, None, None))
+    model = create(config, semantic_ids, Sequences.from_lists([]), Backbone(backbone))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     optimizer = optimizers.create(config.optimizer, num_steps=1000)
     state = create_state(params, optimizer, 0.0)

@@ -18,6 +18,7 @@ from flax import nnx
 from benchmarks import record
 from simgr_jax import default_config
 from simgr_jax.batch import TrainBatch
+from simgr_jax.data.dataset import Sequences
 from simgr_jax.models.create import create
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 from simgr_jax.training import optimizer as optimizers
@@ -42,7 +43,7 @@ def main() -> None:
     config.backbone.update({"width": 256, "head_width": 64, "dropout": 0.0})
     config.training.update({"batch_rows": ROWS, "row_length": LENGTH})
     semantic_ids = SemanticIds(rng.integers(0, CODES, (ITEMS, LEVELS), np.int32), (CODES,) * LEVELS)
-    model = create(config, semantic_ids, np.ones(ITEMS, np.int64))
+    model = create(config, semantic_ids, Sequences.from_lists([]))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     optimizer = optimizers.create(config.optimizer, num_steps=100)
     state = create_state(params, optimizer, 0.0)

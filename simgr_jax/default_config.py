@@ -76,6 +76,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "collisions": "level",
             },
             "model": {
+                # "simgr", whose are the keys below, or a rival: see `models.create.MODELS`. A rival's own keys are in
+                # the group of its name.
                 "name": "simgr",
                 # "item": one position an item, its vector; "tokens": `prompt`, a position a token, as an LLM reads.
                 "history": "item",

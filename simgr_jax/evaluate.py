@@ -57,7 +57,7 @@ def report_run(config: ml_collections.ConfigDict, workdir: Path, prepared: Prepa
     if not distributed.is_main():
         return
     facts = {"model": config.model.name, "num_parameters": parameters.total(prepared.model), **cost}
-    log = _read_log(workdir / "metrics.jsonl")
+    log = _read_log(workdir / "metrics.jsonl") if cost["train_seconds"] else []
     folder = workdir / ("report" if split == "test" else f"report_{split}")
     _report(config, cache_dir(config, workdir), folder, prepared.dataset, prepared.split, split, ranking, facts, log)
 

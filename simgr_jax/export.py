@@ -70,6 +70,8 @@ def load_run(workdir: Path) -> Run:
       UserError: there is none, or something that it depends on is gone.
     """
     config = run_config.load(workdir)
+    if config.model.name != "simgr":
+        raise UserError(f'{workdir / "config.json"}: holds a run of "{config.model.name}"; only SimGR can be exported')
     prepared = prepare(config, workdir)
     params, rest, _ = restore_best(prepared.model, workdir)
     return Run(config, prepared, nnx.merge(nnx.graphdef(prepared.model), params, rest))

@@ -120,11 +120,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, k: int = LIST_LENG
     distributed.check_same("the semantic IDs", semantic_ids.codes)
     tokenizer = load_tokenizer(llm.folder, semantic_ids.token_strings()) if llm else None
     prompt = prompts.create(config, semantic_ids, dataset.item_texts, tokenizer)
-    item_counts = np.bincount(split.train.values, minlength=dataset.num_items)
-    pretrained = None
+    backbone = None
     if llm:
-        pretrained = load_pretrained(llm, tokenizer, config, semantic_ids, dataset.item_texts, prompt)
-    model = create(config, semantic_ids, item_counts, pretrained)
+        backbone = load_pretrained(llm, tokenizer, config, semantic_ids, dataset.item_texts, prompt)
+    model = create(config, semantic_ids, split.train, backbone)
     ranker = Ranker(
         nnx.graphdef(model),
         prompt=prompt,
@@ -137,15 +136,17 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, k: int = LIST_LENG
     return Prepared(dataset, split, semantic_ids, id_quality, llm, tokenizer, prompt, model, ranker)
 
 
-def restore_best(model: Recommender, workdir: Path) -> tuple[nnx.State, nnx.State, dict[str, float]]:
+def restore_best(model: Recommender, workdir: Path) -> tuple[nnx.State, nnx.State, dict[str, float | None]]:
     """The parameters that did best on validation, the model's other state, and the training's cost.
 
-    The model's own parameters are given up: their memory is freed.
+    The model's own parameters are given up: their memory is freed. A model without any is as it is.
 
     Raises:
       UserError: no checkpoint, or one that is damaged or another model's.
     """
     _, params, rest = nnx.split(model, nnx.Param, ...)
+    if not params:
+        return params, rest, {"train_seconds": 0.0, "train_targets_per_second": None}
     # Their values are not asked for: two copies of an LLM may be more than there is room for.
     for leaf in jax.tree.leaves(params):
         leaf.delete()

@@ -21,7 +21,8 @@ from simgr_jax.data.prompts import Prompt
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import pretrained
 from simgr_jax.huggingface.tokenizer import load_tokenizer
-from simgr_jax.models.create import Pretrained, assemble, scratch_backbone_config
+from simgr_jax.models.create import assemble, scratch_backbone_config
+from simgr_jax.models.inputs import Backbone, ModelInputs
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.preparation import cache_dir, check, load_data
@@ -89,19 +90,23 @@ def model(plan: Plan) -> Recommender:
 
     def make() -> Recommender:
         rngs = nnx.Rngs(config.seed)
-        if plan.hf_config is None:
-            llm = Pretrained(Transformer(scratch_backbone_config(config), rngs), None, None)
-        else:
-            longest = pretrained.longest_sequence(config, plan.prompt)
-            backbone = Transformer(pretrained.backbone_config(plan.hf_config, config, longest), rngs)
-            dtype, width = pretrained.base_dtype(config), backbone.config.width
-            nnx.update(backbone, jax.tree.map(lambda x: x.astype(dtype), nnx.state(backbone)))
-            text_tokens = len(plan.prompt.text_tokens)
-            text_embedding = jnp.zeros((text_tokens, width), dtype) if text_tokens else None
-            llm = Pretrained(backbone, jnp.zeros((codes.vocab_size, width)), text_embedding)
-        return assemble(config, codes, np.zeros(codes.num_items), llm, rngs)
+        nobody = Sequences.from_lists([])
+        return assemble(config, ModelInputs(codes, nobody, lambda: _backbone(plan, rngs), rngs))
 
     return nnx.eval_shape(make)
+
+
+def _backbone(plan: Plan, rngs: nnx.Rngs) -> Backbone:
+    config = plan.config
+    if plan.hf_config is None:
+        return Backbone(Transformer(scratch_backbone_config(config), rngs))
+    longest = pretrained.longest_sequence(config, plan.prompt)
+    decoder = Transformer(pretrained.backbone_config(plan.hf_config, config, longest), rngs)
+    dtype, width = pretrained.base_dtype(config), decoder.config.width
+    nnx.update(decoder, jax.tree.map(lambda x: x.astype(dtype), nnx.state(decoder)))
+    text_tokens = len(plan.prompt.text_tokens)
+    text_embedding = jnp.zeros((text_tokens, width), dtype) if text_tokens else None
+    return Backbone(decoder, jnp.zeros((plan.semantic_ids.vocab_size, width)), text_embedding)
 
 
 def lower(plan: Plan) -> jax.stages.Lowered:
@@ -130,16 +135,17 @@ def _like(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDty
 def _step(plan: Plan, place, place_batch) -> tuple[Any, tuple]:
     """The step and its arguments, of which `place` and `place_batch` say where they lie."""
     config = plan.config
-    graphdef, parameters, rest = nnx.split(model(plan), nnx.Param, ...)
+    recommender = model(plan)
+    graphdef, parameters, rest = nnx.split(recommender, nnx.Param, ...)
     # Any number of steps: it is not in the shapes.
     optimizer = optimizers.create(config.optimizer, 1000 * config.optimizer.accumulate_steps)
     state = place(abstract_state(parameters, optimizer, config.training.ema_decay))
     step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, state)
-    return step, (state, place(rest), place_batch(_batch(plan)))
+    return step, (state, place(rest), place_batch(_batch(plan, recommender.windows)))
 
 
-def _batch(plan: Plan) -> TrainBatch:
+def _batch(plan: Plan, kind: str) -> TrainBatch:
     config = plan.config
     two_items = Sequences.from_lengths(np.zeros(2, np.int64), np.array([2]))
-    windows = TrainingWindows(two_items, plan.prompt, config.data.max_items, config.training.row_length)
+    windows = TrainingWindows(two_items, plan.prompt, config.data.max_items, config.training.row_length, kind)
     return windows.batch_like(config.training.batch_rows)

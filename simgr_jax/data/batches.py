@@ -17,6 +17,13 @@ from simgr_jax.data.dataset import EvaluationCases, Sequences
 from simgr_jax.data.prompts import Prompt, gather
 from simgr_jax.errors import UserError
 
+# What a model is trained on (`Recommender.windows`):
+#   "history"      reads a window's items, and predicts the next one after each of them;
+#   "with_target"  as "history", but also reads the last target, because it predicts what it reads;
+#   "one_target"   reads a history and predicts the one item that comes next: a window for each target, with all its
+#                  history, for a model that can't read a history without seeing all of it.
+WINDOWS = ("history", "with_target", "one_target")
+
 
 class TrainingWindows:
     """Windows of sequences, for Grain to shuffle and pack.
@@ -33,14 +40,18 @@ class TrainingWindows:
       UserError: an item's prompt is longer than a row.
     """
 
-    def __init__(self, sequences: Sequences, prompt: Prompt, max_items: int, row_length: int):
+    def __init__(self, sequences: Sequences, prompt: Prompt, max_items: int, row_length: int, windows: str = "history"):
+        """windows: one of WINDOWS."""
         self.row_length = row_length
         self.max_readouts = prompt.most_items(row_length)
-        self._values, self._prompt = sequences.values, prompt
-        cutter = _Cutter(sequences.values, prompt, max_items, row_length)
+        self._values, self._prompt, self._kind = sequences.values, prompt, windows
+        reads_target = windows == "with_target"
+        cutter = _Cutter(sequences.values, prompt, max_items, row_length, spare_items=int(reads_target))
         # A window [begin, end) has the items values[begin:end] and the targets values[begin + 1:end + 1].
-        self._begins, self._ends = _cut_windows(sequences.offsets, cutter)
-        self._lengths = cutter.lengths(self._begins, self._ends)
+        cut = _cut_prefixes if windows == "one_target" else _cut_windows
+        self._begins, self._ends = cut(sequences.offsets, cutter)
+        self._input_ends = self._ends + reads_target
+        self._lengths = cutter.lengths(self._begins, self._input_ends)
         self.num_inputs = int(self._lengths.sum(dtype=np.int64))
         self._room = np.zeros(row_length, np.int8)
 
@@ -55,9 +66,13 @@ class TrainingWindows:
         """The batch of windows that were packed."""
         windows = packed["window"][packed["window_segment_ids"] > 0]
         begins, ends = self._begins[windows], self._ends[windows]
-        items, item_ends = gather(self._values, begins, ends)
+        items, item_ends = gather(self._values, begins, self._input_ends[windows])
         segment_ids, positions = packed["room_segment_ids"], packed["room_positions"]
         inputs, places = _render(items, item_ends, self._prompt, segment_ids > 0, positions)
+        if self._kind == "with_target":
+            places = np.delete(places, item_ends - 1)
+        elif self._kind == "one_target":
+            places, begins = places[item_ends - 1], ends - 1
 
         rows, columns = np.divmod(places, self.row_length)
         valid = np.arange(self.max_readouts) < np.bincount(rows, minlength=len(inputs))[:, None]
@@ -212,9 +227,16 @@ def rank_batches(
 class _Cutter:
     """Cuts histories from the old end, at item boundaries, to what the model may see of them."""
 
-    def __init__(self, items: Int[np.ndarray, " E"], prompt: Prompt, max_items: int, row_length: int):
-        """items: all histories, one after the other."""
-        prompt.check_fits(row_length)
+    def __init__(
+        self, items: Int[np.ndarray, " E"], prompt: Prompt, max_items: int, row_length: int, spare_items: int = 0
+    ):
+        """
+        Args:
+          items: all histories, one after the other.
+          spare_items: so many items more, of whatever length, have room in the row.
+        """
+        prompt.check_fits(row_length, 1 + spare_items)
+        row_length -= spare_items * int(prompt.pieces.lengths.max())
         self._max_items, self._row_length, self._overhead = max_items, row_length, prompt.overhead
         # Inputs of all items before each one.
         self._before = np.zeros(len(items) + 1, np.int64)
@@ -243,6 +265,13 @@ def _cut_windows(offsets: Int[np.ndarray, " S+1"], cutter: _Cutter) -> tuple[np.
     owners, begins, ends = (np.concatenate(arrays) for arrays in zip(*rounds, strict=True))
     order = np.argsort(owners, kind="stable")
     return begins[order], ends[order]
+
+
+def _cut_prefixes(offsets: Int[np.ndarray, " S+1"], cutter: _Cutter) -> tuple[np.ndarray, np.ndarray]:
+    """The begins and ends of a window for each item but the first of a sequence, with what came before it."""
+    starts, ends = np.repeat(offsets[:-1], np.diff(offsets)), np.arange(offsets[-1])
+    starts, ends = starts[ends > starts], ends[ends > starts]
+    return cutter.begins(starts, ends), ends
 
 
 def _render(

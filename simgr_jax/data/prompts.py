@@ -66,12 +66,13 @@ class Prompt:
         longer, shorter = max(self.overhead, 0), min(self.overhead, 0)
         return (row_length - longer) // (int(self.pieces.lengths.min()) + shorter)
 
-    def check_fits(self, row_length: int) -> None:
-        """Raises UserError where a row can't hold a history of one item."""
-        if self.longest(1) > row_length:
+    def check_fits(self, row_length: int, num_items: int = 1) -> None:
+        """Raises UserError where a row can't hold a prompt of so many items."""
+        if self.longest(num_items) > row_length:
+            items = "the item with the longest prompt" if num_items == 1 else f"{num_items} items"
             raise UserError(
-                f"config.training.row_length: {row_length} is too short for the item with the longest prompt, "
-                f"{self.longest(1)} tokens; give at least that"
+                f"config.training.row_length: {row_length} is too short for {items}, {self.longest(num_items)} tokens; "
+                "give at least that"
             )
 
     def render(

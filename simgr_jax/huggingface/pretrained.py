@@ -18,7 +18,8 @@ from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families, token_embeddings
 from simgr_jax.huggingface.checkpoint import Checkpoint, local_folder, read_config
 from simgr_jax.huggingface.load import load_transformer, read_embedding_rows
-from simgr_jax.models.create import COMPUTATION_KEYS, SHAPE_KEYS, Pretrained
+from simgr_jax.models.create import COMPUTATION_KEYS, SHAPE_KEYS
+from simgr_jax.models.inputs import Backbone
 from simgr_jax.models.transformer import TransformerConfig
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
@@ -84,14 +85,14 @@ def load_pretrained(
     semantic_ids: SemanticIds,
     item_texts: Sequence[str] | None,
     prompt: Prompt,
-) -> Pretrained:
+) -> Backbone:
     """The weights, on the devices.
 
     Raises:
       UserError: the checkpoint is not whole, can't read prompts so long, or the tokens can't begin as asked.
     """
     decoder, dtype = backbone_config(checkpoint.config, config, longest_sequence(config, prompt)), base_dtype(config)
-    return Pretrained(
+    return Backbone(
         load_transformer(checkpoint, decoder, dtype, sharding.parameter_sharding),
         _token_embeddings(checkpoint, tokenizer, config, semantic_ids, item_texts),
         _text_embedding(checkpoint, prompt.text_tokens, dtype),

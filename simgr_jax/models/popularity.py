@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
-from jaxtyping import Int
+from flax import nnx
+from jaxtyping import Array, Float, Int
 
+from simgr_jax.batch import RankBatch
 from simgr_jax.data.dataset import Sequences
-from simgr_jax.ops.top_k import Ranking
+from simgr_jax.models.inputs import Catalog, ModelInputs
+from simgr_jax.ops.top_k import Ranking, rank_catalog, without_history
+
+
+def create(_: ml_collections.ConfigDict, inputs: ModelInputs) -> Popularity:
+    return Popularity(inputs.item_counts)
+
+
+class Popularity(nnx.Module):
+    """Implements `recommender.Recommender`; there is nothing to train."""
+
+    windows = "history"
+
+    def __init__(self, item_counts: Int[np.ndarray, " N"]):
+        self.num_items = len(item_counts)
+        self.counts = Catalog(jnp.asarray(item_counts, jnp.float32))
+
+    def catalog(self) -> Float[Array, " N"]:
+        return self.counts[...]
+
+    def rank(self, batch: RankBatch, catalog: Float[Array, " N"], k: int, filter_history: bool) -> Ranking:
+        scores = jnp.broadcast_to(catalog, (len(batch.targets), self.num_items))
+        if filter_history:
+            scores = without_history(scores, batch.history)
+        return rank_catalog(scores, batch.targets, k)
+
+    def log_probabilities(self, batch: RankBatch, catalog: Float[Array, " N"]) -> Float[Array, "B N"]:
+        # One added to every count: what was never bought may still be.
+        scores = jnp.broadcast_to(jnp.log(catalog + 1), (len(batch.targets), self.num_items))
+        return jax.nn.log_softmax(scores)
 
 
 def rank(train: Sequences, num_items: int, targets: Int[np.ndarray, " C"], k: int) -> Ranking:

@@ -12,9 +12,17 @@ from simgr_jax.ops.top_k import Ranking
 
 
 class Recommender(Protocol):
-    """A model that learns from packed sequences and ranks the catalog for histories. Implemented as an `nnx.Module`."""
+    """A model that learns from packed sequences and ranks the catalog for histories. Implemented as an `nnx.Module`.
+
+    One without an `nnx.Param` is not trained.
+
+    Attributes:
+      num_items: N.
+      windows: what it is trained on, one of `data.batches.WINDOWS`.
+    """
 
     num_items: int
+    windows: str
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The mean loss of the batch's targets, and scalars worth logging. `rngs` has the streams "dropout" and
@@ -25,3 +33,7 @@ class Recommender(Protocol):
 
     def rank(self, batch: RankBatch, catalog: Float[Array, ...], k: int, filter_history: bool) -> Ranking:
         """The top-K items of each history and the rank of its target; with `filter_history`, without history items."""
+
+    def log_probabilities(self, batch: RankBatch, catalog: Float[Array, ...]) -> Float[Array, "B N"]:
+        """log p(i | history) of every item, as exactly as the model defines it, summing to 1 over the catalog: for
+        `evaluation.bias`. Only models that define it have this."""

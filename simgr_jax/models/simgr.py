@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -16,6 +17,8 @@ from simgr_jax import sharding
 from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
 from simgr_jax.models import item_encoders, user_pooling
+from simgr_jax.models.inputs import Catalog, ModelInputs
+from simgr_jax.models.token_embeddings import EMBEDDING_STD, embed_tokens
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.ops import sampled_loss
 from simgr_jax.ops.sampled_loss import Negatives, sampled_cross_entropy
@@ -26,20 +29,12 @@ from simgr_jax.ops.similarity_loss import (
     to_similarity_space,
 )
 from simgr_jax.ops.streamed_loss import choose_chunk, streamed_cross_entropy
-from simgr_jax.ops.top_k import Ranking, rank_catalog
-
-# Adam moves a weight by about the learning rate in a step, so from 0.1 the embeddings leave their random start within
-# an epoch. From sqrt(L), which gives the mean of L levels unit size, they hardly moved and learned three times slower.
-EMBEDDING_STD = 0.1
+from simgr_jax.ops.top_k import Ranking, rank_catalog, without_history
 
 # As `catalog_chunk`.
 AUTO_CHUNK = -1
 
 SAMPLED_FROM = ("uniform", "popularity")
-
-
-class Catalog(nnx.Variable):
-    """What the model knows of the catalog and does not learn: made anew from the semantic IDs, in no checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +114,23 @@ class SimGRConfig:
             )
 
 
+def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> SimGR:
+    head = config.model.to_dict()
+    del head["name"]
+    head = SimGRConfig(**head, **config.loss)
+    backbone = inputs.backbone()
+    return SimGR(
+        head,
+        backbone.decoder,
+        inputs.semantic_ids.tokens,
+        inputs.semantic_ids.codebook_sizes,
+        inputs.item_counts,
+        inputs.rngs,
+        embedding=backbone.embedding,
+        text_embedding=backbone.text_embedding,
+    )
+
+
 class SimGR(nnx.Module):
     """Implements `recommender.Recommender`.
 
@@ -129,6 +141,8 @@ class SimGR(nnx.Module):
       embedding: where the semantic-ID tokens' embeddings begin; None begins at random.
       text_embedding: [W, D], the embeddings of the LLM's own tokens that prompts have, if they have any.
     """
+
+    windows = "history"
 
     def __init__(
         self,
@@ -205,21 +219,12 @@ class SimGR(nnx.Module):
           item_vectors: `encode_items()` where it has been computed already; None encodes the batch's items.
         """
         if self.config.history == "tokens":
-            embeddings = self._embed_tokens(inputs)
+            embeddings = embed_tokens(self.embedding, self.text_embedding, inputs)
         elif item_vectors is None:
             embeddings = self.encode_items(inputs.reshape(-1)).reshape(*inputs.shape, -1)
         else:
             embeddings = item_vectors[inputs]
         return self.user_pooling(self.backbone(embeddings, segment_ids, positions, rngs), segment_ids)
-
-    def _embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        codes = sharding.constrain(self.embedding[...], None, None)
-        if self.text_embedding is None:
-            return codes[tokens]
-        text = tokens - len(codes)
-        from_text = sharding.constrain(self.text_embedding[...], None, None)[jnp.maximum(text, 0)]
-        from_codes = codes[jnp.minimum(tokens, len(codes) - 1)]
-        return jnp.where((text >= 0)[..., None], from_text, from_codes)
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         config = self.config
@@ -330,15 +335,12 @@ class SimGR(nnx.Module):
         """Item vectors before the similarity's normalisation; where the catalog is split, padded at the end."""
         return sharding.constrain(self.encode_items(), "items", None)
 
-    def rank(self, batch: RankBatch, catalog: Float[Array, "N D"], k: int, filter_history: bool) -> Ranking:
-        length = batch.inputs.shape[1]
-        positions = jnp.broadcast_to(jnp.arange(length), batch.inputs.shape)
-        segment_ids = (positions < batch.lengths[:, None]).astype(jnp.int32)
-        item_vectors = None if sharding.item_axes() else catalog
-        states = self.user_states(batch.inputs, segment_ids, positions, item_vectors)
-        last = jnp.take_along_axis(states, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
-        users = to_similarity_space(last, self.config.similarity)
+    def log_probabilities(self, batch: RankBatch, catalog: Float[Array, "N D"]) -> Float[Array, "B N"]:
+        vectors = to_similarity_space(catalog[: self.num_items], self.config.similarity)
+        return jax.nn.log_softmax(self._users(batch, catalog) @ vectors.T / self.temperature)
 
+    def rank(self, batch: RankBatch, catalog: Float[Array, "N D"], k: int, filter_history: bool) -> Ranking:
+        users = self._users(batch, catalog)
         by_user, by_item = sharding.spec("queries"), sharding.spec("items")
         rank = sharding.per_device(
             partial(self._rank, k, filter_history),
@@ -347,6 +349,16 @@ class SimGR(nnx.Module):
             check_vma=False,  # It can't tell that what all_gather brings together is the same everywhere.
         )
         return rank(users, catalog, self.twins[...], self.twin_group[...], batch.history, batch.targets)
+
+    def _users(self, batch: RankBatch, catalog: Float[Array, "N D"]) -> Float[Array, "B D"]:
+        """The users after their whole histories, in the similarity's space."""
+        length = batch.inputs.shape[1]
+        positions = jnp.broadcast_to(jnp.arange(length), batch.inputs.shape)
+        segment_ids = (positions < batch.lengths[:, None]).astype(jnp.int32)
+        item_vectors = None if sharding.item_axes() else catalog
+        states = self.user_states(batch.inputs, segment_ids, positions, item_vectors)
+        last = jnp.take_along_axis(states, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
+        return to_similarity_space(last, self.config.similarity)
 
     def _rank(
         self,
@@ -365,10 +377,7 @@ class SimGR(nnx.Module):
         if len(twins):
             scores = _share_scores(scores, twins - first, twin_group)
         if filter_history:
-            columns = history - first
-            is_here = (history >= 0) & (columns >= 0) & (columns < len(vectors))
-            rows, nowhere = jnp.arange(len(scores))[:, None], len(vectors)
-            scores = scores.at[rows, jnp.where(is_here, columns, nowhere)].set(-jnp.inf, mode="drop")
+            scores = without_history(scores, history)
         return rank_catalog(scores, targets, k, self.num_items)
 
 

@@ -1,5 +1,4 @@
-"""A decoder-only transformer driven by its config, for every family of Hugging Face decoders and for training from
-scratch.
+"""A transformer driven by its config, for every family of Hugging Face decoders and for training from scratch.
 
 It takes embeddings and returns hidden states; what the embeddings stand for is the recommender's business. What the
 families differ in is a field of `TransformerConfig`; where their weights lie in a checkpoint is in `huggingface/`.
@@ -20,6 +19,7 @@ from simgr_jax.errors import UserError
 from simgr_jax.ops.attention import IMPLEMENTATIONS, attention
 
 ACTIVATIONS = {
+    "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -70,6 +70,7 @@ class TransformerConfig:
       mlp_width: inner size of the MLP, or of each expert.
       rope: one for each layer; () where positions are learned.
       windows: one for each layer: a position sees itself and the `window - 1` before it; 0 is all.
+      causal: whether a position sees only itself and those before it; else its whole sequence.
       max_positions: above 0, positions are learned, and there are so many.
       norm: "rms" (https://arxiv.org/abs/1910.07467) or "layer", which also subtracts the mean and has a bias.
       norm_epsilon: the norms' epsilon.
@@ -101,6 +102,7 @@ class TransformerConfig:
     mlp_width: int
     rope: tuple[Rope, ...]
     windows: tuple[int, ...]
+    causal: bool = True
     max_positions: int = 0
     norm: str = "rms"
     norm_epsilon: float = 1e-6
@@ -259,6 +261,7 @@ class Attention(nnx.Module):
             key,
             value,
             segment_ids,
+            causal=config.causal,
             windows=windows,
             window_index=window_index,
             scale=config.attention_scale or config.head_width**-0.5,
@@ -386,7 +389,7 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"],
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B T D"]:
-        """Causal hidden states, segment by segment.
+        """Hidden states, segment by segment.
 
         Args:
           segment_ids: which sequence of a packed row a position belongs to; 0 is padding.

@@ -18,6 +18,11 @@ IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 _SPLASH_BLOCK = 128
 
 
+def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """True where two positions are in one segment; padding (segment 0) is one, too."""
+    return segment_ids[:, :, None] == segment_ids[:, None, :]
+
+
 def causal_segment_mask(segment_ids: Int[Array, "B T"], window: Int[Array, ""] | int = 0) -> Bool[Array, "B T T"]:
     """True where position t (second axis) may look at position s (third): s <= t and both in one segment, and
     t - s < window if `window` is not 0.
@@ -27,7 +32,7 @@ def causal_segment_mask(segment_ids: Int[Array, "B T"], window: Int[Array, ""] |
     positions = jnp.arange(segment_ids.shape[1])
     distance = positions[:, None] - positions[None, :]
     near = distance < jnp.where(window == 0, segment_ids.shape[1], window)
-    return (distance >= 0) & near & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    return (distance >= 0) & near & segment_mask(segment_ids)
 
 
 def attention(
@@ -36,17 +41,19 @@ def attention(
     value: Float[Array, "B T Hkv head"],
     segment_ids: Int[Array, "B T"],
     *,
+    causal: bool = True,
     windows: tuple[int, ...] = (0,),
     window_index: Int[Array, ""] | int = 0,
     scale: float,
     softcap: float = 0.0,
     implementation: str = "auto",
 ) -> Float[Array, "B T H head"]:
-    """Causal attention that never crosses a segment.
+    """Attention that never crosses a segment.
 
     Grouped-query attention (https://arxiv.org/abs/2305.13245): H is a multiple of Hkv.
 
     Args:
+      causal: whether a position sees only itself and what came before; else all of its segment, whatever the window.
       windows: the windows that occur in the model (0: all that came before), `window_index` the one that counts here:
         scanned layers share one computation, and a kernel must know its mask when it is compiled.
       scale: multiplies the scores.
@@ -56,7 +63,7 @@ def attention(
     """
     if implementation == "auto":
         implementation = {"gpu": "cudnn", "tpu": "splash"}.get(sharding.platform(), "xla")
-    if implementation == "splash" and _fits_splash(query, key):
+    if implementation == "splash" and causal and _fits_splash(query, key):
         kernels = [functools.partial(_splash, window=window, softcap=softcap) for window in windows]
         by_head = sharding.spec("batch", None, "heads", None)
         # The compiler can't split a kernel, so each device calls its own.
@@ -67,7 +74,8 @@ def attention(
             check_vma=False,
         )
         return switch(jnp.asarray(window_index), query * scale, key, value, segment_ids)
-    mask = causal_segment_mask(segment_ids, jnp.asarray(windows)[window_index])[:, None]
+    mask = causal_segment_mask(segment_ids, jnp.asarray(windows)[window_index]) if causal else segment_mask(segment_ids)
+    mask = mask[:, None]
     if softcap:
         return _softcapped(query, key, value, mask, scale, softcap)
     cudnn = implementation == "cudnn" and query.dtype == jnp.bfloat16

@@ -61,6 +61,21 @@ def rank_catalog(
     return Ranking(items.astype(jnp.int32), values.astype(jnp.float32), rank)
 
 
+def without_history(scores: Float[Array, "B N"], history: Int[Array, "B M"]) -> Float[Array, "B N"]:
+    """Scores where history items have -inf, so that they are never recommended.
+
+    Within `sharding.per_device`, `scores` are of this device's items.
+
+    Args:
+      history: items, and -1 for none.
+    """
+    here = scores.shape[1]
+    columns = history - sharding.part_index("items") * here
+    is_here = (history >= 0) & (columns >= 0) & (columns < here)
+    rows = jnp.arange(len(scores))[:, None]
+    return scores.at[rows, jnp.where(is_here, columns, here)].set(-jnp.inf, mode="drop")
+
+
 def _top_k(scores: Float[Array, "B N"], first: Int[Array, ""] | int, k: int) -> tuple[Array, Array]:
     """Values and items, the best of all parts."""
     # XLA's own top_k is the fastest exact way on CPU too: block-wise variants take three times as long.

@@ -57,15 +57,18 @@ def fit(
     """Trains `model` on `split.train`, going on from the workdir's latest checkpoint where there is one.
 
     Leaves `workdir/checkpoints` (the latest, and the best by validation NDCG@10), `metrics.jsonl` and TensorBoard
-    events. The model's own parameters are used up: their buffers become the first step's.
+    events. The model's own parameters are used up: their buffers become the first step's. A model without parameters is
+    left as it is.
 
     Raises:
       UserError: nothing to train on, or a loss or gradient that is not finite.
     """
     began, training = time.monotonic(), config.training
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    if not params:
+        return
 
-    windows = TrainingWindows(split.train, prompt, config.data.max_items, training.row_length)
+    windows = TrainingWindows(split.train, prompt, config.data.max_items, training.row_length, model.windows)
     if not len(windows):
         raise UserError(
             "config.data.split: leaves no training sequence of two items; give users with more interactions"

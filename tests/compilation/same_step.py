@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import jax
-import numpy as np
 from flax import nnx
 
 from simgr_jax import default_config, sharding
@@ -58,7 +57,7 @@ def actual_step(config, plan: train_step.Plan) -> jax.stages.Lowered:
     llm = None
     if config.backbone.checkpoint:
         llm = load_pretrained(open_checkpoint(config), None, config, codes, None, prompt)
-    model = create(config, codes, np.zeros(codes.num_items), llm)
+    model = create(config, codes, Sequences.from_lists([]), llm)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     windows = TrainingWindows(Sequences.from_lists([[0, 1]]), prompt, config.data.max_items, config.training.row_length)
     optimizer = optimizers.create(config.optimizer, 1000 * config.optimizer.accumulate_steps)

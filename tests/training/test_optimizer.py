@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from simgr_jax import default_config
+from simgr_jax.data.dataset import Sequences
 from simgr_jax.models.create import create as create_model
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 from simgr_jax.training import optimizer as optimizers
@@ -37,7 +38,7 @@ def test_weight_decay_touches_matrices_that_multiply_activations_and_nothing_els
     tiny = default_config.get_config()
     tiny.backbone.layers = 1
     tiny.model.update({"item_encoder": "mean_mlp", "user_pooling": "attention", "learn_temperature": True})
-    model = create_model(tiny, SemanticIds(np.zeros((3, 2), np.int32), (2, 2)), np.ones(3))
+    model = create_model(tiny, SemanticIds(np.zeros((3, 2), np.int32), (2, 2)), Sequences.from_lists([]))
     decays = optimizers.decays(nnx.state(model, nnx.Param))
     names = {True: set(), False: set()}
     for path, leaf in nnx.to_flat_state(decays):

@@ -56,7 +56,7 @@ def prompt(config: ml_collections.ConfigDict) -> prompts.Prompt:
 
 
 def model_and_ranker(config: ml_collections.ConfigDict):
-    model = create(config, SEMANTIC_IDS, np.ones(NUM_ITEMS))
+    model = create(config, SEMANTIC_IDS, split().train)
     ranker = Ranker(
         nnx.graphdef(model),
         prompt=prompt(config),
