@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,13 +35,9 @@ class Ranker:
         self._batches = functools.partial(
             rank_batches, prompt=prompt, batch_size=batch_size, max_items=max_items, row_length=row_length
         )
+        self._graphdef = graphdef
         self._catalog: Callable = jax.jit(lambda params, rest: nnx.merge(graphdef, params, rest).catalog())
-        self._rank: Callable = jax.jit(
-            lambda params, rest, catalog, batch: nnx.merge(graphdef, params, rest).rank(
-                batch, catalog, k, filter_history
-            ),
-            out_shardings=sharding.replicated(),
-        )
+        self._rank = self._compiled(lambda model, batch, catalog: model.rank(batch, catalog, k, filter_history))
 
     def __call__(self, params: nnx.State, rest: nnx.State, cases: EvaluationCases) -> Ranking:
         """Top-K lists and target ranks of all C cases, as numpy arrays.
@@ -48,11 +45,26 @@ class Ranker:
         Args:
           params, rest: the model's state, parameters and what is not learned.
         """
+        return self._for_all(self._rank, params, rest, cases)
+
+    def ask(self, question: str, params: nnx.State, rest: nnx.State, cases: EvaluationCases) -> np.ndarray:
+        """What the model's method `question(batch, catalog)` answers, like "log_probabilities", for all C cases."""
+        answer = self._compiled(lambda model, batch, catalog: getattr(model, question)(batch, catalog))
+        return self._for_all(answer, params, rest, cases)
+
+    def _compiled(self, answer: Callable) -> Callable:
+        """answer: of (model, batch, catalog)."""
+        graphdef = self._graphdef
+        return jax.jit(
+            lambda params, rest, catalog, batch: answer(nnx.merge(graphdef, params, rest), batch, catalog),
+            out_shardings=sharding.replicated(),
+        )
+
+    def _for_all(self, answer: Callable, params: nnx.State, rest: nnx.State, cases: EvaluationCases) -> Any:
         catalog = self._catalog(params, rest)
-        rankings = [
-            (self._rank(params, rest, catalog, sharding.split_batch(batch)), count)
-            for batch, count in self._batches(cases)
+        answers = [
+            (answer(params, rest, catalog, sharding.split_batch(batch)), count) for batch, count in self._batches(cases)
         ]
         # Fetched only now, so that the device is never waited for between two batches.
-        parts = [jax.tree.map(lambda x, count=count: np.asarray(x)[:count], ranking) for ranking, count in rankings]
+        parts = [jax.tree.map(lambda x, count=count: np.asarray(x)[:count], one) for one, count in answers]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

@@ -129,6 +129,61 @@ def test_windows_are_cut_from_the_newest_end_to_what_fits(lengths, max_items, pr
     assert windows.num_inputs == sum(len(rendered(prompt, window[:-1])[0]) for window in seen)
 
 
+@settings(deadline=None)
+@given(lengths=LENGTHS, max_items=st.integers(1, 8), prompt=prompts(), extra=st.integers(0, 20))
+def test_windows_with_target_read_one_item_more_than_they_have_states_to_read(lengths, max_items, prompt, extra):
+    """What is read after a history of the window is its target: for models that predict their inputs."""
+    sequences, row_length = distinct_items(lengths), prompt.longest(2) + extra
+    windows = TrainingWindows(sequences, prompt, max_items, row_length, "with_target")
+    targets = Counter()
+    for i in range(len(windows)):
+        batch = alone(windows, i)
+        valid, length = batch.valid[0], len(windows[i]["room"])
+        following = batch.targets[0][valid]
+        window = [following[0] - 1, *following]
+        assert len(window) <= max_items + 1
+        expected, ends = rendered(prompt, window)
+        assert batch.inputs[0, :length].tolist() == expected
+        assert batch.readouts[0][valid].tolist() == ends[:-1]
+        targets.update(following.tolist())
+    assert targets == Counter(item for one in sequences for item in one[1:].tolist())
+
+
+@settings(deadline=None)
+@given(lengths=LENGTHS, max_items=st.integers(1, 8), prompt=prompts(), extra=st.integers(0, 20))
+def test_windows_of_one_target_read_all_that_came_before_it(lengths, max_items, prompt, extra):
+    sequences, row_length = distinct_items(lengths), prompt.longest(1) + extra
+    windows = TrainingWindows(sequences, prompt, max_items, row_length, "one_target")
+    batches = [alone(windows, i) for i in range(len(windows))]
+    cases = [(one[:end].tolist(), one[end]) for one in sequences for end in range(1, len(one))]
+    for batch, (history, target) in zip(batches, cases, strict=True):
+        expected, ends = rendered(prompt, newest(prompt, history, max_items, row_length))
+        assert batch.inputs[0, : len(expected)].tolist() == expected
+        assert (batch.segment_ids[0] > 0).sum() == len(expected)
+        assert batch.valid[0].tolist() == [True] + [False] * (windows.max_readouts - 1)
+        assert (batch.readouts[0, 0], batch.targets[0, 0]) == (ends[-1], target)
+
+
+@pytest.mark.parametrize("kind", ["with_target", "one_target"])
+def test_packed_windows_of_any_kind_keep_their_readouts(kind):
+    """In rows of several windows, each state is read where its item ends, and its target is the item after that one."""
+    prompt = token_prompt(np.arange(3 * 36).reshape(36, 3))
+    windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4]), prompt, 6, 40, kind)
+    batches = take(windows, 6, rows=2)
+    assert any(batch.segment_ids.max() > 2 for batch in batches)
+    for batch in batches:
+        rows = np.broadcast_to(np.arange(2)[:, None], batch.readouts.shape)[batch.valid]
+        columns, targets = batch.readouts[batch.valid], batch.targets[batch.valid]
+        np.testing.assert_array_equal(batch.inputs[rows, columns], 3 * (targets - 1) + 2)
+        last = np.diff(batch.segment_ids[rows][:, :], axis=1, append=0)[np.arange(len(rows)), columns] != 0
+        if kind == "one_target":
+            assert last.all() and len(rows) == sum(row.max() for row in batch.segment_ids)
+        else:
+            assert not last.any()
+            following = batch.inputs[rows[:, None], columns[:, None] + np.arange(1, 4)]
+            np.testing.assert_array_equal(following, 3 * targets[:, None] + np.arange(3))
+
+
 def test_only_the_oldest_window_is_short():
     windows = TrainingWindows(distinct_items([3, 12]), item_prompt(15), 4, 6)
     items = sorted(alone(windows, i).inputs[0, : len(windows[i]["room"])].tolist() for i in range(len(windows)))
@@ -362,3 +417,5 @@ def test_an_item_that_no_row_can_hold_is_refused():
     with pytest.raises(UserError, match=message):
         next(rank_batches(EvaluationCases(np.zeros(1), sequences, np.zeros(1)), prompt, 2, 5, 3))
     assert len(TrainingWindows(sequences, prompt, 5, 4)) == 2
+    with pytest.raises(UserError, match=r"^config\.training\.row_length: 7 is too short for 2 items, 8 tokens; give"):
+        TrainingWindows(sequences, prompt, 5, 7, "with_target")
