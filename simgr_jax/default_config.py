@@ -150,6 +150,49 @@ def get_config() -> ml_collections.ConfigDict:
                 # not grow with the catalog; 0 takes all at once, -1 what the device's memory has room for.
                 "catalog_chunk": -1,
             },
+            # Of model "autoregressive" alone.
+            "autoregressive": {
+                # Beginnings of items that beam search keeps; at least the length of the lists.
+                "beam_width": 20,
+            },
+            # Of model "encoder_decoder" alone (TIGER); the encoder has the backbone's layers.
+            "encoder_decoder": {
+                # "bidirectional" (TIGER's), which reads a history anew for each of its targets, or "causal", which
+                # reads it once for all of them.
+                "encoder": "bidirectional",
+                "decoder_layers": 2,
+                # As the autoregressive model's.
+                "beam_width": 20,
+            },
+            # Of model "parallel" alone; the search as RPG has it for Beauty.
+            "parallel": {
+                # Of each level's softmax over cosines. RPG's default; its figures for Amazon are at 0.03.
+                "temperature": 0.07,
+                # "exhaustive" scores every item; "graph" walks from random items to ever better ones, along a graph of
+                # similar items.
+                "decoding": "exhaustive",
+                # Most similar items that each item leads to.
+                "graph_neighbors": 100,
+                # Items that are kept after each step.
+                "beam_width": 10,
+                "steps": 3,
+            },
+            "item_knn": {
+                # The most alike items of each that count.
+                "neighbors": 20,
+                # Users more, as it were, that a pair of items does not share: against chance where few tell.
+                "shrinkage": 30.0,
+            },
+            "sasrec": {
+                # "full" (over the catalog) or "binary" (the paper's: against one other item).
+                "loss": "full",
+            },
+            "bert4rec": {
+                # Of the items of a training sequence, those that are hidden; at least one is.
+                "mask_fraction": 0.2,
+                # Of the training sequences, those of which the last item alone is hidden.
+                "last_fraction": 0.5,
+            },
             "optimizer": {
                 "learning_rate": 2e-3,
                 "warmup_fraction": 0.05,

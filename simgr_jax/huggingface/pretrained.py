@@ -70,7 +70,9 @@ def backbone_config(
 
 def longest_sequence(config: ml_collections.ConfigDict, prompt: Prompt) -> int:
     """The positions that the backbone has to know."""
-    return min(prompt.longest(config.data.max_items), config.training.row_length)
+    length = min(prompt.longest(config.data.max_items), config.training.row_length)
+    # The autoregressive model reads one item more: the one that it spells.
+    return length + int(prompt.pieces.lengths.max()) * (config.model.name == "autoregressive")
 
 
 def base_dtype(config: ml_collections.ConfigDict) -> str:

@@ -19,7 +19,18 @@ from simgr_jax.models.transformer import Transformer, TransformerConfig, from_sc
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
 # Each is a module here, with a function `create(config, inputs) -> Recommender`.
-MODELS = ("simgr", "popularity")
+MODELS = (
+    "simgr",
+    "popularity",
+    "autoregressive",
+    "encoder_decoder",
+    "parallel",
+    "item_knn",
+    "gru4rec",
+    "sasrec",
+    "bert4rec",
+    "hstu",
+)
 
 # What of `config.backbone` a checkpoint decides.
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "rope_theta", "norm_epsilon")

@@ -7,6 +7,8 @@ families differ in is a field of `TransformerConfig`; where their weights lie in
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from simgr_jax import sharding
 from simgr_jax.errors import UserError
-from simgr_jax.ops.attention import IMPLEMENTATIONS, attention
+from simgr_jax.ops.attention import IMPLEMENTATIONS, attention, branch_attention
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -244,9 +246,13 @@ class Attention(nnx.Module):
         self.q_norm = Norm(config.head_width, config) if config.qk_norm else None
         self.k_norm = Norm(config.head_width, config) if config.qk_norm else None
 
-    def __call__(self, x, segment_ids, positions, layer, windows, rngs):
+    def __call__(self, x, positions, rope, attend, rngs):
+        """
+        Args:
+          rope: the layer's frequencies and scale.
+          attend: (query, key, value) -> the values mixed, and what is kept of them.
+        """
         config = self.config
-        frequencies, scale, window_index = layer
         query, key, value = (
             projection(x, rngs).reshape(*x.shape[:2], -1, config.head_width)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -255,20 +261,9 @@ class Attention(nnx.Module):
         if config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         if config.rope:
-            query, key = (apply_rotary(y, positions, frequencies, scale) for y in (query, key))
-        mixed = attention(
-            query,
-            key,
-            value,
-            segment_ids,
-            causal=config.causal,
-            windows=windows,
-            window_index=window_index,
-            scale=config.attention_scale or config.head_width**-0.5,
-            softcap=config.attention_softcap,
-            implementation=config.attention,
-        )
-        return self.o_proj(mixed.reshape(*x.shape[:2], -1), rngs)
+            query, key = (apply_rotary(y, positions, *rope) for y in (query, key))
+        mixed, kept = attend(query, key, value)
+        return self.o_proj(mixed.reshape(*x.shape[:2], -1), rngs), kept
 
 
 class MLP(nnx.Module):
@@ -356,12 +351,32 @@ class Block(nnx.Module):
         self.post_mlp_norm = norm() if config.post_norms else None
         self.dropout = nnx.Dropout(config.dropout)
 
-    def __call__(self, x, segment_ids, positions, layer, windows, rngs):
+    def __call__(self, x, positions, rope, attend, rngs):
         drop = lambda y: self.dropout(y, deterministic=rngs is None, rngs=rngs)  # noqa: E731
-        branch = self.self_attn(self.pre_attention_norm(x), segment_ids, positions, layer, windows, rngs)
+        branch, kept = self.self_attn(self.pre_attention_norm(x), positions, rope, attend, rngs)
         x = x + drop(branch if self.post_attention_norm is None else self.post_attention_norm(branch))
         branch = self.mlp(self.pre_mlp_norm(x), rngs)
-        return x + drop(branch if self.post_mlp_norm is None else self.post_mlp_norm(branch))
+        return x + drop(branch if self.post_mlp_norm is None else self.post_mlp_norm(branch)), kept
+
+
+class HistoryCache(NamedTuple):
+    """What `Transformer.prefill` leaves for those that read on.
+
+    Attributes:
+      keys, values: of every layer.
+      lengths: so many of the T positions count.
+    """
+
+    keys: Float[Array, "layers B T Hkv head"]
+    values: Float[Array, "layers B T Hkv head"]
+    lengths: Int[Array, " B"]
+
+
+class BranchCache(NamedTuple):
+    """The keys and values of what W branches of each history have read so far, in every layer."""
+
+    keys: Float[Array, "layers B W P Hkv head"]
+    values: Float[Array, "layers B W P Hkv head"]
 
 
 class Transformer(nnx.Module):
@@ -396,6 +411,103 @@ class Transformer(nnx.Module):
           positions: position within the segment.
           rngs: with a "dropout" stream in training; None switches dropout off.
         """
+
+        def attend(query, key, value, window_index, _):
+            return self._attention(query, key, value, segment_ids, window_index), None
+
+        return self._states(embeddings, positions, attend, rngs=rngs)[0]
+
+    def prefill(
+        self, embeddings: Float[Array, "B T D"], lengths: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B T D"], HistoryCache]:
+        """Hidden states of histories, each at the beginning of its row, and what `extend` needs to read on.
+
+        Args:
+          lengths: so many of the T positions are the history; the rest is padding.
+
+        Raises:
+          ValueError: the decoder isn't causal, so that what comes after a history would change it.
+        """
+        if not self.config.causal:
+            raise ValueError("only a causal decoder can read on from a cache")
+        positions = jnp.broadcast_to(jnp.arange(embeddings.shape[1]), embeddings.shape[:2])
+        segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+
+        def attend(query, key, value, window_index, _):
+            return self._attention(query, key, value, segment_ids, window_index), (key, value)
+
+        states, kept = self._states(embeddings, positions, attend)
+        return states, HistoryCache(*kept, lengths)
+
+    def extend(
+        self, embeddings: Float[Array, "B W S D"], history: HistoryCache, branches: BranchCache | None = None
+    ) -> tuple[Float[Array, "B W S D"], BranchCache]:
+        """Hidden states of S more positions on each of W branches that go on from each history.
+
+        A branch sees its history, which all branches share, and itself; the same states come out as if the history and
+        the branch were read as one sequence.
+
+        Args:
+          branches: what the branches have read already, P positions each; None is nothing.
+
+        Returns:
+          The states, and the branches' cache, now of P + S positions.
+        """
+        batch, width, new = embeddings.shape[:3]
+        old = 0 if branches is None else branches.keys.shape[3]
+        flat = lambda x: x.reshape(batch, width * new, *x.shape[3:])  # noqa: E731
+        by_branch = lambda x: x.reshape(batch, width, new, *x.shape[2:])  # noqa: E731
+        positions = jnp.broadcast_to(history.lengths[:, None, None] + old + jnp.arange(new), (batch, width, new))
+
+        def attend(query, key, value, window_index, cached):
+            (history_key, history_value), branch = cached
+            kept = by_branch(key), by_branch(value)
+            if branch is not None:
+                kept = tuple(jnp.concatenate(pair, axis=2) for pair in zip(branch, kept, strict=True))
+            mixed = branch_attention(
+                by_branch(query),
+                history_key,
+                history_value,
+                history.lengths,
+                *kept,
+                **self._attention_options(window_index),
+            )
+            return flat(mixed), kept
+
+        cached = (history.keys, history.values), branches
+        states, kept = self._states(flat(embeddings), flat(positions), attend, cached)
+        return by_branch(states), BranchCache(*kept)
+
+    def _attention(self, query, key, value, segment_ids, window_index):
+        config = self.config
+        options = self._attention_options(window_index)
+        return attention(
+            query, key, value, segment_ids, causal=config.causal, implementation=config.attention, **options
+        )
+
+    def _attention_options(self, window_index: Int[Array, ""]) -> dict[str, Any]:
+        config = self.config
+        return {
+            "windows": _Positions(config).windows,
+            "window_index": window_index,
+            "scale": config.attention_scale or config.head_width**-0.5,
+            "softcap": config.attention_softcap,
+        }
+
+    def _states(
+        self,
+        embeddings: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        attend: Callable[..., tuple[Float[Array, "B T H head"], Any]],
+        cached: Any = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Hidden states, and what `attend` keeps of each layer, stacked.
+
+        Args:
+          attend: (query, key, value, window_index, the layer's part of `cached`) -> (mixed, kept).
+          cached: arrays with a leading axis for the layers.
+        """
         config = self.config
         x = (embeddings * config.embedding_scale).astype(config.dtype)
         if self.position_embedding is not None:
@@ -403,18 +515,18 @@ class Transformer(nnx.Module):
         x = sharding.constrain(self.dropout(x, deterministic=rngs is None, rngs=rngs), "batch", None, None)
 
         graphdef, layers = nnx.split(self.layers)
-        where = _Positions(config)
         keys = None if rngs is None else jax.random.split(rngs.dropout(), config.layers)
 
         def block(x, scanned):
-            parameters, layer, key = scanned
+            parameters, (*rope, window_index), key, cached = scanned
             rngs = None if key is None else nnx.Rngs(dropout=key)
             block = nnx.merge(graphdef, sharding.gather_kernels(parameters, config.dtype))
-            x = block(x, segment_ids, positions, layer, where.windows, rngs)
-            return sharding.constrain(x, "batch", None, None), None
+            mix = lambda query, key, value: attend(query, key, value, window_index, cached)  # noqa: E731
+            x, kept = block(x, positions, rope, mix, rngs)
+            return sharding.constrain(x, "batch", None, None), kept
 
         if config.remat != "none":
             block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
         unroll = min(config.layers, _LAYERS_A_TURN) if sharding.platform() == "cpu" else 1
-        x, _ = jax.lax.scan(block, x, (layers, where.per_layer, keys), unroll=unroll)
-        return self.final_norm(x)
+        x, kept = jax.lax.scan(block, x, (layers, _Positions(config).per_layer, keys, cached), unroll=unroll)
+        return self.final_norm(x), kept

@@ -84,13 +84,63 @@ def attention(
     )
 
 
+def branch_attention(
+    query: Float[Array, "B W S H head"],
+    history_key: Float[Array, "B T Hkv head"],
+    history_value: Float[Array, "B T Hkv head"],
+    history_lengths: Int[Array, " B"],
+    key: Float[Array, "B W P Hkv head"],
+    value: Float[Array, "B W P Hkv head"],
+    *,
+    windows: tuple[int, ...] = (0,),
+    window_index: Int[Array, ""] | int = 0,
+    scale: float,
+    softcap: float = 0.0,
+) -> Float[Array, "B W S H head"]:
+    """Causal attention of W branches that go on from one history: to the history, and each to itself.
+
+    What the branches share is read once for all of them, not copied W times.
+
+    Args:
+      query: of each branch's last S positions.
+      history_lengths: so many of the T positions count.
+      key, value: of all P positions of each branch, which follow the history.
+      windows, window_index, scale, softcap: as of `attention`.
+    """
+    batch, width, new, heads, head_width = query.shape
+    length, grown = history_key.shape[1], key.shape[2]
+    query = query.reshape(batch, width, new, key.shape[3], -1, head_width)
+
+    window = jnp.asarray(windows)[window_index]
+    window = jnp.where(window == 0, length + grown, window)
+    into_branch = jnp.arange(grown - new, grown)[:, None]
+    to_branch = into_branch - jnp.arange(grown)  # How far back a key is.
+    to_history = into_branch + history_lengths[:, None, None] - jnp.arange(length)
+    sees_branch = (to_branch >= 0) & (to_branch < window)
+    sees_history = (to_history > into_branch) & (to_history < window)
+    mask = jnp.concatenate([sees_history, jnp.broadcast_to(sees_branch, (batch, new, grown))], axis=-1)
+
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = [product("bwskgd,btkd->bkwsgt", query, history_key), product("bwskgd,bwpkd->bkwsgp", query, key)]
+    scores = jnp.concatenate(scores, axis=-1) * scale
+    weights = _softmax(scores, mask[:, None, None, :, None], softcap).astype(value.dtype)
+    mixed = jnp.einsum("bkwsgt,btkd->bwskgd", weights[..., :length], history_value)
+    mixed += jnp.einsum("bkwsgp,bwpkd->bwskgd", weights[..., length:], value)
+    return mixed.reshape(batch, width, new, heads, head_width)
+
+
 def _softcapped(query, key, value, mask, scale: float, softcap: float) -> Float[Array, "B T H head"]:
     batch, length, heads, width = query.shape
     query = query.reshape(batch, length, key.shape[2], -1, width)
     scores = jnp.einsum("btkgd,bskd->bkgts", query, key, preferred_element_type=jnp.float32) * scale
-    scores = jnp.where(mask[:, :, None], softcap * jnp.tanh(scores / softcap), -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    weights = _softmax(scores, mask[:, :, None], softcap).astype(value.dtype)
     return jnp.einsum("bkgts,bskd->btkgd", weights, value).reshape(batch, length, heads, width)
+
+
+def _softmax(scores: Float[Array, "*B T"], mask: Bool[Array, "*B T"], softcap: float) -> Float[Array, "*B T"]:
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
 
 
 def _fits_splash(query: Float[Array, "B T H head"], key: Float[Array, "B T Hkv head"]) -> bool:

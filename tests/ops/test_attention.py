@@ -101,3 +101,34 @@ def test_the_tpu_kernel_equals_xla(softcap, monkeypatch):
         expected = weighted("xla", index, *inputs)
         actual = weighted("splash", index, *inputs)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
+
+
+@pytest.mark.parametrize("window", [0, 1, 4])
+@pytest.mark.parametrize("softcap", [0.0, 0.7])
+def test_branches_see_their_history_and_themselves(window, softcap):
+    """As if each were a sequence of its own; [B, W, S] = [2, 3, 2] new positions after one that was there before."""
+    generator = np.random.default_rng(0)
+    lengths, length, old, new = (5, 2), 5, 1, 2
+    history = [generator.normal(size=(2, length, 2, 4)) for _ in range(2)]
+    query, key, value = (generator.normal(size=(2, 3, n, h, 4)) for n, h in ((new, 4), (old + new, 2), (old + new, 2)))
+    arrays = [jnp.asarray(x, jnp.float32) for x in (query, *history, key, value)]
+    arrays.insert(3, jnp.array(lengths))
+    output = attention_module.branch_attention(*arrays, scale=0.5, windows=(9, window), window_index=1, softcap=softcap)
+    for row, branch in np.ndindex(2, 3):
+        keys, values = (
+            np.concatenate([past[row, : lengths[row]], mine[row, branch]])[None]
+            for past, mine in zip(history, (key, value), strict=True)
+        )
+        queries = np.zeros((1, keys.shape[1], 4, 4))
+        queries[0, -new:] = query[row, branch]
+        expected = reference(queries, keys, values, np.ones(keys.shape[:2]), window, softcap)[0, -new:]
+        np.testing.assert_allclose(output[row, branch], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_history_is_not_copied_for_its_branches():
+    shape = lambda *axes: jax.ShapeDtypeStruct(axes, jnp.float32)  # noqa: E731
+    history, branch = shape(4, 64, 2, 64), shape(4, 16, 1, 2, 64)
+    lengths = jax.ShapeDtypeStruct((4,), jnp.int32)
+    branch_attention = jax.jit(functools.partial(attention_module.branch_attention, scale=1.0))
+    compiled = branch_attention.lower(branch, history, history, lengths, branch, branch).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 16 * history.size * 4

@@ -1,0 +1,276 @@
+"""RPG: an item's codes are predicted all at once, each by a head of its own, as if they were independent given the
+user (arXiv 2506.05781)."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from simgr_jax import sharding
+from simgr_jax.batch import RankBatch, TrainBatch
+from simgr_jax.errors import UserError
+from simgr_jax.models.inputs import Catalog, ModelInputs
+from simgr_jax.models.item_encoders import sum_of_rows
+from simgr_jax.models.token_embeddings import EMBEDDING_STD
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.ops.graph_search import graph_search, nearest_items
+from simgr_jax.ops.similarity_loss import MASKED, to_similarity_space
+from simgr_jax.ops.top_k import Ranking, rank_catalog, rank_in_list, without_history
+from simgr_jax.semantic_ids.tokenizer import SemanticIds
+
+DECODINGS = ("exhaustive", "graph")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """What is around the backbone.
+
+    Attributes:
+      temperature: τ of each level's softmax over cosines.
+      decoding: "exhaustive" scores every item; "graph" only those that `ops.graph_search` comes by.
+      graph_neighbors: E of the search.
+      beam_width: W of the search.
+      steps: of the search.
+      label_smoothing: ε, spread evenly over a level's codes.
+      seed: of the items where the search starts.
+    """
+
+    temperature: float
+    decoding: str
+    graph_neighbors: int
+    beam_width: int
+    steps: int
+    label_smoothing: float
+    seed: int
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise UserError(f"config.parallel.temperature: can't be {self.temperature}; give a positive one, like 0.07")
+        if self.decoding not in DECODINGS:
+            raise UserError(
+                f'config.parallel.decoding: "{self.decoding}" is unknown; choose one of {", ".join(DECODINGS)}'
+            )
+        for key in ("graph_neighbors", "beam_width", "steps"):
+            if getattr(self, key) < 1:
+                raise UserError(f"config.parallel.{key}: {getattr(self, key)} is too few; give a number from 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(
+                f"config.loss.label_smoothing: {self.label_smoothing} is not in [0, 1); give a fraction like 0.1"
+            )
+
+
+def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> Parallel:
+    if config.model.history != "item":
+        raise UserError(
+            f'config.model.history: the parallel model can\'t read "{config.model.history}", a position of it is an '
+            'item; choose "item"'
+        )
+    own = ParallelConfig(**config.parallel, label_smoothing=config.loss.label_smoothing, seed=config.seed)
+    backbone = inputs.backbone()
+    return Parallel(own, backbone.decoder, inputs.semantic_ids, inputs.rngs, backbone.embedding)
+
+
+class ParallelCatalog(NamedTuple):
+    """What ranking needs of the catalog.
+
+    Attributes:
+      items: as the backbone reads them.
+      codes: unit vectors of each level's codes; K is the largest level's, shorter ones are padded.
+      neighbors: of each item, for decoding "graph"; else None.
+    """
+
+    items: Float[Array, "N D"]
+    codes: Float[Array, "L K D"]
+    neighbors: Int[Array, "N E"] | None
+
+
+class Parallel(nnx.Module):
+    """Implements `recommender.Recommender`.
+
+    An item is read as the mean of its codes' embeddings e. Of the user's state h, level l makes
+    p_l(code | u) = softmax over its codes of cos(h + silu(W_l h + b_l), e_code) / τ,
+    with the same embeddings. An item's log-probability is the sum over its codes.
+
+    Args:
+      embedding: float32 [V, D], where the codes' embeddings begin; None begins at random.
+    """
+
+    windows = "history"
+
+    def __init__(
+        self,
+        config: ParallelConfig,
+        backbone: Transformer,
+        semantic_ids: SemanticIds,
+        rngs: nnx.Rngs,
+        embedding: Float[np.ndarray, "V D"] | None = None,
+    ):
+        self.config = config
+        self.num_items = semantic_ids.num_items
+        self.codebook_sizes = tuple(semantic_ids.codebook_sizes)
+        self.codes = Catalog(jnp.asarray(semantic_ids.codes, jnp.int32))
+        _, first = np.unique(semantic_ids.codes, axis=0, return_index=True)
+        self.is_first = Catalog(jnp.zeros(self.num_items, bool).at[first].set(True))
+
+        width = backbone.config.width
+        if embedding is None:
+            init = nnx.initializers.normal(EMBEDDING_STD)
+            embedding = init(rngs.params(), (semantic_ids.vocab_size, width), jnp.float32)
+        self.embedding = nnx.Param(jnp.asarray(embedding, jnp.float32))
+        self.backbone = backbone
+        # The heads begin as the identity, as RPG's do.
+        self.head_kernel = nnx.Param(jnp.zeros((semantic_ids.levels, width, width), jnp.float32))
+        self.head_bias = nnx.Param(jnp.zeros((semantic_ids.levels, width), jnp.float32))
+
+    def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Cross-entropy of the targets' codes, the mean over levels (multi-token prediction)."""
+        embeddings = self._encode(self.codes[batch.inputs])
+        states = self.backbone(embeddings, batch.segment_ids, batch.positions, rngs)
+        states = jnp.take_along_axis(states, batch.readouts[..., None], axis=1)
+        states = states.reshape(-1, states.shape[-1])
+        smoothing, levels = self.config.label_smoothing, len(self.codebook_sizes)
+
+        # A level's [B R, K] logits are made again for the backward pass: cheaper than keeping those of all levels.
+        @jax.checkpoint
+        def add(total, level):
+            (codes, size, *_), targets = level
+            log_p = self._log_codes_of_level(states, *level[0])
+            at_target = jnp.take_along_axis(log_p, targets[:, None], axis=1)[:, 0]
+            mean = jnp.sum(log_p, axis=1, where=jnp.arange(len(codes)) < size) / size
+            return total - (1 - smoothing) * at_target - smoothing * mean, None
+
+        targets = self.codes[batch.targets.reshape(-1)].T
+        total, _ = jax.lax.scan(add, jnp.zeros(len(states)), (self._levels(self._unit_codes()), targets))
+        valid = batch.valid.reshape(-1)
+        return jnp.sum(total, where=valid) / jnp.maximum(jnp.sum(valid), 1) / levels, {}
+
+    def catalog(self) -> ParallelCatalog:
+        codes = self._unit_codes()
+        neighbors = self._neighbors(codes) if self.config.decoding == "graph" else None
+        return ParallelCatalog(self._encode(self.codes[...]), codes, neighbors)
+
+    def rank(self, batch: RankBatch, catalog: ParallelCatalog, k: int, filter_history: bool) -> Ranking:
+        log_codes = self._log_codes(batch, catalog)
+        if self.config.decoding == "exhaustive":
+            scores = sharding.constrain(self._score_all(log_codes), "batch", None)
+            if filter_history:
+                scores = without_history(scores, batch.history)
+            return rank_catalog(scores, batch.targets, k)
+        by_user, whole = sharding.spec("batch"), sharding.spec()
+        search = sharding.per_device(
+            partial(self._search, k), (sharding.spec(None, "batch"), by_user, by_user, whole, whole), by_user
+        )
+        history = batch.history if filter_history else None
+        items, scores = search(log_codes, self._start(batch), history, catalog.neighbors, self.codes[...])
+        return Ranking(items, scores, rank_in_list(items, scores, batch.targets))
+
+    def log_probabilities(self, batch: RankBatch, catalog: ParallelCatalog) -> Float[Array, "B N"]:
+        return jax.nn.log_softmax(self._score_all(self._log_codes(batch, catalog)))
+
+    def log_item_mass(self, batch: RankBatch, catalog: ParallelCatalog) -> Float[Array, " B"]:
+        """The log of what the items have of the probability that the independent heads spread over all K^L
+        combinations of codes. Items with the same codes are one combination."""
+        scores = self._score_all(self._log_codes(batch, catalog))
+        return jax.nn.logsumexp(scores, axis=1, where=self.is_first[...])
+
+    def _encode(self, codes: Int[Array, "*M L"]) -> Float[Array, "*M D"]:
+        """Items as the backbone reads them: the mean of their codes' embeddings."""
+        levels = len(self.codebook_sizes)
+        offsets = np.cumsum([0, *self.codebook_sizes[:-1]])
+        embedding = sharding.constrain(self.embedding[...], None, None)
+        total = sum_of_rows(embedding, (codes + offsets).reshape(-1, levels))
+        return total.reshape(*codes.shape[:-1], -1) / levels
+
+    def _unit_codes(self) -> Float[Array, "L K D"]:
+        unit = to_similarity_space(sharding.constrain(self.embedding[...], None, None), "cosine")
+        levels = jnp.split(unit, np.cumsum(self.codebook_sizes)[:-1])
+        most = max(self.codebook_sizes)
+        return jnp.stack([jnp.pad(level, ((0, most - len(level)), (0, 0))) for level in levels])
+
+    def _levels(self, unit_codes: Float[Array, "L K D"]) -> tuple[Array, ...]:
+        """What `_log_codes_of_level` takes of each level, to be scanned."""
+        return unit_codes, jnp.array(self.codebook_sizes), self.head_kernel[...], self.head_bias[...]
+
+    def _log_codes_of_level(
+        self,
+        states: Float[Array, "B D"],
+        unit_codes: Float[Array, "K D"],
+        size: Int[Array, ""],
+        kernel: Float[Array, "D D"],
+        bias: Float[Array, " D"],
+    ) -> Float[Array, "B K"]:
+        """log p_l(code | u); of codes from `size` on, which are padding, about -inf."""
+        head = states + jax.nn.silu(states @ kernel.astype(states.dtype) + bias.astype(states.dtype))
+        logits = to_similarity_space(head, "cosine") @ unit_codes.T / self.config.temperature
+        return jax.nn.log_softmax(jnp.where(jnp.arange(len(unit_codes)) < size, logits, MASKED))
+
+    def _log_codes(self, batch: RankBatch, catalog: ParallelCatalog) -> Float[Array, "L B K"]:
+        """log p_l(code | u) after the users' whole histories."""
+        positions = jnp.broadcast_to(jnp.arange(batch.inputs.shape[1]), batch.inputs.shape)
+        segment_ids = (positions < batch.lengths[:, None]).astype(jnp.int32)
+        states = self.backbone(catalog.items[batch.inputs], segment_ids, positions)
+        last = jnp.take_along_axis(states, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
+        return jax.lax.map(lambda level: self._log_codes_of_level(last, *level), self._levels(catalog.codes))
+
+    def _score_all(self, log_codes: Float[Array, "L B K"]) -> Float[Array, "B N"]:
+        """Σ_l log_codes[l, :, code of level l], of every item."""
+
+        # By whole rows of B: on a CPU, with 12,101 items of 32 levels, values gathered one by one take over ten times
+        # as long, and a matrix product with the items' codes as multi-hot vectors several times.
+        def add(total, level):
+            by_code, codes = level
+            return total + by_code[codes], None
+
+        total = jnp.zeros((self.num_items, log_codes.shape[1]))
+        total, _ = jax.lax.scan(add, total, (log_codes.transpose(0, 2, 1), self.codes[...].T))
+        return total.T
+
+    def _search(
+        self,
+        k: int,
+        log_codes: Float[Array, "L B K"],
+        start: Int[Array, "B W"],
+        history: Int[Array, "B M"] | None,
+        neighbors: Int[Array, "N E"],
+        codes: Int[Array, "N L"],
+    ) -> tuple[Int[Array, "B K"], Float[Array, "B K"]]:
+        """`graph_search`, for the users that are here."""
+
+        def score(items):
+            def add(total, level):
+                by_code, codes = level
+                return total + jnp.take_along_axis(by_code, codes[items], axis=1), None
+
+            first = jnp.take_along_axis(log_codes[0], codes[items, 0], axis=1)
+            return jax.lax.scan(add, first, (log_codes[1:], codes[:, 1:].T))[0]
+
+        return graph_search(score, neighbors, start, self.config.steps, k, history)
+
+    def _start(self, batch: RankBatch) -> Int[Array, "B W"]:
+        """Random items, drawn by the seed and the user's newest item: a list must not turn on the user's row."""
+        newest = jnp.take_along_axis(batch.inputs, (batch.lengths - 1)[:, None], axis=1)[:, 0]
+        key = jax.random.key(self.config.seed)
+
+        def draw(item):
+            return jax.random.randint(jax.random.fold_in(key, item), (self.config.beam_width,), 0, self.num_items)
+
+        return jax.vmap(draw)(newest)
+
+    def _neighbors(self, unit_codes: Float[Array, "L K D"]) -> Int[Array, "N E"]:
+        """By the cosines of the items' codes, summed over levels."""
+        between_codes = jnp.einsum("lkd,ljd->lkj", unit_codes, unit_codes)
+        codes = self.codes[...]
+
+        def similarities(items):
+            to_codes = jax.vmap(lambda of_level, codes: of_level[codes])(between_codes, codes[items].T)
+            return self._score_all(to_codes)
+
+        return nearest_items(similarities, self.num_items, min(self.config.graph_neighbors, self.num_items))

@@ -1,0 +1,215 @@
+"""What models have in common that spell the next item token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from simgr_jax import sharding
+from simgr_jax.batch import RankBatch
+from simgr_jax.errors import UserError
+from simgr_jax.models.inputs import Catalog
+from simgr_jax.models.token_embeddings import EMBEDDING_STD
+from simgr_jax.ops import trie
+from simgr_jax.ops.beam_search import beam_search
+from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy
+from simgr_jax.ops.top_k import Ranking, rank_in_list
+from simgr_jax.semantic_ids.tokenizer import SemanticIds
+
+# Floats of the largest array while all items are scored.
+_SCORING_FLOATS = 2**25
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses what no such model can have.
+
+    Raises:
+      UserError: naming the key.
+    """
+    name = config.model.name
+    if config.model.history != "tokens":
+        raise UserError(
+            f'config.model.history: can\'t be "{config.model.history}" with model "{name}", which predicts the tokens '
+            'that it reads; set it to "tokens"'
+        )
+    if config[name].beam_width < 1:
+        raise UserError(f"config.{name}.beam_width: can't be {config[name].beam_width}; give a number from 1")
+    if not 0 <= config.loss.label_smoothing < 1:
+        raise UserError(
+            f"config.loss.label_smoothing: {config.loss.label_smoothing} is not in [0, 1); give a fraction like 0.1"
+        )
+
+
+class Speller(nnx.Module):
+    """All of a `recommender.Recommender` but `windows`, `loss`, and how it reads (`_read`, `_read_on`).
+
+    An item's tokens are predicted one after the other, each by a softmax over all V semantic-ID tokens, also those of
+    other levels. The output embedding is the input embedding.
+
+    Args:
+      config: a run's; `config.NAME.beam_width` is the model's of that name.
+      width: D.
+      embedding: [V, D], where the tokens' embeddings begin; None begins at random.
+
+    Attributes:
+      beam_width: W, of `rank`.
+      distinct_tokens: int32 [M, L], of the M items that differ in their tokens.
+      spelling: int32 [N], which row of `distinct_tokens` spells an item.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        semantic_ids: SemanticIds,
+        width: int,
+        rngs: nnx.Rngs,
+        embedding: Float[np.ndarray, "V D"] | None = None,
+    ):
+        self.name, self.num_items = config.model.name, semantic_ids.num_items
+        self.beam_width, self.label_smoothing = config[self.name].beam_width, config.loss.label_smoothing
+        self.codebook_sizes = tuple(semantic_ids.codebook_sizes)
+        self.offsets = tuple(semantic_ids.offsets.tolist())
+        tokens, spelling = np.unique(semantic_ids.tokens, axis=0, return_inverse=True)
+        self.distinct_tokens = Catalog(jnp.asarray(tokens, jnp.int32))
+        self.spelling = Catalog(jnp.asarray(spelling.reshape(-1), jnp.int32))
+        self.trie = Catalog(trie.build(semantic_ids.codes, self.codebook_sizes))
+        if embedding is None:
+            init = nnx.initializers.normal(EMBEDDING_STD)
+            embedding = init(rngs.params(), (semantic_ids.vocab_size, width), jnp.float32)
+        self.embedding = nnx.Param(jnp.asarray(embedding, jnp.float32))
+
+    def _read(self, batch: RankBatch, catalog: Float[Array, "V D"]) -> tuple[Float[Array, "B D"], Any, Any]:
+        """The states that predict an item's first token; what of the histories is needed to read on; and a tree of
+        arrays [layers, B, 1, ...] of what the one branch of each history has read already, or None."""
+        raise NotImplementedError
+
+    def _read_on(
+        self, embeddings: Float[Array, "B W S D"], history: Any, branches: Any
+    ) -> tuple[Float[Array, "B W S D"], Any]:
+        """The states after S more tokens of W branches of each history, and what the branches have read now.
+
+        Args:
+          history, branches: as of `_read`, but that there are W branches (or None).
+        """
+        raise NotImplementedError
+
+    def _floats_a_token(self, length: int) -> int:
+        """About how many floats the largest array of `_read_on` has for each token; length: the histories'."""
+        raise NotImplementedError
+
+    def _tokens(self, items: Int[Array, "*B"]) -> Int[Array, "*B L"]:
+        return self.distinct_tokens[...][self.spelling[items]]
+
+    def _spelling_loss(
+        self, states: Float[Array, "B R L D"], tokens: Int[Array, "B R L"], valid: Bool[Array, "B R"]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The mean of -log p(target | history), the sum of its L tokens' cross-entropies; `token_loss` is a token's.
+
+        Args:
+          states: those that predict `tokens`.
+        """
+        states = states.reshape(-1, states.shape[-1]).astype(jnp.float32)
+        losses = full_catalog_cross_entropy(states, self.catalog(), tokens.reshape(-1), 1.0, self.label_smoothing)
+        losses = jnp.sum(losses.reshape(tokens.shape), axis=-1)
+        loss = jnp.sum(losses, where=valid) / jnp.maximum(jnp.sum(valid), 1)
+        return loss, {"token_loss": loss / tokens.shape[-1]}
+
+    def catalog(self) -> Float[Array, "V D"]:
+        """The token embeddings, whole on every device."""
+        return sharding.constrain(self.embedding[...], None, None)
+
+    def rank(self, batch: RankBatch, catalog: Float[Array, "V D"], k: int, filter_history: bool) -> Ranking:
+        """The best k of the items that the beam search finds; the rank of a target that it does not find is inf.
+
+        Raises:
+          UserError: k is more than the beam's width.
+        """
+        if k > self.beam_width:
+            raise UserError(
+                f"config.{self.name}.beam_width: {self.beam_width} can't fill a list of {k}; give at least that"
+            )
+        items, scores = self.beam(batch, catalog, self.beam_width, batch.history if filter_history else None)
+        return Ranking(items[:, :k], scores[:, :k], rank_in_list(items, scores, batch.targets))
+
+    def beam(
+        self, batch: RankBatch, catalog: Float[Array, "V D"], width: int, history: Int[Array, "B M"] | None = None
+    ) -> tuple[Int[Array, "B W"], Float[Array, "B W"]]:
+        """The best W items that a beam of width W finds, and the logarithms of their likelihoods.
+
+        Args:
+          history: items that are not to be listed; None lists all.
+
+        Returns:
+          Best first; a shorter list ends with -1 and -inf.
+        """
+        state, read, branches = self._read(batch, catalog)
+
+        def step(level: int, codes: Int[Array, "B W"], parents: Int[Array, "B W"], branches: Any):
+            branches = jax.tree.map(lambda x: _take_branches(x, parents), branches)
+            embeddings = catalog[codes + self.offsets[level - 1]]
+            states, branches = self._read_on(embeddings[:, :, None], read, branches)
+            return self._code_log_probabilities(states[:, :, 0], catalog, level), branches
+
+        first = self._code_log_probabilities(state, catalog, level=0)
+        return beam_search(self.trie.get_value(), first, step, branches, width, width, history)
+
+    def log_probabilities(self, batch: RankBatch, catalog: Float[Array, "V D"]) -> Float[Array, "B N"]:
+        return jax.nn.log_softmax(self.item_log_likelihoods(batch, catalog))
+
+    def item_log_likelihoods(self, batch: RankBatch, catalog: Float[Array, "V D"]) -> Float[Array, "B N"]:
+        """The logarithm of the probability that each item's tokens come next, float32.
+
+        The tokens of no item have some probability, too, so it isn't a distribution over items.
+        """
+        return self._log_likelihoods(batch, catalog)[:, self.spelling[...]]
+
+    def log_item_mass(self, batch: RankBatch, catalog: Float[Array, "V D"]) -> Float[Array, " B"]:
+        """The logarithm of the probability that what comes next is the tokens of an item; items with equal tokens
+        count once."""
+        return jax.nn.logsumexp(self._log_likelihoods(batch, catalog), axis=-1)
+
+    def _log_likelihoods(self, batch: RankBatch, catalog: Float[Array, "V D"]) -> Float[Array, "B M"]:
+        """Of distinct items, some at a time: each is a branch of its history that has read all but the last token."""
+        state, read, branches = self._read(batch, catalog)
+        first, tokens = jax.nn.log_softmax(self._logits(state, catalog)), self.distinct_tokens[...]
+        (batch_size, length), levels = batch.inputs.shape, tokens.shape[1]
+        if levels == 1:
+            return first[:, tokens[:, 0]]
+        floats = batch_size * levels * max(len(catalog), self._floats_a_token(length))
+        chunk = min(len(tokens), max(1, _SCORING_FLOATS // floats))
+        one_each = jnp.zeros((batch_size, chunk), jnp.int32)
+        branches = jax.tree.map(lambda x: _take_branches(x, one_each), branches)
+
+        def score(tokens: Int[Array, "W L"]) -> Float[Array, "B W"]:
+            embeddings = catalog[tokens[:, :-1]]
+            states, _ = self._read_on(jnp.broadcast_to(embeddings, (batch_size, *embeddings.shape)), read, branches)
+            logits = self._logits(states, catalog)
+            chosen = jnp.take_along_axis(logits, tokens[None, :, 1:, None], axis=-1)[..., 0]
+            return first[:, tokens[:, 0]] + jnp.sum(chosen - jax.nn.logsumexp(logits, axis=-1), axis=-1)
+
+        padded = jnp.pad(tokens, ((0, -len(tokens) % chunk), (0, 0)))
+        scores = jax.lax.map(score, padded.reshape(-1, chunk, levels))
+        return jnp.swapaxes(scores, 0, 1).reshape(batch_size, -1)[:, : len(tokens)]
+
+    def _logits(self, states: Float[Array, "*B D"], catalog: Float[Array, "V D"]) -> Float[Array, "*B V"]:
+        return states.astype(jnp.float32) @ catalog.T
+
+    def _code_log_probabilities(
+        self, states: Float[Array, "*B D"], catalog: Float[Array, "V D"], level: int
+    ) -> Float[Array, "*B K"]:
+        """Of one level's codes, among all tokens."""
+        logits, begin = self._logits(states, catalog), self.offsets[level]
+        own = logits[..., begin : begin + self.codebook_sizes[level]]
+        return own - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _take_branches(x: Array, parents: Int[Array, "B W"]) -> Array:
+    """x [layers, B, W', ...], with the branches that `parents` names."""
+    parents = parents.reshape(1, *parents.shape, *(1,) * (x.ndim - 3))
+    return jnp.take_along_axis(x, parents, axis=2)

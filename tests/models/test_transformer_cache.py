@@ -1,0 +1,124 @@
+"""Reading on from a cache gives the states that reading everything at once gives, for every family's peculiarities."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from transformers import AutoConfig
+
+from simgr_jax.huggingface import families
+from simgr_jax.models import lora
+from simgr_jax.models.lora import LoRAConfig
+from simgr_jax.models.transformer import Transformer, from_scratch_config
+
+SCRATCH = from_scratch_config(width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, rope_theta=50.0)
+LORA = LoRAConfig(rank=2, alpha=6.0, targets=("q_proj", "v_proj", "down_proj"), dropout=0.5)
+# Learned positions and biases; windows, softcap, post norms and scales; experts, windows and normalised heads; a layer
+# without positions; positions of a part of each head.
+GOLDEN = ("gpt2", "gemma2", "qwen3_moe_fused_window", "smollm3_biases_window", "phi3_partial_rotary")
+
+LENGTHS = (11, 6, 1)
+LENGTH, WIDTH, NEW = 11, 2, 4
+PARENTS = np.array([[1, 0], [0, 0], [1, 1]])
+
+
+class Reading(NamedTuple):
+    """
+    Attributes:
+      history: [B, T, D], then padding.
+      lengths: [B].
+      branches: [B, W, NEW, D]. After its first embedding, branch w goes on from what branch PARENTS[b, w] has read.
+    """
+
+    history: np.ndarray
+    lengths: np.ndarray
+    branches: np.ndarray
+
+
+def reading(width):
+    random = lambda *axes: jnp.asarray(np.random.default_rng(len(axes)).normal(size=axes), jnp.float32)  # noqa: E731
+    return Reading(random(3, LENGTH, width), jnp.array(LENGTHS), random(3, WIDTH, NEW, width))
+
+
+def of_parents(x, axis):
+    """x, where `axis` is the branches and the one before it the histories, with the branches that are gone on from."""
+    parents = np.expand_dims(PARENTS, [*range(axis - 1), *range(axis + 1, x.ndim)])
+    return jnp.take_along_axis(x, jnp.asarray(parents), axis=axis)
+
+
+def make(config):
+    """A transformer whose every weight is random and not small."""
+    model = Transformer(config, nnx.Rngs(0))
+    return randomized(model, 0.3)
+
+
+def randomized(model, scale):
+    generator = np.random.default_rng(0)
+    random = lambda x: jnp.asarray(generator.normal(0.1, scale, x.shape), x.dtype)  # noqa: E731
+    nnx.update(model, jax.tree.map(random, nnx.state(model)))
+    return model
+
+
+@jax.jit
+def read_on(model, inputs):
+    """The history's states [B, T, D], and [B, W, NEW, D]: a token of every branch, then three more."""
+    states, history = model.prefill(inputs.history, inputs.lengths)
+    first, branches = model.extend(inputs.branches[:, :, :1], history)
+    first, branches = of_parents(first, 1), jax.tree.map(lambda x: of_parents(x, 2), branches)
+    rest, branches = model.extend(inputs.branches[:, :, 1:], history, branches)
+    assert branches.keys.shape[2:4] == (WIDTH, NEW)
+    return states, jnp.concatenate([first, rest], axis=2)
+
+
+@jax.jit
+def read_at_once(model, inputs):
+    """[B, W, T + NEW, D], each branch behind its history in a row of its own, begun as its parent."""
+    branches = jnp.concatenate([of_parents(inputs.branches[:, :, :1], 1), inputs.branches[:, :, 1:]], axis=2)
+    rows = []
+    for history, length, own in zip(inputs.history, LENGTHS, branches, strict=True):
+        repeated = jnp.tile(history[:length], (WIDTH, 1, 1))
+        padding = jnp.zeros((WIDTH, LENGTH - length, history.shape[1]))
+        rows.append(jnp.concatenate([repeated, own, padding], axis=1))
+    rows = jnp.concatenate(rows)
+    positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape[:2])
+    segment_ids = positions < jnp.repeat(inputs.lengths + NEW, WIDTH)[:, None]
+    states = model(rows, segment_ids.astype(jnp.int32), positions)
+    return states.reshape(len(LENGTHS), WIDTH, *states.shape[1:])
+
+
+def assert_same_states(model, inputs, **tolerance):
+    states, read = (np.asarray(x, np.float32) for x in read_on(model, inputs))
+    at_once = np.asarray(read_at_once(model, inputs), np.float32)
+    for row, length in enumerate(LENGTHS):
+        np.testing.assert_allclose(states[row, :length], at_once[row, 0, :length], **tolerance)
+        np.testing.assert_allclose(read[row], at_once[row, :, length : length + NEW], **tolerance)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_reading_on_equals_reading_at_once(name, root):
+    hf_config = AutoConfig.from_pretrained(root / "tests" / "huggingface" / "golden" / name)
+    model = make(families.transformer_config(hf_config, max_length=LENGTH + NEW))
+    assert_same_states(model, reading(model.config.width), rtol=1e-4, atol=1e-4)
+
+
+def test_reading_on_equals_reading_at_once_with_adapters():
+    model = Transformer(SCRATCH, nnx.Rngs(0))
+    lora.add(model, LORA, nnx.Rngs(1))
+    assert_same_states(randomized(model, 0.3), reading(12), rtol=1e-4, atol=1e-4)
+
+
+def test_reading_on_in_bfloat16_keeps_the_cache_in_it_and_errs_as_little():
+    model = make(dataclasses.replace(SCRATCH, dtype="bfloat16"))
+    assert_same_states(model, reading(12), rtol=0, atol=0.1)
+    _, cache = jax.jit(lambda model, inputs: model.prefill(*inputs[:2]))(model, reading(12))
+    assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
+
+
+def test_what_reads_backwards_has_no_cache():
+    model, inputs = make(dataclasses.replace(SCRATCH, causal=False)), reading(12)
+    with pytest.raises(ValueError, match="causal"):
+        model.prefill(inputs.history, inputs.lengths)
