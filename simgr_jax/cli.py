@@ -6,6 +6,7 @@ import difflib
 import functools
 import itertools
 import logging
+import operator
 import os
 import re
 import runpy
@@ -14,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_collections
 from absl import app, flags
@@ -22,6 +24,19 @@ from ml_collections import config_flags
 
 from simgr_jax import default_config, distributed
 from simgr_jax.errors import UserError
+
+
+class ConfigKeys(NamedTuple):
+    """What keys a config file's config may have, and which of them it must have."""
+
+    known: ml_collections.ConfigDict
+    required: ml_collections.ConfigDict
+
+
+def run_keys(_: ml_collections.ConfigDict) -> ConfigKeys:
+    """A run's config has all keys of the default config, and no others."""
+    default = default_config.get_config()
+    return ConfigKeys(default, default)
 
 
 def define_config() -> None:
@@ -38,8 +53,10 @@ def define_processes() -> None:
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], config_keys: Callable[[ml_collections.ConfigDict], ConfigKeys] = run_keys) -> None:
     """Parses the flags, runs `main`, and ends the process.
+
+    config_keys: from what a config file returns to the keys that it may have.
 
     A `UserError` becomes one line on stderr and exit code 2; any other exception keeps its traceback, as it is our bug.
     Of several processes that fail alike, the first says why; one that fails alone does not wait for the others.
@@ -47,7 +64,7 @@ def run(main: Callable[[], None]) -> None:
     _silence_libraries()
     app.define_help_flags()
     try:
-        _parse(sys.argv)
+        _parse(sys.argv, config_keys)
         if "coordinator" in flags.FLAGS:
             distributed.initialize(
                 *(flags.FLAGS[name].value for name in ("coordinator", "num_processes", "process_id"))
@@ -93,48 +110,54 @@ def required(name: str) -> str:
     return value
 
 
-def _parse(argv: list[str]) -> None:
+def _parse(argv: list[str], config_keys: Callable[[ml_collections.ConfigDict], ConfigKeys]) -> None:
+    file = _config_file(argv) if "config" in flags.FLAGS else None
     if "config" in flags.FLAGS:
-        _check_config(argv)
+        _check_config(argv, file, config_keys)
     try:
         remaining = flags.FLAGS(argv)
     except flags.Error as error:
-        raise _flag_error(str(error).removeprefix("flag ")) from error
+        raise _flag_error(str(error).removeprefix("flag "), file) from error
     if len(remaining) > 1:
         raise UserError(f"{remaining[1]}: is no flag; flags look like --name=value")
 
 
-def _flag_error(message: str) -> UserError:
+def _flag_error(message: str, file: str | None) -> UserError:
     """message: absl's, `--NAME=VALUE: what is wrong` where the value has the wrong type."""
-    if match := re.match(r"--(?:no)?(config\.[\w.]+)=(.*?): ", message):
+    if file and (match := re.match(r"--(?:no)?(config\.[\w.]+)=(.*?): ", message)):
         key, value = match.groups()
-        default = functools.reduce(getattr, key.split(".")[1:], default_config.get_config())
+        default = functools.reduce(operator.getitem, key.split(".")[1:], _load_config(file))
         return UserError(f"{key}: {value!r} is no {type(default).__name__}; give a value like {default!r}")
     return UserError(f"{message}; see --help")
 
 
-def _check_config(argv: list[str]) -> None:
+def _check_config(
+    argv: list[str], file: str | None, config_keys: Callable[[ml_collections.ConfigDict], ConfigKeys]
+) -> None:
     """Loads the config file and checks the names of its keys and of the overrides.
 
     ml_collections would do it too, but what it raises does not say where in the file, or of which key.
     """
     overrides = [match[1] for arg in argv[1:] if (match := re.match(r"--?(?:no)?(config\.[^=]+)", arg))]
-    file = _config_file(argv)
     if file is None:
         if overrides:
             raise UserError(f"{overrides[0]}: there is no --config to change; give --config=FILE.py before it")
         return
-    keys, known = list(_keys(_load_config(file), "config")), list(_keys(default_config.get_config(), "config"))
+    config = _load_config(file)
+    # Dictionaries, for their order: the nearest key is the first of equally near ones.
+    keys, known, required = (dict.fromkeys(_keys(one, "config")) for one in (config, *config_keys(config)))
     for where, names in ((f"{file}: ", keys), ("", overrides)):
         for name in names:
             if name not in known:
                 nearest = difflib.get_close_matches(name, known, 1, cutoff=0)[0]
                 raise UserError(f"{where}{name}: the config has no such key; did you mean {nearest}?")
-    if missing := set(known) - set(keys):
-        raise UserError(f"{file}: {min(missing)}: is missing; begin with simgr_jax.default_config.get_config()")
+    if missing := required.keys() - keys.keys():
+        raise UserError(f"{file}: {min(missing)}: is missing; runs' keys are simgr_jax.default_config.get_config()'s")
     for name in overrides:
-        if child := next((key for key in known if key.startswith(f"{name}.")), None):
+        if child := next((key for key in keys if key.startswith(f"{name}.")), None):
             raise UserError(f"{name}: is a group of keys; set them one by one, like --{child}=...")
+        if name not in keys:
+            raise UserError(f"{name}: is not set in {file}, so there is nothing to override; set it there")
 
 
 def _config_file(argv: list[str]) -> str | None:

@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from simgr_jax import cli, distributed, run_config
+from simgr_jax.cache import atomic_path
 from simgr_jax.data.dataset import Dataset, Split
 from simgr_jax.data.load import synthetic_folder
 from simgr_jax.errors import UserError
@@ -30,6 +31,9 @@ from simgr_jax.ops.top_k import Ranking
 from simgr_jax.preparation import Prepared, cache_dir, load_data, open_mesh, prepare, restore_best
 
 SPLITS = ("validation", "test")
+
+# In a report: what paired comparisons need, so that nobody ranks again for them.
+RANKING_FILE = "ranking.npz"
 
 
 def main() -> None:
@@ -102,7 +106,15 @@ def _report(
     facts |= {"dataset": dataset.name, "split": split, "num_users": len(cases), "num_items": dataset.num_items}
     metrics = collect_metrics(facts, rankings, dataset.num_items)
     write_report(folder, metrics, rankings, cases, splits.train, log)
+    _write_ranking(folder / RANKING_FILE, ranking)
     print(f"{LIST_LENGTH} recommendations for each of {len(cases):,} cases judged; the report is in {folder}")
+
+
+def _write_ranking(path: Path, ranking: Ranking) -> None:
+    """items: int32 [C, 10], -1 in empty slots; target_rank: float32 [C]."""
+    items = np.asarray(ranking.items, np.int32)[:, :LIST_LENGTH]
+    with atomic_path(path) as temporary:
+        np.savez(temporary, items=items, target_rank=np.asarray(ranking.target_rank, np.float32))
 
 
 if __name__ == "__main__":

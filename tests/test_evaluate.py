@@ -3,7 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+
+from simgr_jax.evaluation.metrics import summarize
 
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "entropy@10", "coverage@10")
 FACTS = {"model", "dataset", "split", "num_users", "num_items"}
@@ -48,6 +51,14 @@ def test_a_workdir_evaluated_again_gives_the_same_report_timings_included(run_bi
     assert run_binary("evaluate", f"--workdir={workdir}") == 0
     assert (workdir / "report" / "metrics.json").read_bytes() == before
     assert not (workdir / "report_validation").exists()
+
+
+def test_the_ranking_is_kept_for_paired_comparisons(trained_workdir):
+    metrics = read(trained_workdir / "report")
+    with np.load(trained_workdir / "report" / "ranking.npz", allow_pickle=False) as ranking:
+        items, ranks = ranking["items"], ranking["target_rank"]
+    assert (items.shape, items.dtype, ranks.shape, ranks.dtype) == ((200, 10), np.int32, (200,), np.float32)
+    assert summarize(ranks, items, 60) == {metric: metrics[metric] for metric in METRICS}
 
 
 def test_validation_has_a_report_of_its_own(run_binary, workdir):

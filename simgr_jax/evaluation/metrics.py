@@ -6,6 +6,8 @@ where a recommender doesn't place the target) and the recommended items (-1 fill
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
@@ -83,19 +85,38 @@ def confidence_intervals(
       `METRIC/ci95_low` and `METRIC/ci95_high` for each of `METRICS`.
     """
     estimates = summarize(target_ranks, items, num_items)
-    spread = _resample(target_ranks, items, num_items, resamples, seed).std(axis=0, ddof=1)
+    drawn = resample(target_ranks, items, num_items, resamples=resamples, seed=seed)
+    return intervals_around(estimates, drawn.std(axis=0, ddof=1), num_items)
+
+
+def intervals_around(
+    estimates: Mapping[str, float], deviations: Float[np.ndarray, " metrics"], num_items: int
+) -> dict[str, float]:
+    """`METRIC/ci95_low` and `METRIC/ci95_high`: 1.96 deviations around each of `METRICS`, cut at its bounds."""
     intervals = {}
-    for (name, estimate), deviation in zip(estimates.items(), spread, strict=True):
+    for name, deviation in zip(METRICS, deviations, strict=True):
+        estimate = estimates[name]
         highest = np.log(num_items) if name.startswith("entropy") else 1.0
         intervals[f"{name}/ci95_low"] = float(max(estimate - 1.96 * deviation, 0.0))
         intervals[f"{name}/ci95_high"] = float(min(estimate + 1.96 * deviation, highest))
     return intervals
 
 
-def _resample(
-    target_ranks: np.ndarray, items: np.ndarray, num_items: int, resamples: int, seed: int, chunk: int = 50
+def resample(
+    target_ranks: Float[np.ndarray, " C"],
+    items: Int[np.ndarray, "C K"],
+    num_items: int,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    chunk: int = 50,
 ) -> Float[np.ndarray, "resamples metrics"]:
-    """The metrics of each bootstrap resample, `chunk` resamples at a time to bound memory at chunk * (C + N)."""
+    """`METRICS` of bootstrap resamples; with equal C and seed, the n-th draws the same cases from other rankings.
+
+    Args:
+      target_ranks, items, num_items: as for `summarize`.
+      chunk: how many resamples at a time, which bounds memory at chunk * (C + N).
+    """
     generator = np.random.default_rng(seed)
     accuracy = _accuracy(target_ranks)
     num_cases = len(accuracy)

@@ -47,9 +47,10 @@ class Ranker:
         """
         return self._for_all(self._rank, params, rest, cases)
 
-    def ask(self, question: str, params: nnx.State, rest: nnx.State, cases: EvaluationCases) -> np.ndarray:
-        """What the model's method `question(batch, catalog)` answers, like "log_probabilities", for all C cases."""
-        answer = self._compiled(lambda model, batch, catalog: getattr(model, question)(batch, catalog))
+    def ask(self, question: str, params: nnx.State, rest: nnx.State, cases: EvaluationCases, **options: Any) -> Any:
+        """What the model's method `question(batch, catalog, **options)`, like `log_probabilities`, says of all C cases:
+        a tree of numpy arrays."""
+        answer = self._compiled(lambda model, batch, catalog: getattr(model, question)(batch, catalog, **options))
         return self._for_all(answer, params, rest, cases)
 
     def _compiled(self, answer: Callable) -> Callable:

@@ -134,7 +134,7 @@ def test_a_resample_counts_each_drawn_case_as_often_as_it_is_drawn():
     ranks = generator.integers(1, 20, size=13).astype(float)
     items = np.stack([generator.permutation(30)[:10] for _ in range(13)])
     items[3, 6:] = -1
-    resampled = metrics._resample(ranks, items, 30, resamples=3, seed=5, chunk=3)
+    resampled = metrics.resample(ranks, items, 30, resamples=3, seed=5, chunk=3)
     draws = np.random.default_rng(5).integers(0, 13, size=(3, 13))
     for draw, row in zip(draws, resampled, strict=True):
         assert metrics.summarize(ranks[draw], items[draw], 30) == pytest.approx(

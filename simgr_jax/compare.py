@@ -1,0 +1,170 @@
+"""Trains several models on one dataset and compares them: one split, one table, pictures.
+
+    python -m simgr_jax.compare --config=configs/compare.py:beauty --config.base.data.path=DIR --workdir=DIR
+
+The same command again goes on where it was cut off; what is finished is not trained again. Each model's run is an
+ordinary workdir, DIR/runs/MODEL. With --only=sasrec,simgr only those are trained; the table has all that are finished.
+Of a model that fails the others are independent: the table says why, and the exit code is 2, or 1 for a bug of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ml_collections
+from absl import flags
+from rich.console import Console
+
+from simgr_jax import cli, run_config
+from simgr_jax.cache import atomic_path
+from simgr_jax.comparison import figures as figures_lib
+from simgr_jax.comparison import pictures, table
+from simgr_jax.comparison import rows as rows_lib
+from simgr_jax.comparison.inference import users_per_second
+from simgr_jax.comparison.rows import Row
+from simgr_jax.comparison.runs import RunFailed, Runs, Tuning
+from simgr_jax.errors import UserError
+from simgr_jax.evaluate import RANKING_FILE
+from simgr_jax.files import read_json_object
+from simgr_jax.preparation import cache_dir, load_data
+
+# What the table says of the config that all models begin with.
+SHOWN = (
+    *(f"training.{key}" for key in ("epochs", "batch_rows", "row_length", "patience")),
+    *(f"backbone.{key}" for key in ("checkpoint", "width", "layers", "heads", "mlp_width", "dropout")),
+    *("data.max_items", "optimizer.learning_rate", "semantic_ids.source", "semantic_ids.embeddings.names"),
+    *(f"semantic_ids.quantizer.{key}" for key in ("name", "levels", "codebook_size")),
+)
+
+
+def main() -> None:
+    cli.required("config")
+    config, folder = flags.FLAGS.config, cli.open_workdir(cli.required("workdir"))
+    rows = rows_lib.read(config)
+    chosen = _chosen(rows, flags.FLAGS.only)
+    runs = Runs(folder, config, rows)
+    for row in rows:
+        runs.check(row)
+    _load_data(config, folder)
+    failures = _train(runs, chosen)
+    finished = _finished(runs, rows)
+    if finished:
+        _report(folder, config, rows, finished, failures)
+    if failures:
+        _exit(failures)
+
+
+def _load_data(config: ml_collections.ConfigDict, folder: Path) -> None:
+    """Before any process is started for it, so that data that can't be read fail once."""
+    try:
+        load_data(config.base, cache_dir(config.base, folder))
+    except UserError as error:
+        raise UserError(str(error).replace("config.data.", "config.base.data.")) from error
+
+
+def _exit(failures: Mapping[str, RunFailed]) -> NoReturn:
+    """With the code 1 if any failed by a bug, else 2."""
+    names, bugs = ", ".join(failures), [name for name, failure in failures.items() if not failure.by_user]
+    if bugs:
+        print(f"error: {names}: failed; what {bugs[0]} said is in its output.log", file=sys.stderr)
+        sys.exit(1)
+    raise UserError(f"{names}: failed: {next(iter(failures.values()))}")
+
+
+def _chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
+    """only: names; none is all."""
+    names = [row.name for row in rows]
+    for name in only:
+        if name not in names:
+            raise UserError(f'--only: "{name}" is not in config.rows; choose from {", ".join(names)}')
+    return [row for row in rows if not only or row.name in only]
+
+
+def _train(runs: Runs, rows: Sequence[Row]) -> dict[str, RunFailed]:
+    """Trains what is missing; further seeds come last. Returns why, of the runs that failed, by name."""
+    failures = {}
+    tunings = {}
+    for number in range(max(len(row.seeds) for row in rows)):
+        for row in rows:
+            if number >= len(row.seeds) or row.name in failures:
+                continue
+            seed = row.seeds[number]
+            try:
+                if number == 0:
+                    tunings[row.name] = runs.tune(row)
+                runs.train(row, seed, tunings[row.name])
+            except RunFailed as failure:
+                name = runs.workdir(row, seed).name
+                failures[name] = failure
+                print(f"{name}: failed: {failure}", flush=True)
+    return failures
+
+
+def _finished(runs: Runs, rows: Sequence[Row]) -> dict[str, tuple[Row, Tuning, list[Path]]]:
+    finished = {}
+    for row in rows:
+        tuning, seeds = runs.tuning(row), runs.finished_seeds(row)
+        if tuning is not None and seeds:
+            finished[row.name] = (row._replace(seeds=tuple(seeds)), tuning, [runs.workdir(row, seed) for seed in seeds])
+    return finished
+
+
+def _report(
+    folder: Path,
+    config: ml_collections.ConfigDict,
+    rows: Sequence[Row],
+    finished: Mapping[str, tuple[Row, Tuning, list[Path]]],
+    failures: Mapping[str, RunFailed],
+) -> None:
+    base = run_config.flat(config.base)
+    workdirs = {name: paths[0] for name, (_, _, paths) in finished.items()}
+    inference, speeds = _inference(folder, workdirs, config.inference)
+    figures = figures_lib.collect(finished, config.reference, speeds) | {
+        "base": {key: base[key] for key in SHOWN if base[key] != ""},
+        "trial_epochs": config.trial_epochs,
+        "inference": inference,
+        "failed": {name: str(failure) for name, failure in failures.items()},
+        "not_trained": [row.name for row in rows if row.name not in finished and row.name not in failures],
+    }
+    _write(folder / "comparison.json", json.dumps(figures, indent=2, allow_nan=False))
+    _write(folder / "comparison.md", table.markdown(figures))
+    pictures.write(folder, figures)
+    console = Console()
+    # What is no terminal has no width to keep to.
+    (console if console.is_terminal else Console(width=200)).print(table.terminal(figures))
+    print(f"the table, its notes and pictures are in {folder}")
+
+
+def _inference(
+    folder: Path, workdirs: Mapping[str, Path], config: ml_collections.ConfigDict
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """How speed was measured, and users per second; those of before where nothing has changed since."""
+    file = folder / "inference.json"
+    settings = config.to_dict()
+    if file.exists():
+        before = read_json_object(file)
+        is_newest = all(
+            (workdir / "report" / RANKING_FILE).stat().st_mtime < file.stat().st_mtime for workdir in workdirs.values()
+        )
+        if is_newest and before["settings"] == settings and before["users_per_second"].keys() == workdirs.keys():
+            return settings | {"users": before["users"]}, before["users_per_second"]
+    print(f"measuring inference: {', '.join(workdirs)}", flush=True)
+    users, speeds = users_per_second(workdirs, **settings)
+    _write(file, json.dumps({"settings": settings, "users": users, "users_per_second": speeds}, indent=2))
+    return settings | {"users": users}, speeds
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "Where the comparison lives: runs, trials, table, pictures.")
+    flags.DEFINE_list("only", [], "Names of the models to train, separated by commas; all if left out.")
+    cli.run(main, rows_lib.config_keys)

@@ -1,0 +1,158 @@
+"""A comparison's figures as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import Bbox
+
+from simgr_jax.cache import atomic_path
+from simgr_jax.evaluation.report import STYLE
+
+# Of families, in their order.
+COLORS = ("#1f6fb2", "#e08e45", "#8a8f98", "#5a9e6f", "#8e6bb0", "#c0392b")
+# Of a name beside its point, in points.
+_PLACES = [(9, 0), (-9, 0), (0, 14), (0, -14), *((x, y) for y in (11, -11, 22, -22, 33, -33) for x in (9, -9))]
+# From a name to its point, where it is not just beside it.
+_LINE = {"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
+
+
+def write(folder: Path, figures: Mapping[str, Any]) -> list[Path]:
+    """Writes `accuracy.png` and, of several models, `diversity.png` and `speed.png`; returns the files."""
+    pictures: dict[str, Callable[[Mapping[str, Any]], Figure]] = {"accuracy": draw_accuracy}
+    if len(figures["models"]) > 1:
+        pictures["diversity"] = draw_diversity
+        if any(model["users_per_second"] for model in figures["models"].values()):
+            pictures["speed"] = draw_speed
+    paths = []
+    with matplotlib.rc_context(STYLE):
+        for name, draw in pictures.items():
+            paths.append(folder / f"{name}.png")
+            figure = draw(figures)
+            with atomic_path(paths[-1]) as temporary:
+                figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.15)
+    return paths
+
+
+def draw_accuracy(figures: Mapping[str, Any]) -> Figure:
+    """NDCG@10 of each model, the best at the top, with intervals."""
+    models = dict(sorted(figures["models"].items(), key=lambda one: one[1]["NDCG@10"]))
+    figure = Figure(figsize=(7.2, 1.4 + 0.34 * len(models)), layout="constrained")
+    axes = figure.subplots()
+    colors = _colors(figures["models"].values())
+    for place, model in enumerate(models.values()):
+        value, color = model["NDCG@10"], colors[model["family"]]
+        axes.plot([0, value], [place, place], color=color, linewidth=1, alpha=0.35, zorder=1)
+        axes.errorbar(value, place, xerr=_interval(model, "NDCG@10"), fmt="o", color=color, capsize=3, markersize=6)
+        high = model["NDCG@10/ci95_high"]
+        axes.annotate(f"{value:.4f}".lstrip("0"), (high, place), (6, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(models)), models)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.set(title=f"Accuracy on {figures['dataset']}", xlabel="NDCG@10, 95% interval over users")
+    axes.set_xlim(0, 1.14 * max(model["NDCG@10/ci95_high"] for model in models.values()))
+    _legend(figure, colors)
+    return figure
+
+
+def draw_diversity(figures: Mapping[str, Any]) -> Figure:
+    """NDCG@10 over what share of the catalog is recommended, and over how evenly."""
+    models, colors = figures["models"], _colors(figures["models"].values())
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    coverage, evenness = figure.subplots(1, 2, sharey=True)
+    coverage.set(title=f"Accuracy and coverage on {figures['dataset']}", ylabel="NDCG@10")
+    coverage.set_xlabel("coverage@10: share of the catalog in any list")
+    coverage.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
+    evenness.set(title="Accuracy and evenness", xlabel="entropy@10 of recommended items, in nats")
+    _legend(figure, colors)
+    _scatter(coverage, models, "coverage@10", colors)
+    _scatter(evenness, models, "entropy@10", colors)
+    return figure
+
+
+def draw_speed(figures: Mapping[str, Any]) -> Figure:
+    """NDCG@10 over users per second at inference."""
+    models = {name: model for name, model in figures["models"].items() if model["users_per_second"]}
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.set(title=f"Accuracy and speed on {figures['dataset']}", ylabel="NDCG@10")
+    axes.set_xlabel("users ranked per second, all models in one process")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda speed, _: f"{speed:,.0f}"))
+    colors = _colors(figures["models"].values())
+    _legend(figure, colors)
+    _scatter(axes, models, "users_per_second", colors)
+    return figure
+
+
+def _colors(models: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """By family."""
+    families = dict.fromkeys(model["family"] for model in models)
+    return {family: COLORS[number % len(COLORS)] for number, family in enumerate(families)}
+
+
+def _legend(figure: Figure, colors: Mapping[str, str]) -> None:
+    """Below the axes, where it hides nothing."""
+    for family, color in colors.items():
+        figure.axes[0].plot([], [], "o", color=color, label=family)
+    figure.legend(loc="outside lower center", ncols=len(colors), fontsize=9)
+
+
+def _interval(model: Mapping[str, Any], metric: str) -> list[list[float]]:
+    """How far it goes below and above the value."""
+    ends = model[metric] - model[f"{metric}/ci95_low"], model[f"{metric}/ci95_high"] - model[metric]
+    return [[max(end, 0.0)] for end in ends]
+
+
+def _scatter(axes: Axes, models: Mapping[str, Any], across: str, colors: Mapping[str, str]) -> None:
+    """A point with its name for each model, NDCG@10 over the metric `across`."""
+    for model in models.values():
+        across_interval = _interval(model, across) if f"{across}/ci95_low" in model else None
+        axes.errorbar(
+            *(model[across], model["NDCG@10"]),
+            xerr=across_interval,
+            yerr=_interval(model, "NDCG@10"),
+            fmt="o",
+            color=colors[model["family"]],
+            ecolor=f"{colors[model['family']]}77",
+            elinewidth=1,
+            markersize=6,
+        )
+    axes.grid(axis="x")
+    axes.margins(x=0.15)
+    axes.set_ylim(bottom=0)
+    _label(axes, models, across)
+
+
+def _label(axes: Axes, models: Mapping[str, Any], across: str) -> None:
+    """Names beside the points, each at the first of several places where it hides neither a point nor a name.
+
+    Where all are taken, it is at the last.
+    """
+    # Fixes where the points lie.
+    axes.figure.draw_without_rendering()
+    inside = axes.get_window_extent()
+    points = {name: axes.transData.transform((model[across], model["NDCG@10"])) for name, model in models.items()}
+    around = 7 * axes.figure.dpi / 72  # A little less than what a name is away from its own point.
+    taken = [Bbox.from_extents(*(point - around), *(point + around)) for point in points.values()]
+    for name, model in models.items():
+        point = model[across], model["NDCG@10"]
+        label = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize=9, color="#333333")
+        label.set_in_layout(False)
+        for x, y in _PLACES:
+            label.set(position=(x, y), ha={1: "left", 0: "center", -1: "right"}[np.sign(x)], va="center")
+            box = label.get_window_extent()
+            is_free = not any(box.overlaps(other) for other in taken)
+            if is_free and inside.x0 < box.x0 and box.x1 < inside.x1:
+                break
+        taken.append(box)
+        if x and y:
+            axes.annotate("", point, (x, y), textcoords="offset points", arrowprops=_LINE)

@@ -1,0 +1,177 @@
+"""The rows of a comparison: from one config to what each model is trained with."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from simgr_jax import default_config, run_config
+from simgr_jax.cli import ConfigKeys
+from simgr_jax.errors import UserError
+from simgr_jax.models.create import MODELS
+from simgr_jax.preparation import check
+
+# What a table's rows have in common, or they could not be compared.
+_SAME = ("data.", "evaluation.filter_history")
+_NOT_SAME = ("data.max_items",)
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      name: also of its folders.
+      family: what kind of model it is, in words.
+      config: of its runs, but for seed and trial.
+      overrides: how that differs from the comparison's `base`, by full key; a value of the base is no difference.
+      seeds: of its runs, at least one.
+      trials: what each trial changes in `config`, by full key.
+      trained_as: the row whose trials and trained models it takes over; "" trains its own.
+    """
+
+    name: str
+    family: str
+    config: ml_collections.ConfigDict
+    overrides: dict[str, Any]
+    seeds: tuple[int, ...]
+    trials: tuple[dict[str, Any], ...]
+    trained_as: str
+
+
+def config_keys(config: ml_collections.ConfigDict) -> ConfigKeys:
+    """For `cli.run`: `config.base` has all keys of a run's config; what is shared, overrides and trials have some."""
+    run = default_config.get_config()
+    top = {
+        "base": run,
+        "rows": (),
+        "reference": "",
+        "trial_epochs": 0,
+        "inference": {"batch_size": 0, "batches": 0, "rounds": 0},
+    }
+    shared, models = (_groups(config, name) for name in ("shared", "models"))
+    row = {"family": "", "shares": (), "seeds": (), "overrides": {}, "trials": {}, "trained_as": ""}
+    known_rows = {
+        name: row | {"overrides": run, "trials": dict.fromkeys(_groups(values, "trials"), run)}
+        for name, values in models.items()
+    }
+    known = top | {"shared": dict.fromkeys(shared, run), "models": known_rows}
+    required = top | {"shared": {}, "models": dict.fromkeys(models, row)}
+    return ConfigKeys(ml_collections.ConfigDict(known), ml_collections.ConfigDict(required))
+
+
+def _groups(config: Any, name: str) -> dict[str, Any]:
+    """The groups of keys in `config[name]`, empty where there is no such thing."""
+    values = config.get(name) if isinstance(config, ml_collections.ConfigDict) else None
+    return dict(values.items()) if isinstance(values, ml_collections.ConfigDict) else {}
+
+
+def read(config: ml_collections.ConfigDict) -> list[Row]:
+    """The rows of a comparison's config, in its order.
+
+    Raises:
+      UserError: a row can't be, or the rows can't be compared.
+    """
+    rows: dict[str, Row] = {}
+    for name in config.rows:
+        if name not in config.models:
+            raise UserError(f'config.rows: "{name}" is not in config.models; choose from {", ".join(config.models)}')
+        row = _row(config, name)
+        rows[name] = _taken_over(row, rows) if row.trained_as else row
+    if config.reference not in rows:
+        raise UserError(
+            f'config.reference: "{config.reference}" is not in config.rows; choose one of {", ".join(rows)}'
+        )
+    counts = {name: len(row.trials) for name, row in rows.items() if row.trials}
+    for name, count in counts.items():
+        first = next(iter(counts))
+        if count != counts[first]:
+            raise UserError(
+                f"config.models.{name}.trials: are {count}, but {first} has {counts[first]}; give all the same number, "
+                "or none to a model with nothing to tune"
+            )
+    limits = {"trial_epochs": 0} | {f"inference.{key}": 1 for key in config.inference}
+    for key, value in run_config.flat(config).items():
+        if key in limits and value < limits[key]:
+            raise UserError(f"config.{key}: can't be {value}; give at least {limits[key]}")
+    return list(rows.values())
+
+
+def _row(config: ml_collections.ConfigDict, name: str) -> Row:
+    key, values = f"config.models.{name}", config.models[name]
+    if not re.fullmatch(r"\w+", name):
+        raise UserError(f'{key}: "{name}" can\'t name a folder; use letters, digits and _')
+    if unknown := [share for share in values.shares if share not in config.shared]:
+        known = ", ".join(config.shared)
+        raise UserError(f'{key}.shares: "{unknown[0]}" is not in config.shared; choose from {known or "nothing"}')
+    seeds = tuple(values.seeds) or (config.base.seed,)
+    if len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise UserError(f"{key}.seeds: can't be {seeds}; give different whole numbers of 0 or more")
+
+    run = config.base
+    for share in values.shares:
+        run = override(run, config.shared[share], f"config.shared.{share}")
+    run = override(run, values.overrides, f"{key}.overrides")
+    _check_run(run, f"{key}.overrides")
+    before, now = run_config.flat(config.base), run_config.flat(run)
+    overrides = {key: now[key] for key in now if now[key] != before[key]}
+    numbers = sorted(values.trials, key=lambda number: (len(number), number)) if config.trial_epochs else ()
+    trials = {number: values.trials[number] for number in numbers}
+    for number, trial in trials.items():
+        _check_run(override(run, trial, f"{key}.trials.{number}"), f"{key}.trials.{number}")
+    flat_trials = tuple(run_config.flat(trial) for trial in trials.values())
+    return Row(name, values.family, run, overrides, seeds, flat_trials, values.trained_as)
+
+
+def _taken_over(row: Row, above: Mapping[str, Row]) -> Row:
+    """A row with the seeds and trials of the one that it is trained as."""
+    key, source = f"config.models.{row.name}", above.get(row.trained_as)
+    if source is None or source.trained_as:
+        raise UserError(f'{key}.trained_as: "{row.trained_as}" is no row above it that is trained; give one, or ""')
+    if row.trials:
+        raise UserError(f"{key}.trials: are those of {source.name}, whose models it takes over; leave them out")
+    before, now = run_config.flat(source.config), run_config.flat(row.config)
+    for name in now:
+        if now[name] != before[name] and not name.startswith((f"{row.config.model.name}.", "evaluation.")):
+            raise UserError(f"{key}: {name} is not as {source.name}'s, whose models it takes over; set it alike")
+    return row._replace(seeds=source.seeds, trials=source.trials)
+
+
+def _check_run(config: ml_collections.ConfigDict, where: str) -> None:
+    if config.model.name not in MODELS:
+        raise UserError(f'{where}.model.name: "{config.model.name}" is unknown; choose one of {", ".join(MODELS)}')
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def override(
+    config: ml_collections.ConfigDict, changes: ml_collections.ConfigDict, where: str
+) -> ml_collections.ConfigDict:
+    """A run's config with `changes`.
+
+    where: the key of `changes`, for messages.
+
+    Raises:
+      UserError: a value has the wrong type, or is one that all rows have in common.
+    """
+    for key in run_config.flat(changes):
+        if key.startswith(_SAME) and key not in _NOT_SAME:
+            raise UserError(f"{where}.{key}: is the same in all rows; change config.base.{key}")
+    changed = copy.deepcopy(config)
+    try:
+        changed.update(changes)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{where}: {error}; mend the config file") from error
+    return changed
+
+
+def with_values(config: ml_collections.ConfigDict, values: dict[str, Any]) -> ml_collections.ConfigDict:
+    """A run's config with values by full key, like {"training.epochs": 2}."""
+    changed = copy.deepcopy(config)
+    changed.update_from_flattened_dict(values)
+    return changed

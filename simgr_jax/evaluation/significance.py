@@ -1,0 +1,74 @@
+"""Whether two models' mean accuracy differs by more than the choice of users explains.
+
+Both models answered the same cases, so they are compared case by case. The test is by permutation (Fisher 1935; for
+rankings, Smucker, Allan & Carterette 2007): if the models were equal, each case's difference might as well have the
+other sign. It tests the very means that a table shows and assumes no distribution: gains are mostly zero and far from
+normal, and Wilcoxon's test would ask about ranks of differences instead of their mean.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+
+class Difference(NamedTuple):
+    """How much higher a model's mean is than the reference's.
+
+    Attributes:
+      mean: of the cases' differences.
+      low, high: its 95% interval, 1.96 standard errors around it.
+      p: two-sided, of the permutation test.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(
+    values: Float[np.ndarray, " C"], reference: Float[np.ndarray, " C"], *, resamples: int = 9999, seed: int = 0
+) -> Difference:
+    """Tests the mean of `values - reference`.
+
+    Args:
+      values, reference: what each model gained in each case, like `metrics.gains`.
+      resamples: how many choices of signs are drawn; the smallest possible p is 1 / (resamples + 1).
+      seed: of the draws.
+    """
+    values, reference = np.asarray(values, np.float64), np.asarray(reference, np.float64)
+    if values.shape != reference.shape or values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"need the same C > 1 cases of both, got {values.shape} and {reference.shape}")
+    differences = values - reference
+    mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(len(differences))
+    return Difference(
+        float(mean), float(mean - 1.96 * error), float(mean + 1.96 * error), _sign_flip_p(differences, resamples, seed)
+    )
+
+
+def _sign_flip_p(differences: Float[np.ndarray, " C"], resamples: int, seed: int, chunk: int = 500) -> float:
+    """Drawn `chunk` choices of signs at a time, which bounds memory at chunk * C."""
+    # A difference of zero is the same with either sign.
+    differing = differences[differences != 0]
+    generator = np.random.default_rng(seed)
+    # As good as the observed sum is also what only rounding keeps below it.
+    observed = abs(differing.sum()) * (1 - 1e-9)
+    as_large = 0
+    for start in range(0, resamples, chunk):
+        signs = generator.choice(np.array([-1, 1], np.int8), size=(min(chunk, resamples - start), len(differing)))
+        as_large += np.count_nonzero(np.abs(signs @ differing) >= observed)
+    # The observed signs are one of the possible choices: counted, they make the test exact.
+    return float((1 + as_large) / (1 + resamples))
+
+
+def holm(p_values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
+    """Holm's (1979) adjusted p-values of M tests: to reject below .05 errs with 5% probability in any of them."""
+    p_values = np.asarray(p_values, np.float64)
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(factors * p_values[order]), 1.0)
+    return adjusted

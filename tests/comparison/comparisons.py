@@ -1,0 +1,61 @@
+"""Small comparisons for these tests: configs, and finished runs that no model was trained for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from simgr_jax import default_config, run_config
+from simgr_jax.evaluation import metrics
+
+NUM_USERS, NUM_ITEMS = 80, 30
+
+
+def config(**models) -> ml_collections.ConfigDict:
+    """A comparison's config, locked as the flags lock it.
+
+    models: of each row what is not as here.
+    """
+    base = default_config.get_config()
+    base.data.format = "synthetic"
+    row = {"family": "a kind", "shares": (), "seeds": (), "overrides": {}, "trials": {}, "trained_as": ""}
+    return ml_collections.ConfigDict(
+        {
+            "base": base,
+            "rows": tuple(models),
+            "reference": next(iter(models)),
+            "trial_epochs": 2,
+            "inference": {"batch_size": 8, "batches": 1, "rounds": 1},
+            "shared": {
+                "ids": {"semantic_ids": {"quantizer": {"name": "residual_kmeans", "levels": 3}}},
+                "wide": {"backbone": {"width": 256}},
+            },
+            "models": {name: row | values for name, values in models.items()},
+        }
+    ).lock()
+
+
+def rates(*values: float) -> dict[str, dict]:
+    """Trials of learning rates."""
+    return {f"trial{number}": {"optimizer": {"learning_rate": value}} for number, value in enumerate(values, start=1)}
+
+
+def write_report(workdir: Path, seed: int = 0, skill: float = 1.0) -> dict[str, np.ndarray]:
+    """What a finished run leaves: its ranking is random, the better the higher the skill. Returns the ranking."""
+    generator = np.random.default_rng(seed)
+    ranks = np.ceil(NUM_ITEMS * generator.random(NUM_USERS) ** skill).astype(np.float32)
+    items = np.stack([generator.permutation(NUM_ITEMS)[:10] for _ in ranks]).astype(np.int32)
+    facts = {"model": "simgr", "dataset": "tiny", "split": "test", "num_users": NUM_USERS, "num_items": NUM_ITEMS}
+    cost = {"num_parameters": 1000, "train_seconds": 10.0 + seed, "train_targets_per_second": 50.0}
+    folder = workdir / "report"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(facts | cost | metrics.summarize(ranks, items, NUM_ITEMS)))
+    np.savez(folder / "ranking.npz", items=items, target_rank=ranks)
+    return {"items": items, "target_rank": ranks}
+
+
+def written_config(workdir: Path) -> dict:
+    return run_config.flat(run_config.load(workdir))

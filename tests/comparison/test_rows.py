@@ -1,0 +1,142 @@
+import ml_collections
+import pytest
+from comparisons import config, rates
+
+from simgr_jax import default_config, run_config
+from simgr_jax.comparison import rows
+from simgr_jax.errors import UserError
+
+
+def test_a_row_is_the_base_with_what_it_shares_and_its_overrides():
+    values = config(
+        plain={}, other={"shares": ("ids", "wide"), "overrides": {"backbone": {"width": 64}, "loss": {"log_q": False}}}
+    )
+    values.base.training.epochs = 7
+    plain, other = rows.read(values)
+    assert plain.config.to_dict() == values.base.to_dict() and plain.overrides == {}
+    # What the base has already is no difference: the quantizer's other keys, say.
+    assert other.overrides == {
+        "semantic_ids.quantizer.name": "residual_kmeans",
+        "semantic_ids.quantizer.levels": 3,
+        "backbone.width": 64,
+        "loss.log_q": False,
+    }
+    before, now = run_config.flat(values.base), run_config.flat(other.config)
+    assert {key: now[key] for key in now if now[key] != before[key]} == other.overrides
+    assert now["training.epochs"] == 7
+
+
+def test_rows_come_in_the_configs_order_and_may_be_left_out():
+    values = config(b={}, a={}, c={})
+    assert [row.name for row in rows.read(values)] == ["b", "a", "c"]
+    with values.unlocked():
+        values.rows = ("c", "b")
+    assert [row.name for row in rows.read(values)] == ["c", "b"]
+
+
+def test_seeds_are_the_rows_or_the_bases():
+    values = config(a={}, b={"seeds": (3, 1)})
+    values.base.seed = 5
+    assert [row.seeds for row in rows.read(values)] == [(5,), (3, 1)]
+
+
+def test_trials_are_in_the_order_of_their_numbers_and_can_be_switched_off():
+    values = config(a={"trials": {f"trial{n}": {"optimizer": {"learning_rate": n / 1000}} for n in range(1, 12)}})
+    (row,) = rows.read(values)
+    assert row.trials == tuple({"optimizer.learning_rate": n / 1000} for n in range(1, 12))
+    values.trial_epochs = 0
+    assert rows.read(values)[0].trials == ()
+
+
+def test_a_row_can_decode_another_rows_models():
+    takes_over = {"overrides": {"model": {"name": "parallel"}, "parallel": {"decoding": "graph"}}, "trained_as": "a"}
+    values = config(
+        a={"overrides": {"model": {"name": "parallel"}}, "seeds": (1, 2), "trials": rates(0.1, 0.2)}, b=takes_over
+    )
+    first, second = rows.read(values)
+    assert (second.seeds, second.trials, second.trained_as) == (first.seeds, first.trials, "a")
+
+
+MISTAKES = {
+    "no such row": ({"a": {}}, {"rows": ("a", "x")}, 'config.rows: "x" is not in config.models; choose from a'),
+    "reference": ({"a": {}}, {"reference": "x"}, 'config.reference: "x" is not in config.rows; choose one of a'),
+    "unequal trials": (
+        {"a": {"trials": rates(0.1, 0.2)}, "b": {}, "c": {"trials": rates(0.1)}},
+        {},
+        "config.models.c.trials: are 1, but a has 2; give all the same number",
+    ),
+    "shares": (
+        {"a": {"shares": ("idz",)}},
+        {},
+        'config.models.a.shares: "idz" is not in config.shared; choose from ids',
+    ),
+    "name": ({"a/b": {}}, {}, 'config.models.a/b: "a/b" can\'t name a folder'),
+    "seeds": ({"a": {"seeds": (1, 1)}}, {}, "config.models.a.seeds: can't be (1, 1)"),
+    "data": (
+        {"a": {"overrides": {"data": {"k_core": 5}}}},
+        {},
+        "config.models.a.overrides.data.k_core: is the same in all rows; change config.base.data.k_core",
+    ),
+    "model": (
+        {"a": {"overrides": {"model": {"name": "magic"}}}},
+        {},
+        'config.models.a.overrides.model.name: "magic" is unknown; choose one of simgr, ',
+    ),
+    "type": ({"a": {"overrides": {"model": {"name": 3}}}}, {}, "config.models.a.overrides: Could not override field"),
+    "value": (
+        {"a": {"overrides": {"training": {"epochs": 0}}}},
+        {},
+        "config.models.a.overrides: config.training.epochs: can't be 0; give a number above 0",
+    ),
+    "value of a trial": (
+        {"a": {"trials": rates(0.1, -1.0)}},
+        {},
+        "config.models.a.trials.trial2: config.optimizer.learning_rate: can't be -1.0; give a number above 0",
+    ),
+    "trial epochs": ({"a": {}}, {"trial_epochs": -1}, "config.trial_epochs: can't be -1; give at least 0"),
+    "rounds": ({"a": {}}, {"inference.rounds": 0}, "config.inference.rounds: can't be 0; give at least 1"),
+    "trained as what comes later": (
+        {"a": {"trained_as": "b"}, "b": {}},
+        {},
+        'config.models.a.trained_as: "b" is no row above it that is trained; give one, or ""',
+    ),
+    "trained as, with trials": (
+        {"a": {}, "b": {"trained_as": "a", "trials": rates(0.1)}},
+        {},
+        "config.models.b.trials: are those of a, whose models it takes over; leave them out",
+    ),
+    "trained as another": (
+        {"a": {}, "b": {"trained_as": "a", "overrides": {"backbone": {"layers": 3}}}},
+        {},
+        "config.models.b: backbone.layers is not as a's, whose models it takes over; set it alike",
+    ),
+}
+
+
+@pytest.mark.parametrize(("models", "changes", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_named(models, changes, message):
+    values = config(**models)
+    values.update_from_flattened_dict(changes)
+    with pytest.raises(UserError) as error:
+        rows.read(values)
+    assert message in str(error.value)
+
+
+def test_the_keys_that_a_comparison_may_have():
+    values = config(a={"trials": rates(0.1, 0.2)})
+    known, required = rows.config_keys(values)
+    run = default_config.get_config().to_dict()
+    assert known.base.to_dict() == required.base.to_dict() == run
+    assert (
+        known.models.a.overrides.to_dict()
+        == known.models.a.trials.trial2.to_dict()
+        == known.shared.ids.to_dict()
+        == run
+    )
+    assert required.models.a.overrides.to_dict() == {} and required.shared.to_dict() == {}
+
+
+@pytest.mark.parametrize("empty", [{}, {"models": 3, "shared": ()}, {"models": {"a": 1}}])
+def test_the_keys_of_a_file_that_is_no_comparison(empty):
+    _, required = rows.config_keys(ml_collections.ConfigDict(empty))
+    assert {"base", "models", "shared", "rows"} <= set(required)

@@ -1,0 +1,128 @@
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from simgr_jax.comparison import table
+from simgr_jax.evaluation.metrics import METRICS
+
+
+def model(values, **more):
+    """values: of all metrics, in their order."""
+    figures = {"family": "a kind", "model": "simgr", "overrides": {}, "trained_as": "", "seeds": [0], "trials": []}
+    figures |= {"chosen": {}, "num_parameters": 3.44e6, "train_seconds": 930.0, "users_per_second": 1234.6}
+    for metric, value in zip(METRICS, values, strict=True):
+        figures |= {metric: value, f"{metric}/ci95_low": value - 0.002, f"{metric}/ci95_high": value + 0.001}
+        figures[f"{metric}/seeds"] = [value]
+    return figures | more
+
+
+def difference(mean, p):
+    return {"mean": mean, "ci95_low": mean - 0.003, "ci95_high": mean + 0.003, "p": p / 2, "p_holm": p}
+
+
+@pytest.fixture
+def figures():
+    seeds = {"seeds": [0, 1]} | {f"{metric}/seeds": [0.0411, 0.0433] for metric in METRICS}
+    trials = [
+        {"values": {"optimizer.learning_rate": 0.1}, "failed": "the loss was not finite"},
+        {"values": {"optimizer.learning_rate": 0.2}, "validation/NDCG@10": 0.05},
+    ]
+    tested = {"NDCG@10/difference": difference(-0.0101, 0.0004), "HR@10/difference": difference(0.02, 1.0)}
+    models = {
+        "simgr": model([0.01, 0.05, 0.08, 0.03, 0.0422, 8.1234, 0.59], **seeds),
+        "rival": model(
+            [0.01001, 0.04, 0.1, 0.02, 0.0321, 7.9, 0.6],
+            **tested,
+            **{"num_parameters": 0, "train_seconds": 12.0, "users_per_second": None},
+            **{"trials": trials, "chosen": trials[1]["values"], "overrides": {"model.name": "rival"}},
+        ),
+    }
+    return {
+        **{"dataset": "tiny", "split": "test", "num_users": 22363, "num_items": 12101, "reference": "simgr"},
+        **{"models": models, "base": {"training.epochs": 14}, "trial_epochs": 4, "not_trained": ["later"]},
+        "inference": {"batch_size": 256, "batches": 4, "rounds": 5, "users": 1024},
+        "failed": {"broken": "config.x: is wrong; mend it"},
+    }
+
+
+def rows(figures):
+    """The Markdown table's rows, by name, as dictionaries by header."""
+    lines = table.markdown(figures).splitlines()[2:7]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return {line[0]: dict(zip(cells[0], line, strict=True)) for line in cells[2:]}
+
+
+def test_values_have_their_intervals_and_the_best_are_bold(figures):
+    found = rows(figures)
+    assert found["simgr"]["NDCG@10"] == "**.0422** ±.0020" and found["rival"]["NDCG@10"] == ".0321 ±.0020"
+    assert found["simgr"]["entropy@10"] == "**8.123** ±.002"
+    best = {metric: [name for name in ("simgr", "rival") if "**" in found[name][metric]] for metric in METRICS}
+    # HR@1 is equal as far as it is shown.
+    assert best == {
+        "HR@1": ["simgr", "rival"],
+        **{metric: ["simgr"] for metric in ("HR@5", "NDCG@5", "NDCG@10", "entropy@10")},
+        **{metric: ["rival"] for metric in ("HR@10", "coverage@10")},
+    }
+
+
+def test_differences_and_costs(figures):
+    found = rows(figures)
+    assert (found["rival"]["Δ NDCG@10"], found["rival"]["p (NDCG@10)"]) == ("−.0101 ±.0030", "<.001")
+    assert (found["rival"]["Δ HR@10"], found["rival"]["p (HR@10)"]) == ("+.0200 ±.0030", "1.00")
+    assert {found["simgr"][key] for key in found["simgr"] if key[0] in "Δp" and key != "parameters"} == {""}
+    costs = ("parameters", "training", "trials", "users/s")
+    assert [found["simgr"][key] for key in costs] == ["3.4M", "16 min", "0", "1,235"]
+    assert [found["rival"][key] for key in costs] == ["0", "12 s", "2", ""]
+
+
+def test_what_failed_has_a_row_and_a_reason(figures):
+    found = rows(figures)["broken"]
+    assert found["HR@1"] == "failed" and set(found.values()) == {"broken", "failed", ""}
+    assert "- broken: config.x: is wrong; mend it\n" in table.markdown(figures)
+    assert "Not trained: later." in table.markdown(figures)
+
+
+def test_the_notes_say_what_the_figures_are(figures):
+    text = table.markdown(figures)
+    assert "22,363 users, 12,101 items" in text
+    assert "the median of 5 rounds of 1,024 users, 256 at once" in text
+    assert "simgr: the mean of 2 seeds; they range over NDCG@10 .0411 to .0433, " in text
+    assert "`training.epochs=14`" in text and "Trials: `training.epochs=4`." in text
+    assert "`optimizer.learning_rate=0.1`: failed; `optimizer.learning_rate=0.2`: **.0500**" in text
+    assert re.search(r"\| rival \| a kind \| `model.name=rival` \| 2 \|", text)
+
+
+def test_without_the_reference_there_are_no_differences(figures):
+    del figures["models"]["simgr"]
+    text = table.markdown(figures)
+    assert "Δ" not in text and "permutation" not in text
+
+
+def test_the_terminal_shows_the_same(figures):
+    output = io.StringIO()
+    Console(file=output, width=200).print(table.terminal(figures))
+    for text in (
+        "simgr",
+        "broken",
+        "failed",
+        ".0422",
+        "±.0020",
+        "−.0101",
+        "<.001",
+        "3.4M",
+        "16 min",
+        "1,235",
+        "22,363 users",
+    ):
+        assert text in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.00099, "<.001"), (0.001, ".001"), (0.0494, ".049"), (0.5, ".500"), (0.999, "1.00"), (1.0, "1.00")],
+)
+def test_a_p_value(figures, p, text):
+    figures["models"]["rival"]["HR@10/difference"] = difference(0.02, p)
+    assert rows(figures)["rival"]["p (HR@10)"] == text

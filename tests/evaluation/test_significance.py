@@ -1,0 +1,101 @@
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from simgr_jax.evaluation import metrics
+from simgr_jax.evaluation.significance import holm, paired_difference
+
+
+def test_p_is_that_of_all_choices_of_signs():
+    differences = np.array([0.5, -0.2, 0.4, 0.3, 0.1, 0.6, -0.1, 0.25, 0.35])
+    sums = [abs(np.dot(signs, differences)) for signs in itertools.product([-1, 1], repeat=9)]
+    exact = np.mean(np.array(sums) >= differences.sum() - 1e-12)
+    found = paired_difference(differences, np.zeros(9), resamples=40_000)
+    assert found.p == pytest.approx(exact, abs=4 * np.sqrt(exact / 40_000))
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.02, 0.05])
+def test_p_agrees_with_scipy(gain):
+    """On gains as rankings have them: mostly zero."""
+    generator = np.random.default_rng(1)
+    first, second = (metrics.gains(np.ceil(60 * generator.random(600) ** power), 10) for power in (1 + gain * 10, 1))
+    found = paired_difference(first, second, resamples=4999)
+    reference = scipy.stats.permutation_test(
+        (first, second),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=4999,
+        rng=7,
+    )
+    assert found.p == pytest.approx(reference.pvalue, abs=0.03)
+    assert found.mean == pytest.approx(reference.statistic)
+
+
+def test_the_interval_is_scipys_of_a_paired_t_test():
+    generator = np.random.default_rng(0)
+    values = generator.normal(0.1, 1, 5000)
+    found = paired_difference(values, np.zeros(5000), resamples=99)
+    low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_no_difference_has_p_1():
+    values = np.random.default_rng(0).random(50)
+    assert paired_difference(values, values) == (0, 0, 0, 1)
+
+
+def test_one_case_alone_tells_nothing():
+    values = np.zeros(50)
+    values[3] = 1
+    assert paired_difference(values, np.zeros(50)).p == 1
+
+
+def test_better_in_every_case_has_the_smallest_p():
+    found = paired_difference(np.ones(50), np.zeros(50), resamples=999)
+    assert found.p == 1 / 1000
+
+
+def test_the_other_way_round_only_the_sign_changes():
+    first, second = np.random.default_rng(0).random((2, 40))
+    there, back = paired_difference(first, second), paired_difference(second, first)
+    assert (back.mean, back.low, back.high, back.p) == pytest.approx((-there.mean, -there.high, -there.low, there.p))
+
+
+def test_a_true_null_hypothesis_is_rejected_as_often_as_said():
+    generator = np.random.default_rng(0)
+    samples = generator.exponential(size=(400, 2, 30))
+    rejected = np.mean([paired_difference(*sample, resamples=199).p < 0.05 for sample in samples])
+    assert rejected == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 400))
+
+
+@pytest.mark.parametrize(("first", "second"), [(np.zeros(3), np.zeros(4)), (np.zeros((3, 2)), np.zeros((3, 2)))])
+def test_what_is_not_paired_is_refused(first, second):
+    with pytest.raises(ValueError, match="need the same C > 1 cases"):
+        paired_difference(first, second)
+
+
+def test_holm_on_an_example():
+    """In order: .01 x 4, .03 x 3, .04 x 2 but no less than the one before, .9."""
+    assert holm([0.04, 0.01, 0.03, 0.9]) == pytest.approx([0.09, 0.04, 0.09, 0.9])
+
+
+def test_holm_rejects_as_the_step_down_procedure():
+    """Holm (1979): the smallest is held against α / M, the next against α / (M - 1), until one is not rejected."""
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        p_values = generator.random(8) ** 4
+        level = generator.choice([0.01, 0.05, 0.2])
+        rejected = np.zeros(8, bool)
+        for place, test in enumerate(np.argsort(p_values)):
+            if p_values[test] > level / (8 - place):
+                break
+            rejected[test] = True
+        assert ((holm(p_values) <= level) == rejected).all()
+
+
+def test_holm_of_nothing_and_of_one():
+    assert holm([]).size == 0
+    assert holm([0.3]) == [0.3]
