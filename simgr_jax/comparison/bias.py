@@ -1,0 +1,132 @@
+"""What decoding loses of trained models' item distributions, and how far they are from each other and the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from simgr_jax import run_config
+from simgr_jax.comparison.rows import with_values
+from simgr_jax.data import synthetic
+from simgr_jax.data.dataset import EvaluationCases, Sequences
+from simgr_jax.data.load import synthetic_folder
+from simgr_jax.evaluation import bias, metrics
+from simgr_jax.models.recommender import Recommender
+from simgr_jax.ops.top_k import rank_catalog
+from simgr_jax.preparation import Prepared, cache_dir, open_mesh, prepare, restore_best
+
+LENGTHS = (5, 10)  # Of the lists that search errors are measured for.
+
+
+class _Run(NamedTuple):
+    """A finished run's best model, and the users that are asked about."""
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    prepared: Prepared
+    params: nnx.State
+    rest: nnx.State
+    cases: EvaluationCases
+
+    @property
+    def model(self) -> Recommender:
+        return self.prepared.model
+
+    def ask(self, question: str, **options: Any) -> Any:
+        return self.prepared.ranker.ask(question, self.params, self.rest, self.cases, **options)
+
+
+def measure(
+    workdirs: Mapping[str, Path], *, users: int, batch_size: int, beam_widths: Sequence[int], joint: str
+) -> dict[str, dict[str, Any]]:
+    """The bias figures of each run whose model has an item distribution.
+
+    Args:
+      workdirs: of finished runs on the same data, by name.
+      users: how many of the test split are asked about; evenly spread over it.
+      batch_size: users at once.
+      beam_widths: of those models that have a beam.
+      joint: the name of the run that the others' distributions are measured from, too, if it is there.
+
+    Returns:
+      By name:
+      `exact/NDCG@10` and `decoded/NDCG@10`, of the exact distribution and of the model's own lists, for these users;
+      `search`, of those lists, and `beam`, by width, of a model that has a beam: see `evaluation.bias.search_error`;
+      `off_catalog_mass`, of a model of codes: see `evaluation.bias.off_catalog_mass`;
+      `truth`, on embedded data, and `joint`: see `evaluation.bias.distance`; `calibration`, on embedded data.
+    """
+    reference, figures = None, {}
+    # The one that others are measured from comes first.
+    for name in sorted(workdirs, key=lambda name: name != joint):
+        found = _measure(workdirs[name], users, batch_size, beam_widths, reference)
+        if found is None:
+            continue
+        figures[name], probabilities = found
+        if name == joint:
+            reference = probabilities
+    return {name: figures[name] for name in workdirs if name in figures}
+
+
+def _measure(
+    workdir: Path, users: int, batch_size: int, beam_widths: Sequence[int], joint: Float[np.ndarray, "C N"] | None
+) -> tuple[dict[str, Any], Float[np.ndarray, "C N"]] | None:
+    """The figures and the exact probabilities; None of a model that has none."""
+    config = with_values(run_config.load(workdir), {"evaluation.batch_size": batch_size})
+    with open_mesh(config):
+        prepared = prepare(config, workdir)
+        if not hasattr(prepared.model, "log_probabilities"):
+            return None
+        params, rest, _ = restore_best(prepared.model, workdir)
+        run = _Run(config, workdir, prepared, params, rest, _spread(prepared.split.test, users))
+        log_probabilities = run.ask("log_probabilities")
+        figures = _decoding(run, log_probabilities, beam_widths)
+        if hasattr(run.model, "log_item_mass"):
+            figures["off_catalog_mass"] = bias.off_catalog_mass(run.ask("log_item_mass"))
+    if joint is not None:
+        figures["joint"] = bias.distance(joint, log_probabilities)
+    if config.data.format == "synthetic" and not config.data.k_core:
+        truth = _truth(run)
+        figures["truth"] = bias.distance(truth, log_probabilities)
+        figures["calibration"] = bias.calibration(truth, log_probabilities)
+    return figures, np.exp(log_probabilities)
+
+
+def _spread(cases: EvaluationCases, count: int) -> EvaluationCases:
+    """So many of the cases, evenly spread: files may have an order."""
+    chosen = np.unique(np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int))
+    histories = Sequences.from_lists(cases.histories[case] for case in chosen)
+    return EvaluationCases(cases.users[chosen], histories, cases.targets[chosen])
+
+
+def _decoding(run: _Run, log_probabilities: Float[np.ndarray, "C N"], beam_widths: Sequence[int]) -> dict[str, Any]:
+    """What the model's own lists lose, and those of beams of other widths."""
+    exact = jax.jit(rank_catalog, static_argnums=2)(log_probabilities, run.cases.targets, metrics.LIST_LENGTH)
+    own = run.prepared.ranker(run.params, run.rest, run.cases)
+    figures: dict[str, Any] = {
+        "exact/NDCG@10": float(metrics.gains(exact.target_rank, 10).mean()),
+        "decoded/NDCG@10": float(metrics.gains(own.target_rank, 10).mean()),
+        "search": _errors(log_probabilities, own.items),
+    }
+    if hasattr(run.model, "beam"):
+        lists = {width: run.ask("beam", width=width)[0] for width in beam_widths}
+        figures["beam"] = {str(width): _errors(log_probabilities, items) for width, items in lists.items()}
+    return figures
+
+
+def _errors(log_probabilities: Float[np.ndarray, "C N"], items: np.ndarray) -> dict[str, float]:
+    errors = {}
+    for length in LENGTHS:
+        errors |= bias.search_error(log_probabilities, items, length)
+    return errors
+
+
+def _truth(run: _Run) -> Float[np.ndarray, "C N"]:
+    folder = synthetic_folder(run.config.data, cache_dir(run.config, run.workdir))
+    return synthetic.oracle(folder).next_item_probabilities(list(run.cases.histories))
