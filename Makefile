@@ -16,7 +16,7 @@ quickstart: $(VENV)/run.stamp
 	$(VENV)/bin/python -m simgr_jax.train --config=configs/quickstart.py --workdir=workdirs/quickstart
 
 test: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 test-slow: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -m slow
