@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 class TrainBatch(NamedTuple):
@@ -26,6 +27,9 @@ class TrainBatch(NamedTuple):
     targets: Int[Array, "B R"]
     valid: Bool[Array, "B R"]
 
+    def at_readouts(self, states: Float[Array, "B T D"]) -> Float[Array, "B R D"]:
+        return jnp.take_along_axis(states, self.readouts[..., None], axis=1)
+
 
 class RankBatch(NamedTuple):
     """Histories to continue, each at the beginning of its row.
@@ -41,3 +45,18 @@ class RankBatch(NamedTuple):
     lengths: Int[Array, " B"]
     history: Int[Array, "B M"]
     targets: Int[Array, " B"]
+
+    @property
+    def positions(self) -> Int[Array, "B T"]:
+        """As `TrainBatch.positions`; of padding, too."""
+        return jnp.broadcast_to(jnp.arange(self.inputs.shape[1]), self.inputs.shape)
+
+    @property
+    def segment_ids(self) -> Int[Array, "B T"]:
+        """1 for the prompt, 0 for padding."""
+        return (self.positions < self.lengths[:, None]).astype(jnp.int32)
+
+    def at_end(self, values: Shaped[Array, "B T *D"]) -> Shaped[Array, " B *D"]:
+        """What `values` has of each prompt's last input."""
+        last = (self.lengths - 1).reshape(-1, *(1,) * (values.ndim - 1))
+        return jnp.take_along_axis(values, last, axis=1)[:, 0]

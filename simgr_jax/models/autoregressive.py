@@ -59,7 +59,7 @@ class Autoregressive(Speller):
         self, batch: RankBatch, catalog: Float[Array, "V D"]
     ) -> tuple[Float[Array, "B D"], HistoryCache, BranchCache | None]:
         states, cache = self.backbone.prefill(self._embed(batch.inputs), batch.lengths)
-        return jnp.take_along_axis(states, (batch.lengths - 1)[:, None, None], axis=1)[:, 0], cache, None
+        return batch.at_end(states), cache, None
 
     def _read_on(
         self, embeddings: Float[Array, "B W S D"], history: HistoryCache, branches: BranchCache | None

@@ -32,15 +32,7 @@ def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> BERT4Rec:
     # A training window is a history and the item after it; it fits into a row.
     longest = min(config.data.max_items + 1, config.training.row_length)
     shape = encoder_config(config, causal=False, activation="gelu", max_positions=longest)
-    return BERT4Rec(
-        Transformer(shape, inputs.rngs),
-        inputs.semantic_ids.num_items,
-        shape.width,
-        config.loss.label_smoothing,
-        inputs.rngs,
-        mask_fraction=options.mask_fraction,
-        last_fraction=options.last_fraction,
-    )
+    return BERT4Rec(Transformer(shape, inputs.rngs), config, inputs)
 
 
 class BERT4Rec(ItemSequenceModel):
@@ -52,25 +44,15 @@ class BERT4Rec(ItemSequenceModel):
 
     Args:
       encoder: not causal; it has positions for a history and the mask.
-      mask_fraction, last_fraction: see `hide`.
     """
 
     windows = "with_target"
 
-    def __init__(
-        self,
-        encoder: Transformer,
-        num_items: int,
-        width: int,
-        label_smoothing: float,
-        rngs: nnx.Rngs,
-        *,
-        mask_fraction: float,
-        last_fraction: float,
-    ):
-        super().__init__(encoder, num_items, width, label_smoothing, rngs, item_bias=True)
-        self.mask_fraction, self.last_fraction = mask_fraction, last_fraction
-        self.mask_vector = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,), jnp.float32))
+    def __init__(self, encoder: Transformer, config: ml_collections.ConfigDict, inputs: ModelInputs):
+        super().__init__(encoder, config, inputs, item_bias=True)
+        self.mask_fraction, self.last_fraction = config.bert4rec.mask_fraction, config.bert4rec.last_fraction
+        init = nnx.initializers.normal(0.02)
+        self.mask_vector = nnx.Param(init(inputs.rngs.params(), (config.backbone.width,), jnp.float32))
 
     def states_with_hidden(
         self,

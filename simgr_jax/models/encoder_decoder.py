@@ -100,9 +100,7 @@ class EncoderDecoder(Speller):
         return self._spelling_loss(states, tokens, batch.valid)
 
     def _read(self, batch: RankBatch, _: Float[Array, "V D"]) -> tuple[Float[Array, "B D"], History, KeysValues]:
-        positions = jnp.broadcast_to(jnp.arange(batch.inputs.shape[1]), batch.inputs.shape)
-        segment_ids = (positions < batch.lengths[:, None]).astype(jnp.int32)
-        history = self._encode(batch.inputs, segment_ids, positions, batch.lengths[:, None] - 1)
+        history = self._encode(batch.inputs, batch.segment_ids, batch.positions, batch.lengths[:, None] - 1)
         states, past = self.decoder(self._start(len(batch.inputs), 1), history)
         return states[:, 0, 0], history, past
 

@@ -19,10 +19,7 @@ def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> ItemSequen
     Raises:
       UserError: a value that the model can't have.
     """
-    shape = encoder_config(config)
-    encoder = StackedGRU(shape, inputs.rngs)
-    num_items, smoothing = inputs.semantic_ids.num_items, config.loss.label_smoothing
-    return ItemSequenceModel(encoder, num_items, shape.width, smoothing, inputs.rngs, item_bias=True)
+    return ItemSequenceModel(StackedGRU(encoder_config(config), inputs.rngs), config, inputs, item_bias=True)
 
 
 class StackedGRU(nnx.Module):

@@ -19,10 +19,7 @@ def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> ItemSequen
     Raises:
       UserError: a value that the model can't have.
     """
-    shape = encoder_config(config)
-    encoder = HSTU(shape, inputs.rngs)
-    num_items, smoothing = inputs.semantic_ids.num_items, config.loss.label_smoothing
-    return ItemSequenceModel(encoder, num_items, shape.width, smoothing, inputs.rngs)
+    return ItemSequenceModel(HSTU(encoder_config(config), inputs.rngs), config, inputs)
 
 
 class HSTU(nnx.Module):

@@ -10,8 +10,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from simgr_jax.data.dataset import Sequences
+from simgr_jax.errors import UserError
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
+
+
+def check_label_smoothing(epsilon: float) -> None:
+    """
+    Raises:
+      UserError: `config.loss.label_smoothing` can't be that.
+    """
+    if not 0 <= epsilon < 1:
+        raise UserError(f"config.loss.label_smoothing: {epsilon} is not in [0, 1); give a fraction like 0.1")
 
 
 class Catalog(nnx.Variable):

@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 from simgr_jax import sharding
 from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
-from simgr_jax.models.token_embeddings import EMBEDDING_STD
+from simgr_jax.models.inputs import ModelInputs, check_label_smoothing
+from simgr_jax.models.token_embeddings import new_embedding
 from simgr_jax.models.transformer import TransformerConfig
-from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy
+from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, mean_of_valid
 from simgr_jax.ops.top_k import Ranking, rank_catalog, without_history
 
 # What of `config.backbone` these models have.
@@ -37,10 +38,7 @@ def encoder_config(config: ml_collections.ConfigDict, **changes) -> TransformerC
         raise UserError(
             f'config.model.history: {config.model.name} reads items, not "{config.model.history}"; set it to "item"'
         )
-    if not 0 <= config.loss.label_smoothing < 1:
-        raise UserError(
-            f"config.loss.label_smoothing: {config.loss.label_smoothing} is not in [0, 1); give a fraction like 0.1"
-        )
+    check_label_smoothing(config.loss.label_smoothing)
     shape = {key: config.backbone[key] for key in _BACKBONE_KEYS + _COMPUTATION_KEYS}
     shape |= {
         "kv_heads": config.backbone.heads,
@@ -64,8 +62,7 @@ class ItemSequenceModel(nnx.Module):
     Args:
       encoder: (embeddings [B, T, D], segment_ids [B, T], positions [B, T], rngs or None) -> states [B, T, D], each of
         what its segment holds up to there; "dropout" of the rngs is for training.
-      width: D.
-      label_smoothing: ε of the cross-entropy.
+      config: a run's; states are of its backbone's width D, and it has the label smoothing.
       item_bias: whether items have a bias b.
     """
 
@@ -74,18 +71,15 @@ class ItemSequenceModel(nnx.Module):
     def __init__(
         self,
         encoder: nnx.Module,
-        num_items: int,
-        width: int,
-        label_smoothing: float,
-        rngs: nnx.Rngs,
+        config: ml_collections.ConfigDict,
+        inputs: ModelInputs,
         *,
         item_bias: bool = False,
     ):
-        self.num_items, self.label_smoothing = num_items, label_smoothing
+        self.num_items, self.label_smoothing = inputs.semantic_ids.num_items, config.loss.label_smoothing
         self.encoder = encoder
-        init = nnx.initializers.normal(EMBEDDING_STD)
-        self.embedding = nnx.Param(init(rngs.params(), (num_items, width), jnp.float32))
-        self.item_bias = nnx.Param(jnp.zeros(num_items, jnp.float32)) if item_bias else None
+        self.embedding = new_embedding(self.num_items, config.backbone.width, inputs.rngs)
+        self.item_bias = nnx.Param(jnp.zeros(self.num_items, jnp.float32)) if item_bias else None
 
     def embed(self, items: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         return sharding.constrain(self.embedding[...], None, None)[items]
@@ -102,8 +96,7 @@ class ItemSequenceModel(nnx.Module):
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         states = self.states(batch.inputs, batch.segment_ids, batch.positions, rngs)
-        states = jnp.take_along_axis(states, batch.readouts[..., None], axis=1)
-        return self.mean_loss(states, batch.targets, batch.valid, rngs), {}
+        return self.mean_loss(batch.at_readouts(states), batch.targets, batch.valid, rngs), {}
 
     def mean_loss(
         self,
@@ -114,7 +107,7 @@ class ItemSequenceModel(nnx.Module):
     ) -> Float[Array, ""]:
         """Over the valid targets."""
         losses = self.losses(states.reshape(-1, states.shape[-1]), targets.reshape(-1), rngs)
-        return jnp.sum(losses, where=valid.reshape(-1)) / jnp.maximum(jnp.sum(valid), 1)
+        return mean_of_valid(losses, valid.reshape(-1))
 
     def losses(self, states: Float[Array, "M D"], targets: Int[Array, " M"], rngs: nnx.Rngs) -> Float[Array, " M"]:
         """Each state's cross-entropy over the whole catalog."""
@@ -135,10 +128,7 @@ class ItemSequenceModel(nnx.Module):
 
     def users(self, batch: RankBatch) -> Float[Array, "B D"]:
         """The users after their whole histories."""
-        positions = jnp.broadcast_to(jnp.arange(batch.inputs.shape[1]), batch.inputs.shape)
-        segment_ids = (positions < batch.lengths[:, None]).astype(jnp.int32)
-        states = self.states(batch.inputs, segment_ids, positions)
-        return jnp.take_along_axis(states, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
+        return batch.at_end(self.states(batch.inputs, batch.segment_ids, batch.positions))
 
     def rank(self, batch: RankBatch, catalog: Float[Array, "N E"], k: int, filter_history: bool) -> Ranking:
         scores = self._scores(batch, catalog)

@@ -17,12 +17,12 @@ from jaxtyping import Array, Float, Int
 from simgr_jax import sharding
 from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
-from simgr_jax.models.inputs import Catalog, ModelInputs
+from simgr_jax.models.inputs import Catalog, ModelInputs, check_label_smoothing
 from simgr_jax.models.item_encoders import sum_of_rows
-from simgr_jax.models.token_embeddings import EMBEDDING_STD
+from simgr_jax.models.token_embeddings import new_embedding
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.ops.graph_search import graph_search, nearest_items
-from simgr_jax.ops.similarity_loss import MASKED, to_similarity_space
+from simgr_jax.ops.similarity_loss import MASKED, mean_of_valid, to_similarity_space
 from simgr_jax.ops.top_k import Ranking, rank_catalog, rank_in_list, without_history
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
@@ -61,10 +61,7 @@ class ParallelConfig:
         for key in ("graph_neighbors", "beam_width", "steps"):
             if getattr(self, key) < 1:
                 raise UserError(f"config.parallel.{key}: {getattr(self, key)} is too few; give a number from 1")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(
-                f"config.loss.label_smoothing: {self.label_smoothing} is not in [0, 1); give a fraction like 0.1"
-            )
+        check_label_smoothing(self.label_smoothing)
 
 
 def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> Parallel:
@@ -116,15 +113,13 @@ class Parallel(nnx.Module):
         self.config = config
         self.num_items = semantic_ids.num_items
         self.codebook_sizes = tuple(semantic_ids.codebook_sizes)
+        self.offsets = tuple(semantic_ids.offsets.tolist())
         self.codes = Catalog(jnp.asarray(semantic_ids.codes, jnp.int32))
         _, first = np.unique(semantic_ids.codes, axis=0, return_index=True)
         self.is_first = Catalog(jnp.zeros(self.num_items, bool).at[first].set(True))
 
         width = backbone.config.width
-        if embedding is None:
-            init = nnx.initializers.normal(EMBEDDING_STD)
-            embedding = init(rngs.params(), (semantic_ids.vocab_size, width), jnp.float32)
-        self.embedding = nnx.Param(jnp.asarray(embedding, jnp.float32))
+        self.embedding = new_embedding(semantic_ids.vocab_size, width, rngs, embedding)
         self.backbone = backbone
         # The heads begin as the identity, as RPG's do.
         self.head_kernel = nnx.Param(jnp.zeros((semantic_ids.levels, width, width), jnp.float32))
@@ -134,8 +129,7 @@ class Parallel(nnx.Module):
         """Cross-entropy of the targets' codes, the mean over levels (multi-token prediction)."""
         embeddings = self._encode(self.codes[batch.inputs])
         states = self.backbone(embeddings, batch.segment_ids, batch.positions, rngs)
-        states = jnp.take_along_axis(states, batch.readouts[..., None], axis=1)
-        states = states.reshape(-1, states.shape[-1])
+        states = batch.at_readouts(states).reshape(-1, states.shape[-1])
         smoothing, levels = self.config.label_smoothing, len(self.codebook_sizes)
 
         # A level's [B R, K] logits are made again for the backward pass: cheaper than keeping those of all levels.
@@ -149,8 +143,7 @@ class Parallel(nnx.Module):
 
         targets = self.codes[batch.targets.reshape(-1)].T
         total, _ = jax.lax.scan(add, jnp.zeros(len(states)), (self._levels(self._unit_codes()), targets))
-        valid = batch.valid.reshape(-1)
-        return jnp.sum(total, where=valid) / jnp.maximum(jnp.sum(valid), 1) / levels, {}
+        return mean_of_valid(total, batch.valid.reshape(-1)) / levels, {}
 
     def catalog(self) -> ParallelCatalog:
         codes = self._unit_codes()
@@ -184,14 +177,13 @@ class Parallel(nnx.Module):
     def _encode(self, codes: Int[Array, "*M L"]) -> Float[Array, "*M D"]:
         """Items as the backbone reads them: the mean of their codes' embeddings."""
         levels = len(self.codebook_sizes)
-        offsets = np.cumsum([0, *self.codebook_sizes[:-1]])
         embedding = sharding.constrain(self.embedding[...], None, None)
-        total = sum_of_rows(embedding, (codes + offsets).reshape(-1, levels))
+        total = sum_of_rows(embedding, (codes + np.array(self.offsets)).reshape(-1, levels))
         return total.reshape(*codes.shape[:-1], -1) / levels
 
     def _unit_codes(self) -> Float[Array, "L K D"]:
         unit = to_similarity_space(sharding.constrain(self.embedding[...], None, None), "cosine")
-        levels = jnp.split(unit, np.cumsum(self.codebook_sizes)[:-1])
+        levels = jnp.split(unit, self.offsets[1:])
         most = max(self.codebook_sizes)
         return jnp.stack([jnp.pad(level, ((0, most - len(level)), (0, 0))) for level in levels])
 
@@ -214,10 +206,8 @@ class Parallel(nnx.Module):
 
     def _log_codes(self, batch: RankBatch, catalog: ParallelCatalog) -> Float[Array, "L B K"]:
         """log p_l(code | u) after the users' whole histories."""
-        positions = jnp.broadcast_to(jnp.arange(batch.inputs.shape[1]), batch.inputs.shape)
-        segment_ids = (positions < batch.lengths[:, None]).astype(jnp.int32)
-        states = self.backbone(catalog.items[batch.inputs], segment_ids, positions)
-        last = jnp.take_along_axis(states, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
+        states = self.backbone(catalog.items[batch.inputs], batch.segment_ids, batch.positions)
+        last = batch.at_end(states)
         return jax.lax.map(lambda level: self._log_codes_of_level(last, *level), self._levels(catalog.codes))
 
     def _score_all(self, log_codes: Float[Array, "L B K"]) -> Float[Array, "B N"]:
@@ -256,13 +246,12 @@ class Parallel(nnx.Module):
 
     def _start(self, batch: RankBatch) -> Int[Array, "B W"]:
         """Random items, drawn by the seed and the user's newest item: a list must not turn on the user's row."""
-        newest = jnp.take_along_axis(batch.inputs, (batch.lengths - 1)[:, None], axis=1)[:, 0]
         key = jax.random.key(self.config.seed)
 
         def draw(item):
             return jax.random.randint(jax.random.fold_in(key, item), (self.config.beam_width,), 0, self.num_items)
 
-        return jax.vmap(draw)(newest)
+        return jax.vmap(draw)(batch.at_end(batch.inputs))
 
     def _neighbors(self, unit_codes: Float[Array, "L K D"]) -> Int[Array, "N E"]:
         """By the cosines of the items' codes, summed over levels."""

@@ -24,9 +24,7 @@ def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> SASRec:
     shape, loss = encoder_config(config, activation="relu"), config.sasrec.loss
     if loss not in LOSSES:
         raise UserError(f'config.sasrec.loss: "{loss}" is unknown; choose one of {", ".join(LOSSES)}')
-    encoder = Transformer(shape, inputs.rngs)
-    num_items, smoothing = inputs.semantic_ids.num_items, config.loss.label_smoothing
-    return SASRec(encoder, num_items, shape.width, smoothing, inputs.rngs, binary=loss == "binary")
+    return SASRec(Transformer(shape, inputs.rngs), config, inputs, binary=loss == "binary")
 
 
 class SASRec(ItemSequenceModel):
@@ -37,17 +35,8 @@ class SASRec(ItemSequenceModel):
         the catalog, which is much the better (Klenitskiy & Vasilev, RecSys 2023, arXiv 2309.07602).
     """
 
-    def __init__(
-        self,
-        encoder: Transformer,
-        num_items: int,
-        width: int,
-        label_smoothing: float,
-        rngs: nnx.Rngs,
-        *,
-        binary: bool = False,
-    ):
-        super().__init__(encoder, num_items, width, label_smoothing, rngs)
+    def __init__(self, encoder: Transformer, config: ml_collections.ConfigDict, inputs: ModelInputs, *, binary: bool):
+        super().__init__(encoder, config, inputs)
         self.binary = binary
 
     def losses(self, states: Float[Array, "M D"], targets: Int[Array, " M"], rngs: nnx.Rngs) -> Float[Array, " M"]:

@@ -17,8 +17,8 @@ from simgr_jax import sharding
 from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
 from simgr_jax.models import item_encoders, user_pooling
-from simgr_jax.models.inputs import Catalog, ModelInputs
-from simgr_jax.models.token_embeddings import EMBEDDING_STD, embed_tokens
+from simgr_jax.models.inputs import Catalog, ModelInputs, check_label_smoothing
+from simgr_jax.models.token_embeddings import embed_tokens, new_embedding
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.ops import sampled_loss
 from simgr_jax.ops.sampled_loss import Negatives, sampled_cross_entropy
@@ -26,6 +26,7 @@ from simgr_jax.ops.similarity_loss import (
     SIMILARITIES,
     full_catalog_cross_entropy,
     in_batch_cross_entropy,
+    mean_of_valid,
     to_similarity_space,
 )
 from simgr_jax.ops.streamed_loss import choose_chunk, streamed_cross_entropy
@@ -108,10 +109,7 @@ class SimGRConfig:
                 f"config.loss.catalog_chunk: can't be {self.catalog_chunk}; give a number of items, 0 for all at once, "
                 f"or {AUTO_CHUNK} to have it chosen by memory"
             )
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(
-                f"config.loss.label_smoothing: {self.label_smoothing} is not in [0, 1); give a fraction like 0.1"
-            )
+        check_label_smoothing(self.label_smoothing)
 
 
 def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> SimGR:
@@ -171,10 +169,7 @@ class SimGR(nnx.Module):
         self.twin_group = Catalog(jnp.asarray(np.pad(twin_group, padding, constant_values=-1), jnp.int32))
 
         width, heads = backbone.config.width, backbone.config.heads
-        if embedding is None:
-            init = nnx.initializers.normal(EMBEDDING_STD)
-            embedding = init(rngs.params(), (sum(codebook_sizes), width), jnp.float32)
-        self.embedding = nnx.Param(jnp.asarray(embedding, jnp.float32))
+        self.embedding = new_embedding(sum(codebook_sizes), width, rngs, embedding)
         self.text_embedding = text_embedding
         self.item_encoder = item_encoders.create(
             config.item_encoder, width, heads, config.item_encoder_width, codebook_sizes, rngs
@@ -233,11 +228,9 @@ class SimGR(nnx.Module):
         dense = config.full_catalog_weight and not chunk and not sharding.item_axes()
         item_vectors = self.encode_items() if dense else None
         states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors, rngs)
-        states = jnp.take_along_axis(states, batch.readouts[..., None], axis=1)
-        states = to_similarity_space(states.reshape(-1, states.shape[-1]), config.similarity)
-        targets = batch.targets.reshape(-1)
-        valid = batch.valid.reshape(-1).astype(jnp.float32)
-        mean = lambda losses: jnp.sum(losses * valid) / jnp.maximum(jnp.sum(valid), 1)  # noqa: E731
+        states = batch.at_readouts(states).reshape(-1, states.shape[-1])
+        states = to_similarity_space(states, config.similarity)
+        targets, valid = batch.targets.reshape(-1), batch.valid.reshape(-1)
         temperature = self.temperature
 
         def vectors_of(items):
@@ -252,7 +245,7 @@ class SimGR(nnx.Module):
                 losses = full_catalog_cross_entropy(states, vectors, targets, temperature, config.label_smoothing)
             else:
                 losses = self._streamed_cross_entropy(states, target_vectors, temperature, chunk)
-            scalars["full_catalog_loss"] = mean(losses)
+            scalars["full_catalog_loss"] = mean_of_valid(losses, valid)
             loss += config.full_catalog_weight * scalars["full_catalog_loss"]
         if config.sampled_weight:
             negatives = self._draw_negatives(rngs.negatives())
@@ -266,14 +259,14 @@ class SimGR(nnx.Module):
                 temperature,
                 config.label_smoothing,
             )
-            scalars["sampled_loss"] = mean(losses)
+            scalars["sampled_loss"] = mean_of_valid(losses, valid)
             loss += config.sampled_weight * scalars["sampled_loss"]
         if config.in_batch_weight:
             log_q = self.log_q[targets] if config.log_q else None
             losses = in_batch_cross_entropy(
                 states, target_vectors, targets, valid, temperature, log_q, config.label_smoothing
             )
-            scalars["in_batch_loss"] = mean(losses)
+            scalars["in_batch_loss"] = mean_of_valid(losses, valid)
             loss += config.in_batch_weight * scalars["in_batch_loss"]
         return loss, scalars
 
@@ -352,13 +345,9 @@ class SimGR(nnx.Module):
 
     def _users(self, batch: RankBatch, catalog: Float[Array, "N D"]) -> Float[Array, "B D"]:
         """The users after their whole histories, in the similarity's space."""
-        length = batch.inputs.shape[1]
-        positions = jnp.broadcast_to(jnp.arange(length), batch.inputs.shape)
-        segment_ids = (positions < batch.lengths[:, None]).astype(jnp.int32)
         item_vectors = None if sharding.item_axes() else catalog
-        states = self.user_states(batch.inputs, segment_ids, positions, item_vectors)
-        last = jnp.take_along_axis(states, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
-        return to_similarity_space(last, self.config.similarity)
+        states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors)
+        return to_similarity_space(batch.at_end(states), self.config.similarity)
 
     def _rank(
         self,

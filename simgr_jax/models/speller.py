@@ -14,11 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 from simgr_jax import sharding
 from simgr_jax.batch import RankBatch
 from simgr_jax.errors import UserError
-from simgr_jax.models.inputs import Catalog
-from simgr_jax.models.token_embeddings import EMBEDDING_STD
+from simgr_jax.models.inputs import Catalog, check_label_smoothing
+from simgr_jax.models.token_embeddings import new_embedding
 from simgr_jax.ops import trie
 from simgr_jax.ops.beam_search import beam_search
-from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy
+from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, mean_of_valid
 from simgr_jax.ops.top_k import Ranking, rank_in_list
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
@@ -40,10 +40,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if config[name].beam_width < 1:
         raise UserError(f"config.{name}.beam_width: can't be {config[name].beam_width}; give a number from 1")
-    if not 0 <= config.loss.label_smoothing < 1:
-        raise UserError(
-            f"config.loss.label_smoothing: {config.loss.label_smoothing} is not in [0, 1); give a fraction like 0.1"
-        )
+    check_label_smoothing(config.loss.label_smoothing)
 
 
 class Speller(nnx.Module):
@@ -79,10 +76,7 @@ class Speller(nnx.Module):
         self.distinct_tokens = Catalog(jnp.asarray(tokens, jnp.int32))
         self.spelling = Catalog(jnp.asarray(spelling.reshape(-1), jnp.int32))
         self.trie = Catalog(trie.build(semantic_ids.codes, self.codebook_sizes))
-        if embedding is None:
-            init = nnx.initializers.normal(EMBEDDING_STD)
-            embedding = init(rngs.params(), (semantic_ids.vocab_size, width), jnp.float32)
-        self.embedding = nnx.Param(jnp.asarray(embedding, jnp.float32))
+        self.embedding = new_embedding(semantic_ids.vocab_size, width, rngs, embedding)
 
     def _read(self, batch: RankBatch, catalog: Float[Array, "V D"]) -> tuple[Float[Array, "B D"], Any, Any]:
         """The states that predict an item's first token; what of the histories is needed to read on; and a tree of
@@ -116,8 +110,7 @@ class Speller(nnx.Module):
         """
         states = states.reshape(-1, states.shape[-1]).astype(jnp.float32)
         losses = full_catalog_cross_entropy(states, self.catalog(), tokens.reshape(-1), 1.0, self.label_smoothing)
-        losses = jnp.sum(losses.reshape(tokens.shape), axis=-1)
-        loss = jnp.sum(losses, where=valid) / jnp.maximum(jnp.sum(valid), 1)
+        loss = mean_of_valid(jnp.sum(losses.reshape(tokens.shape), axis=-1), valid)
         return loss, {"token_loss": loss / tokens.shape[-1]}
 
     def catalog(self) -> Float[Array, "V D"]:

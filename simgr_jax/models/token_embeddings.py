@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from simgr_jax import sharding
@@ -11,6 +12,15 @@ from simgr_jax import sharding
 # Adam moves a weight by about the learning rate in a step, so from 0.1 the embeddings leave their random start within
 # an epoch. From sqrt(L), which gives the mean of L levels unit size, they hardly moved and learned three times slower.
 EMBEDDING_STD = 0.1
+
+
+def new_embedding(
+    rows: int, width: int, rngs: nnx.Rngs, values: Float[ArrayLike, "rows width"] | None = None
+) -> nnx.Param:
+    """A float32 table that begins with `values`, or at random."""
+    if values is None:
+        values = nnx.initializers.normal(EMBEDDING_STD)(rngs.params(), (rows, width), jnp.float32)
+    return nnx.Param(jnp.asarray(values, jnp.float32))
 
 
 def embed_tokens(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 SIMILARITIES = ("cosine", "dot")
 
@@ -25,6 +25,11 @@ def to_similarity_space(vectors: Float[Array, "*B D"], similarity: str) -> Float
     if similarity == "cosine":
         return vectors * jax.lax.rsqrt(jnp.sum(vectors**2, axis=-1, keepdims=True) + 1e-12)
     return vectors
+
+
+def mean_of_valid(losses: Float[Array, "*B"], valid: Bool[Array, "*B"]) -> Float[Array, ""]:
+    """0 where none is."""
+    return jnp.sum(losses, where=valid) / jnp.maximum(jnp.sum(valid), 1)
 
 
 def full_catalog_cross_entropy(
@@ -50,7 +55,7 @@ def in_batch_cross_entropy(
     user_states: Float[Array, "B D"],
     target_vectors: Float[Array, "B D"],
     targets: Int[Array, " B"],
-    valid: Float[Array, " B"],
+    valid: Bool[Array, " B"],
     temperature: Float[Array, ""] | float,
     log_q: Float[Array, " B"] | None = None,
     label_smoothing: float = 0.0,
@@ -58,7 +63,7 @@ def in_batch_cross_entropy(
     """Cross-entropy of each target against the other targets of the batch.
 
     Args:
-      valid: 1 where a row is real; a row of 0 (padding) is nobody's negative.
+      valid: whether a row is real; one that is not (padding) is nobody's negative.
       log_q: log probability that an item is drawn into the batch. Subtracted from its logit, it undoes the excess of
         popular items among the negatives (Yi et al., RecSys 2019, Eq. 3). None leaves the logits as they are.
       label_smoothing: ε, spread evenly over the row's candidates.
@@ -68,7 +73,7 @@ def in_batch_cross_entropy(
         logits = logits - log_q[None, :]
     diagonal = jnp.eye(len(targets), dtype=bool)
     # A negative that is the row's own target under another position would be pushed away as it is pulled near.
-    candidates = diagonal | ((targets[:, None] != targets[None, :]) & (valid[None, :] > 0))
+    candidates = diagonal | ((targets[:, None] != targets[None, :]) & valid[None, :])
     logits = jnp.where(candidates, logits, MASKED)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.diagonal(logits)

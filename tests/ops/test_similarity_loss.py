@@ -102,7 +102,7 @@ def test_in_batch_loss_and_gradients_equal_the_float64_reference(arrays, with_lo
             users,
             vectors,
             jnp.asarray(targets),
-            jnp.float32(valid),
+            jnp.asarray(valid, bool),
             0.5,
             None if log_q is None else jnp.float32(log_q),
             smoothing,
@@ -141,7 +141,7 @@ def test_in_batch_loss_with_exact_log_q_estimates_the_full_catalog_loss():
         jnp.float32(users),
         jnp.float32(items[targets]),
         jnp.asarray(targets),
-        jnp.ones(batch),
+        jnp.ones(batch, bool),
         1.0,
         jnp.float32(np.log(q * batch)[targets]),
     )
@@ -157,10 +157,10 @@ def test_a_padded_row_changes_no_other_rows_loss(arrays):
     users, items, targets = arrays
     vectors = items[targets]
     whole = in_batch_cross_entropy(
-        jnp.float32(users[:-1]), jnp.float32(vectors[:-1]), jnp.asarray(targets[:-1]), jnp.ones(B - 1), 0.1
+        jnp.float32(users[:-1]), jnp.float32(vectors[:-1]), jnp.asarray(targets[:-1]), jnp.ones(B - 1, bool), 0.1
     )
     padded = in_batch_cross_entropy(
-        jnp.float32(users), jnp.float32(vectors), jnp.asarray(targets), jnp.ones(B).at[-1].set(0), 0.1
+        jnp.float32(users), jnp.float32(vectors), jnp.asarray(targets), jnp.ones(B, bool).at[-1].set(False), 0.1
     )
     np.testing.assert_allclose(padded[:-1], whole, rtol=1e-6)
 
