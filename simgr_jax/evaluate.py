@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from absl import flags
@@ -61,7 +62,8 @@ def report_run(config: ml_collections.ConfigDict, workdir: Path, prepared: Prepa
     if not distributed.is_main():
         return
     facts = {"model": config.model.name, "num_parameters": parameters.total(prepared.model), **cost}
-    log = _read_log(workdir / "metrics.jsonl") if cost["train_seconds"] else []
+    is_trained = len(jax.tree.leaves(params)) > 0  # Popularity and neighbors have no log.
+    log = _read_log(workdir / "metrics.jsonl") if is_trained else []
     folder = workdir / ("report" if split == "test" else f"report_{split}")
     _report(config, cache_dir(config, workdir), folder, prepared.dataset, prepared.split, split, ranking, facts, log)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import runpy
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -88,6 +90,26 @@ def run_binary() -> Callable[..., int]:
             except SystemExit as end:
                 return end.code or 0
             return 0
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def on_eight_devices() -> Callable[[str], str]:
+    """A function (module) -> what `python -m MODULE` prints on eight virtual devices. Half of its compiling, the
+    optimizing, is left out."""
+
+    def run(module: str) -> str:
+        environment = os.environ | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        }
+        ended = subprocess.run(
+            [sys.executable, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        return ended.stdout
 
     return run
 

@@ -7,40 +7,34 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 
-from simgr_jax import run_config
-from simgr_jax.comparison.rows import with_values
+from simgr_jax.comparison.trained import Trained, restore
 from simgr_jax.data import synthetic
-from simgr_jax.data.dataset import EvaluationCases, Sequences
+from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.data.load import synthetic_folder
 from simgr_jax.evaluation import bias, metrics
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.ops.top_k import rank_catalog
-from simgr_jax.preparation import Prepared, cache_dir, open_mesh, prepare, restore_best
+from simgr_jax.preparation import cache_dir, open_mesh
 
 LENGTHS = (5, 10)  # Of the lists that search errors are measured for.
 
 
-class _Run(NamedTuple):
-    """A finished run's best model, and the users that are asked about."""
+class _Asked(NamedTuple):
+    """A finished run's best model, and the users that it is asked about."""
 
-    config: ml_collections.ConfigDict
-    workdir: Path
-    prepared: Prepared
-    params: nnx.State
-    rest: nnx.State
+    trained: Trained
     cases: EvaluationCases
 
     @property
     def model(self) -> Recommender:
-        return self.prepared.model
+        return self.trained.prepared.model
 
     def ask(self, question: str, **options: Any) -> Any:
-        return self.prepared.ranker.ask(question, self.params, self.rest, self.cases, **options)
+        trained = self.trained
+        return trained.prepared.ranker.ask(question, trained.params, trained.rest, self.cases, **options)
 
 
 def measure(
@@ -78,44 +72,39 @@ def _measure(
     workdir: Path, users: int, batch_size: int, beam_widths: Sequence[int], joint: Float[np.ndarray, "C N"] | None
 ) -> tuple[dict[str, Any], Float[np.ndarray, "C N"]] | None:
     """The figures and the exact probabilities; None of a model that has none."""
-    config = with_values(run_config.load(workdir), {"evaluation.batch_size": batch_size})
-    with open_mesh(config):
-        prepared = prepare(config, workdir)
-        if not hasattr(prepared.model, "log_probabilities"):
-            return None
-        params, rest, _ = restore_best(prepared.model, workdir)
-        run = _Run(config, workdir, prepared, params, rest, _spread(prepared.split.test, users))
-        log_probabilities = run.ask("log_probabilities")
-        figures = _decoding(run, log_probabilities, beam_widths)
-        if hasattr(run.model, "log_item_mass"):
-            figures["off_catalog_mass"] = bias.off_catalog_mass(run.ask("log_item_mass"))
+    trained = restore(workdir, batch_size)
+    cases = trained.prepared.split.test
+    # Evenly spread: files may have an order.
+    chosen = np.unique(np.linspace(0, len(cases) - 1, min(users, len(cases))).round().astype(int))
+    asked = _Asked(trained, cases.take(chosen))
+    if not hasattr(asked.model, "log_probabilities"):
+        return None
+    with open_mesh(trained.config):
+        log_probabilities = asked.ask("log_probabilities")
+        figures = _decoding(asked, log_probabilities, beam_widths)
+        if hasattr(asked.model, "log_item_mass"):
+            figures["off_catalog_mass"] = bias.off_catalog_mass(asked.ask("log_item_mass"))
     if joint is not None:
         figures["joint"] = bias.distance(joint, log_probabilities)
-    if config.data.format == "synthetic" and not config.data.k_core:
-        truth = _truth(run)
+    if trained.config.data.format == "synthetic" and not trained.config.data.k_core:
+        truth = _truth(asked)
         figures["truth"] = bias.distance(truth, log_probabilities)
         figures["calibration"] = bias.calibration(truth, log_probabilities)
     return figures, np.exp(log_probabilities)
 
 
-def _spread(cases: EvaluationCases, count: int) -> EvaluationCases:
-    """So many of the cases, evenly spread: files may have an order."""
-    chosen = np.unique(np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int))
-    histories = Sequences.from_lists(cases.histories[case] for case in chosen)
-    return EvaluationCases(cases.users[chosen], histories, cases.targets[chosen])
-
-
-def _decoding(run: _Run, log_probabilities: Float[np.ndarray, "C N"], beam_widths: Sequence[int]) -> dict[str, Any]:
+def _decoding(asked: _Asked, log_probabilities: Float[np.ndarray, "C N"], beam_widths: Sequence[int]) -> dict[str, Any]:
     """What the model's own lists lose, and those of beams of other widths."""
-    exact = jax.jit(rank_catalog, static_argnums=2)(log_probabilities, run.cases.targets, metrics.LIST_LENGTH)
-    own = run.prepared.ranker(run.params, run.rest, run.cases)
+    exact = jax.jit(rank_catalog, static_argnums=2)(log_probabilities, asked.cases.targets, metrics.LIST_LENGTH)
+    trained = asked.trained
+    own = trained.prepared.ranker(trained.params, trained.rest, asked.cases)
     figures: dict[str, Any] = {
         "exact/NDCG@10": float(metrics.gains(exact.target_rank, 10).mean()),
         "decoded/NDCG@10": float(metrics.gains(own.target_rank, 10).mean()),
         "search": _errors(log_probabilities, own.items),
     }
-    if hasattr(run.model, "beam"):
-        lists = {width: run.ask("beam", width=width)[0] for width in beam_widths}
+    if hasattr(asked.model, "beam"):
+        lists = {width: asked.ask("beam", width=width)[0] for width in beam_widths}
         figures["beam"] = {str(width): _errors(log_probabilities, items) for width, items in lists.items()}
     return figures
 
@@ -127,6 +116,7 @@ def _errors(log_probabilities: Float[np.ndarray, "C N"], items: np.ndarray) -> d
     return errors
 
 
-def _truth(run: _Run) -> Float[np.ndarray, "C N"]:
-    folder = synthetic_folder(run.config.data, cache_dir(run.config, run.workdir))
-    return synthetic.oracle(folder).next_item_probabilities(list(run.cases.histories))
+def _truth(asked: _Asked) -> Float[np.ndarray, "C N"]:
+    config = asked.trained.config
+    folder = synthetic_folder(config.data, cache_dir(config, asked.trained.workdir))
+    return synthetic.oracle(folder).next_item_probabilities(list(asked.cases.histories))

@@ -6,12 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
-from simgr_jax import run_config
-from simgr_jax.comparison.rows import with_values
-from simgr_jax.data.dataset import EvaluationCases, Sequences
-from simgr_jax.preparation import open_mesh, prepare, restore_best
+from simgr_jax.comparison.trained import Trained, restore
+from simgr_jax.preparation import open_mesh
 
 
 def users_per_second(
@@ -31,7 +27,7 @@ def users_per_second(
     Returns:
       The number of users in a round, and each name's users per second in each round.
     """
-    rankers = {name: _ranker(workdir, batch_size, batches) for name, workdir in workdirs.items()}
+    rankers = {name: _ranker(restore(workdir, batch_size), batch_size * batches) for name, workdir in workdirs.items()}
     counts = {name: rank() for name, rank in rankers.items()}
     speeds: dict[str, list[float]] = {name: [] for name in workdirs}
     for number in range(rounds):
@@ -43,22 +39,13 @@ def users_per_second(
     return min(counts.values()), speeds
 
 
-def _ranker(workdir: Path, batch_size: int, batches: int) -> Callable[[], int]:
-    """Ranks the first users of the test split with a run's best checkpoint, and returns how many."""
-    config = with_values(run_config.load(workdir), {"evaluation.batch_size": batch_size})
-    with open_mesh(config):
-        prepared = prepare(config, workdir)
-        params, rest, _ = restore_best(prepared.model, workdir)
-    cases = _first(prepared.split.test, batch_size * batches)
+def _ranker(trained: Trained, users: int) -> Callable[[], int]:
+    """Ranks the first users of the test split, and returns how many."""
+    cases = trained.prepared.split.test
+    cases = cases.take(range(min(users, len(cases))))
 
     def rank() -> int:
-        with open_mesh(config):
-            return len(prepared.ranker(params, rest, cases).items)
+        with open_mesh(trained.config):
+            return len(trained.prepared.ranker(trained.params, trained.rest, cases).items)
 
     return rank
-
-
-def _first(cases: EvaluationCases, count: int) -> EvaluationCases:
-    offsets = np.asarray(cases.histories.offsets[: count + 1])
-    histories = Sequences(cases.histories.values[: offsets[-1]], offsets)
-    return EvaluationCases(cases.users[:count], histories, cases.targets[:count])

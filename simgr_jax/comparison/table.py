@@ -118,7 +118,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
     """The file `comparison.md`: the table, how to read it, and what each model was trained with."""
     cells = columns(figures)
     heading = f"# {figures['dataset']}: {len(figures['models'])} models on one {figures['split']} split\n"
-    table = _markdown_table(
+    table = markdown_table(
         list(cells), [[cell.markdown() for cell in row] for row in zip(*cells.values(), strict=True)]
     )
     parts = [heading, table, _reading(figures), _settings(figures)]
@@ -129,7 +129,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Numbers to the right, but for the first column."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
@@ -175,7 +176,7 @@ def _settings(figures: Mapping[str, Any]) -> str:
     text = f"All models, where the table below doesn't say otherwise: {base}."
     if figures["trial_epochs"]:
         text += f" Trials: `training.epochs={figures['trial_epochs']}`."
-    return f"{text}\n\n" + _markdown_table(header, rows).replace("---:", "---")
+    return f"{text}\n\n" + markdown_table(header, rows).replace("---:", "---")
 
 
 def _code(values: Mapping[str, Any]) -> str:

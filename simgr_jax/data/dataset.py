@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -96,6 +96,11 @@ class EvaluationCases:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def take(self, chosen: Sequence[int]) -> EvaluationCases:
+        """The cases at these places, in this order."""
+        histories = Sequences.from_lists(self.histories[case] for case in chosen)
+        return EvaluationCases(self.users[chosen], histories, self.targets[chosen])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -18,11 +14,8 @@ from simgr_jax.preparation import open_mesh, prepare
 from tests.compilation.same_step import config, llm_config
 
 
-def test_it_is_the_step_that_is_trained(root):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-m", "tests.compilation.same_step"]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (0, "same\n"), result.stderr
+def test_it_is_the_step_that_is_trained(on_eight_devices):
+    assert on_eight_devices("tests.compilation.same_step") == "same\n"
 
 
 def test_without_a_number_of_items_it_is_of_the_configs_own_data(trained_workdir):

@@ -1,9 +1,5 @@
 """What holds for every model over item indices, whatever its encoder."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,12 +187,5 @@ def test_learns_more_than_popularity(name, tmp_path):
     assert score > 1.5 * summarize(ranking.target_rank, ranking.items, NUM_ITEMS)["NDCG@10"]
 
 
-def test_on_any_mesh_they_learn_and_rank_as_on_one_device(root):
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    command = [sys.executable, "-m", "tests.models.sharded_item_sequence"]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_on_any_mesh_they_learn_and_rank_as_on_one_device(on_eight_devices):
+    on_eight_devices("tests.models.sharded_item_sequence")

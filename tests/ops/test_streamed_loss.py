@@ -1,8 +1,5 @@
 """The streamed loss against the dense one: value, gradients, and the memory that it is for."""
 
-import os
-import subprocess
-import sys
 from functools import cache, partial
 
 import jax
@@ -107,12 +104,9 @@ def with_gradients(losses):
     return jax.jit(jax.grad(weighted, has_aux=True))
 
 
-def test_every_encoders_loss_and_gradients_equal_the_dense_ones_however_the_catalog_is_split(root):
+def test_every_encoders_loss_and_gradients_equal_the_dense_ones_however_the_catalog_is_split(on_eight_devices):
     """Of each similarity, on one device and on meshes of eight."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.ops.sharded_loss"]
-    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    on_eight_devices("tests.ops.sharded_loss")
 
 
 @pytest.mark.parametrize("chunk", [1, N - 1, N, 64])

@@ -1,0 +1,37 @@
+"""A finished run's best model, to measure more than its report has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+from flax import nnx
+
+from simgr_jax import run_config
+from simgr_jax.comparison.rows import with_values
+from simgr_jax.preparation import Prepared, open_mesh, prepare, restore_best
+
+
+class Trained(NamedTuple):
+    """
+    Attributes:
+      config: of the run, but for the batches that users are ranked in.
+      params: the parameters that did best on validation.
+      rest: the model's other state.
+    """
+
+    workdir: Path
+    config: ml_collections.ConfigDict
+    prepared: Prepared
+    params: nnx.State
+    rest: nnx.State
+
+
+def restore(workdir: Path, batch_size: int) -> Trained:
+    """batch_size: users ranked at once."""
+    config = with_values(run_config.load(workdir), {"evaluation.batch_size": batch_size})
+    with open_mesh(config):
+        prepared = prepare(config, workdir)
+        params, rest, _ = restore_best(prepared.model, workdir)
+    return Trained(workdir, config, prepared, params, rest)
