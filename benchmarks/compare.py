@@ -3,7 +3,8 @@
     python -m benchmarks.compare --config=configs/compare.py:beauty --config.base.data.path=DIR
 
 Runs `simgr_jax.compare` with the same flags in workdirs/compare_DATASET (going on where an earlier call was cut off)
-and writes results/compare_DATASET.json and, for people, results/compare_DATASET.md.
+and writes results/compare_DATASET.json and, for people, results/compare_DATASET.md. With configs/scaling.py these are
+called scaling_DATASET.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 from absl import flags
+from ml_collections import config_flags
 
 from benchmarks import record
 from simgr_jax import cli
@@ -25,7 +27,8 @@ from simgr_jax.comparison import rows
 def main() -> None:
     cli.required("config")
     config = flags.FLAGS.config
-    name = f"compare_{config.base.data.name or config.base.data.format}"
+    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    name = f"{file.stem}_{config.base.data.name or config.base.data.format}"
     workdir = Path("workdirs") / name
     command = [sys.executable, "-m", "simgr_jax.compare", *sys.argv[1:], f"--workdir={workdir}"]
     started, file = time.time(), workdir / "comparison.json"
@@ -40,5 +43,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_config()
+    flags.DEFINE_string(
+        "name", None, "Of the result and its workdir, like scaling_beauty; compare_DATASET if left out."
+    )
     flags.DEFINE_list("only", [], "Names of the models to train, separated by commas; all if left out.")
     cli.run(main, rows.config_keys)

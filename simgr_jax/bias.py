@@ -2,8 +2,8 @@
 
     python -m simgr_jax.bias --workdir=DIR [--users=256] [--beam_widths=5,10,20,50,100] [--joint=autoregressive]
 
-DIR is of `simgr_jax.compare`. Writes DIR/bias.json and DIR/bias.md, a line a model that has an item distribution
-(docs/compare.md). A model that spells items has to score every one of them for that, like a beam as wide as the
+DIR is of `simgr_jax.compare`. Writes DIR/bias.json, DIR/bias.md and DIR/bias.png (docs/compare.md) with all models that
+have an item distribution. One that spells items has to score every one of them for that, like a beam as wide as the
 catalog: on a CPU, 256 users take minutes.
 """
 
@@ -20,6 +20,7 @@ from rich.markdown import Markdown
 
 from simgr_jax import cli
 from simgr_jax.cache import atomic_path
+from simgr_jax.comparison import pictures
 from simgr_jax.comparison.bias import measure
 from simgr_jax.comparison.table import markdown_table
 from simgr_jax.errors import UserError
@@ -60,6 +61,7 @@ def main() -> None:
     for name, content in (("bias.json", json.dumps(settings | {"models": figures}, indent=2)), ("bias.md", text)):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(content + "\n", encoding="utf-8")
+    pictures.write_bias(folder / "bias.png", figures)
     Console().print(Markdown(text))
     print(f"the figures are in {folder / 'bias.json'}")
 

@@ -184,6 +184,7 @@ def config_file(name, message):
         pytest.param(("--workdir=TMP",), "--config: is missing", id="no config"),
         pytest.param(("OPTIONS",), "--workdir: is missing", id="no workdir"),
         config_file("compare.py:books", "compare.py:books: no such dataset; choose one of beauty, "),
+        config_file("scaling.py:books", "scaling.py:books: no such dataset; choose one of beauty, "),
         config_file("quickstart.py", "the config has no such key; did you mean config.base."),
         option("--only=simgr,sasrex", '--only: "sasrex" is not in config.rows; choose from simgr, sasrec'),
         option("--config.base.modle.name=simgr", "config.base.modle.name: the config has no such key; did you mean "),
@@ -215,9 +216,10 @@ def test_a_mistake_is_one_line_before_anything_is_trained(
 
 
 @pytest.mark.parametrize("dataset", ["beauty", "toys", "instruments", "synthetic"])
-def test_every_datasets_config_is_a_comparison(run_binary, root, tmp_path, launcher, dataset, capfd):
+@pytest.mark.parametrize("file", ["compare.py", "scaling.py"])
+def test_every_datasets_config_is_a_comparison(run_binary, root, tmp_path, launcher, file, dataset, capfd):
     """Whatever it says is right, up to the data, which are not here."""
-    config = f"--config={root}/configs/compare.py:{dataset}"
+    config = f"--config={root}/configs/{file}:{dataset}"
     missing = ("--config.base.data.format=p5", f"--config.base.data.path={tmp_path / 'none'}")
     assert run_binary("compare", config, *missing, f"--workdir={tmp_path / 'w'}") == 2
     assert f"{tmp_path / 'none'}: no such folder" in capfd.readouterr().err

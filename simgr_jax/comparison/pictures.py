@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,31 @@ _LINE = {"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.7, "shrinkA": 0, 
 
 
 def write(folder: Path, figures: Mapping[str, Any]) -> list[Path]:
-    """Writes `accuracy.png` and, of several models, `diversity.png` and `speed.png`; returns the files."""
+    """Writes `accuracy.png`, of several models `diversity.png` and `speed.png`, and `scaling.png` where some of them
+    differ only in their backbone; returns the files."""
     pictures: dict[str, Callable[[Mapping[str, Any]], Figure]] = {"accuracy": draw_accuracy}
     if len(figures["models"]) > 1:
         pictures["diversity"] = draw_diversity
         if any(model["users_per_second"] for model in figures["models"].values()):
             pictures["speed"] = draw_speed
-    paths = []
+    if sizes(figures["models"]):
+        pictures["scaling"] = draw_scaling
+    return [_write(folder / f"{name}.png", draw, figures) for name, draw in pictures.items()]
+
+
+def write_bias(path: Path, figures: Mapping[str, Any]) -> Path | None:
+    """Writes what `draw_bias` draws; None where no model has a beam or a distance."""
+    if not any({"beam", "truth", "joint"} & found.keys() for found in figures.values()):
+        return None
+    return _write(path, draw_bias, figures)
+
+
+def _write(path: Path, draw: Callable[[Mapping[str, Any]], Figure], figures: Mapping[str, Any]) -> Path:
     with matplotlib.rc_context(STYLE):
-        for name, draw in pictures.items():
-            paths.append(folder / f"{name}.png")
-            figure = draw(figures)
-            with atomic_path(paths[-1]) as temporary:
-                figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.15)
-    return paths
+        figure = draw(figures)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.15)
+    return path
 
 
 def draw_accuracy(figures: Mapping[str, Any]) -> Figure:
@@ -91,6 +103,86 @@ def draw_speed(figures: Mapping[str, Any]) -> Figure:
     _legend(figure, colors)
     _scatter(axes, models, "users_per_second", colors)
     return figure
+
+
+def sizes(models: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Those that differ only in their backbone, smallest first, by what their names begin with."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(models, key=lambda name: models[name]["num_parameters"]):
+        others = {key: value for key, value in models[name]["overrides"].items() if not key.startswith("backbone.")}
+        groups.setdefault(repr(sorted(others.items())), []).append(name)
+    return {_shared_beginning(names): names for names in groups.values() if len(names) > 1}
+
+
+def _shared_beginning(names: Sequence[str]) -> str:
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in same).rstrip("_") or names[0]
+
+
+def draw_scaling(figures: Mapping[str, Any]) -> Figure:
+    """NDCG@10 over the number of parameters, a line for each of `sizes`."""
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.set(title=f"Accuracy and size on {figures['dataset']}", ylabel="NDCG@10, 95% interval over users")
+    axes.set_xlabel("parameters")
+    axes.grid(axis="x")
+    for number, (label, names) in enumerate(sizes(figures["models"]).items()):
+        models = [figures["models"][name] for name in names]
+        axes.errorbar(
+            *([model["num_parameters"] for model in models], [model["NDCG@10"] for model in models]),
+            yerr=np.hstack([_interval(model, "NDCG@10") for model in models]),
+            fmt="o-",
+            color=COLORS[number % len(COLORS)],
+            elinewidth=1,
+            capsize=3,
+            label=label,
+        )
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+def draw_bias(figures: Mapping[str, Any]) -> Figure:
+    """What beams find of the exact top 10, over their width, and how far each model is from the truth, or, where that
+    isn't known, from the joint model.
+
+    Args:
+      figures: as `comparison.bias.measure` returns them.
+    """
+    beams = {name: found["beam"] for name, found in figures.items() if "beam" in found}
+    reference = "truth" if any("truth" in found for found in figures.values()) else "joint"
+    distances = {name: found[reference]["kl"] for name, found in figures.items() if reference in found}
+    panels = [draw for draw, values in ((_draw_beams, beams), (_draw_distances, distances)) if values]
+    figure = Figure(figsize=(6 * len(panels), 4.2), layout="constrained")
+    for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        if draw is _draw_beams:
+            _draw_beams(axes, beams)
+        else:
+            _draw_distances(axes, distances, reference)
+    return figure
+
+
+def _draw_beams(axes: Axes, beams: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """beams: of each model, by width."""
+    for number, (name, widths) in enumerate(beams.items()):
+        across, color = [int(width) for width in widths], COLORS[number % len(COLORS)]
+        for key, style in (("found@10", "o-"), ("mass@10", "o--")):
+            values = [errors[key] for errors in widths.values()]
+            axes.plot(across, values, style, color=color, markersize=4, label=f"{name}, {key.removesuffix('@10')}")
+    axes.set(title="Search: the exact top 10, by beam", xlabel="beam width", ylabel="share", ylim=(0, 1.03))
+    axes.legend()
+
+
+def _draw_distances(axes: Axes, distances: Mapping[str, float], reference: str) -> None:
+    """distances: of each model from the reference; the nearest is at the top."""
+    names = sorted(distances, key=lambda name: -distances[name])
+    bars = axes.barh(names, [distances[name] for name in names], color=COLORS[0], height=0.6)
+    axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=9)
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.set(title="Model: distance from the " + reference, xlabel=f"KL({reference} || model), nats a user")
+    axes.margins(x=0.12)
 
 
 def _colors(models: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -15,6 +15,8 @@ def figures(names, speeds=True):
         values = generator.random(len(METRICS)).round(1)
         models[name] = {
             "family": f"kind {number % 2}",
+            "overrides": {"model.name": name},
+            "num_parameters": 1000 * (number + 1),
             "users_per_second": 10.0 ** (1 + number % 3) if speeds else None,
         }
         for metric, value in zip(METRICS, values, strict=True):
@@ -60,3 +62,50 @@ def test_names_hide_no_other_name(draw):
         assert sorted(label.get_text() for label in labels) == NAMES
         boxes = [label.get_window_extent() for label in labels]
         assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
+
+
+def test_rows_that_differ_only_in_their_backbone_are_a_line_from_the_smallest():
+    values = figures(["simgr_large", "simgr_small", "sasrec_small", "sasrec_large", "hstu"])
+    for name, model in values["models"].items():
+        kind, _, size = name.partition("_")
+        model["overrides"] = {"model.name": kind} | ({"backbone.width": 64} if size == "large" else {})
+        model["num_parameters"] = 500 if size == "large" else 100
+    (axes,) = pictures.draw_scaling(values).axes
+    lines = dict(zip(axes.get_legend_handles_labels()[1], axes.containers, strict=True))
+    assert lines.keys() == {"simgr", "sasrec"}
+    for kind, container in lines.items():
+        sizes, accuracy = container.lines[0].get_data()
+        assert list(sizes) == [100, 500]
+        assert list(accuracy) == [values["models"][f"{kind}_{size}"]["NDCG@10"] for size in ("small", "large")]
+
+
+def test_sizes_are_drawn_where_there_are_several(tmp_path):
+    values = figures(["a_1", "a_2"])
+    for model in values["models"].values():
+        model["overrides"] = {}
+    assert "scaling.png" in [file.name for file in pictures.write(tmp_path, values)]
+
+
+def bias(**found):
+    beam = {str(width): {"found@10": 1 - 1 / width, "mass@10": 1 - 0.5 / width} for width in (5, 20)}
+    return {"spells": {"beam": beam} | found.pop("spells", {}), **found}
+
+
+def test_bias_has_what_beams_find_and_distances_from_the_nearest(tmp_path):
+    figures = bias(spells={"truth": {"kl": 2.0}}, scores={"truth": {"kl": 0.5}, "joint": {"kl": 9.0}})
+    beams, distances = pictures.draw_bias(figures).axes
+    assert [list(line.get_ydata()) for line in beams.lines] == [[0.8, 0.95], [0.9, 0.975]]
+    assert [list(line.get_xdata()) for line in beams.lines] == [[5, 20]] * 2
+    assert [label.get_text() for label in distances.get_yticklabels()] == ["spells", "scores"]
+    assert [bar.get_width() for bar in distances.patches] == [2.0, 0.5]
+    assert imread(pictures.write_bias(tmp_path / "bias.png", figures)).std() > 0.01
+
+
+def test_without_a_known_truth_distances_are_from_the_joint_model():
+    _, distances = pictures.draw_bias(bias(scores={"joint": {"kl": 9.0}})).axes
+    assert "joint" in distances.get_title()
+
+
+def test_where_there_is_no_bias_to_draw_there_is_no_picture(tmp_path):
+    assert pictures.write_bias(tmp_path / "bias.png", {"scores": {"exact": {}}}) is None
+    assert not list(tmp_path.iterdir())
