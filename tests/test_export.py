@@ -150,8 +150,8 @@ def test_transformers_computes_the_hidden_states_that_were_trained(exported):
     workdir, output = exported
     run = export.load_run(workdir)
     config, prompt, dataset = run.config, run.prepared.prompt, run.prepared.dataset
-    users = np.arange(USERS)
-    cases = EvaluationCases(users, dataset.sequences, np.zeros(USERS, np.int32))
+    users = np.arange(len(dataset.sequences))
+    cases = EvaluationCases(users, dataset.sequences, np.zeros_like(users)).take(range(USERS))
     (batch, _), *_ = rank_batches(cases, prompt, USERS, config.data.max_items, config.training.row_length)
     run.model.user_pooling = LastToken()
     positions = np.broadcast_to(np.arange(batch.inputs.shape[1]), batch.inputs.shape)

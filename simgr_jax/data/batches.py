@@ -193,25 +193,28 @@ class TrainBatches:
 
 def rank_batches(
     cases: EvaluationCases, prompt: Prompt, batch_size: int, max_items: int, row_length: int
-) -> Iterator[tuple[RankBatch, int]]:
-    """The cases in order, `batch_size` at a time, histories cut as windows are, with the count of real rows.
+) -> Iterator[tuple[RankBatch, Int[np.ndarray, " C"]]]:
+    """All cases, `batch_size` at a time from the shortest prompt to the longest, histories cut as windows are; with
+    which cases they are.
 
-    Every batch has one shape, so that nothing recompiles: T is the longest that a prompt can get, and rows of one input
-    fill up the last batch.
+    T is a quarter or half of the longest that a prompt can get where that is enough for all of a batch, else the whole:
+    little is computed of padding, and no more than three shapes are compiled. Rows of one input fill up the last batch.
 
     Raises:
       UserError: an item's prompt is longer than `row_length`.
     """
-    histories, width = cases.histories, min(row_length, prompt.longest(max_items))
+    histories, longest = cases.histories, min(row_length, prompt.longest(max_items))
     starts, ends = histories.offsets[:-1], histories.offsets[1:]
     cutter = _Cutter(histories.values, prompt, max_items, row_length)
     begins = cutter.begins(starts, ends)
     newest = np.maximum(starts, ends - max_items)
-    for first in range(0, len(cases), batch_size):
-        chosen = slice(first, min(first + batch_size, len(cases)))
-        count = chosen.stop - first
+    prompt_lengths = cutter.lengths(begins, ends)
+    order = np.argsort(prompt_lengths, kind="stable")
+    for chosen in np.split(order, range(batch_size, len(order), batch_size)):
+        count, longest_here = len(chosen), prompt_lengths[chosen[-1]]
+        width = next(width for width in (-(-longest // 4), -(-longest // 2), longest) if longest_here <= width)
         lengths, targets = np.ones(batch_size, np.int32), np.zeros(batch_size, np.int32)
-        lengths[:count], targets[:count] = cutter.lengths(begins[chosen], ends[chosen]), cases.targets[chosen]
+        lengths[:count], targets[:count] = prompt_lengths[chosen], cases.targets[chosen]
 
         positions = np.broadcast_to(np.arange(width), (count, width))
         items, item_ends = gather(histories.values, begins[chosen], ends[chosen])
@@ -221,7 +224,7 @@ def rank_batches(
         history = np.full((batch_size, max_items), -1, np.int32)
         real = np.arange(max_items) < (ends - newest)[chosen, None]
         history[:count][real], _ = gather(histories.values, newest[chosen], ends[chosen])
-        yield RankBatch(inputs, lengths, history, targets), count
+        yield RankBatch(inputs, lengths, history, targets), chosen
 
 
 class _Cutter:

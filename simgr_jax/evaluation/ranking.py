@@ -18,7 +18,8 @@ from simgr_jax.ops.top_k import Ranking
 
 
 class Ranker:
-    """Ranks the catalog for evaluation cases with a model's parameters; compiled once, used at every evaluation."""
+    """Ranks the catalog for evaluation cases with a model's parameters; compiled once for each shape of `rank_batches`,
+    used at every evaluation."""
 
     def __init__(
         self,
@@ -63,9 +64,15 @@ class Ranker:
 
     def _for_all(self, answer: Callable, params: nnx.State, rest: nnx.State, cases: EvaluationCases) -> Any:
         catalog = self._catalog(params, rest)
-        answers = [
-            (answer(params, rest, catalog, sharding.split_batch(batch)), count) for batch, count in self._batches(cases)
-        ]
+        answers, chosen = [], []
+        for batch, cases_of_batch in self._batches(cases):
+            answers.append(answer(params, rest, catalog, sharding.split_batch(batch)))
+            chosen.append(cases_of_batch)
+        in_order = np.argsort(np.concatenate(chosen))
+
         # Fetched only now, so that the device is never waited for between two batches.
-        parts = [jax.tree.map(lambda x, count=count: np.asarray(x)[:count], one) for one, count in answers]
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        def together(*parts: jax.Array) -> np.ndarray:
+            real = [np.asarray(part)[: len(one)] for part, one in zip(parts, chosen, strict=True)]
+            return np.concatenate(real)[in_order]
+
+        return jax.tree.map(together, *answers)

@@ -1,6 +1,7 @@
 import contextlib
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from contextlib import closing
@@ -384,28 +385,31 @@ def test_a_state_of_another_number_of_streams_is_refused():
     prompt=prompts(),
     extra=st.integers(0, 20),
 )
-def test_rank_batches_keep_the_newest_items_in_one_shape(lengths, batch_size, max_items, prompt, extra):
+def test_rank_batches_keep_the_newest_items(lengths, batch_size, max_items, prompt, extra):
     histories, row_length = distinct_items(lengths), prompt.longest(1) + extra
     cases = EvaluationCases(np.arange(len(lengths)), histories, np.arange(len(lengths)) + 1000)
-    width = min(row_length, len(prompt.prefix) - prompt.merged + max_items * prompt.pieces.lengths.max())
-    row = 0
-    for batch, count in rank_batches(cases, prompt, batch_size, max_items, row_length):
+    longest = min(row_length, len(prompt.prefix) - prompt.merged + max_items * prompt.pieces.lengths.max())
+    seen, before = [], 0
+    for batch, chosen in rank_batches(cases, prompt, batch_size, max_items, row_length):
+        width, count = batch.inputs.shape[1], len(chosen)
         assert batch.inputs.shape == (batch_size, width)
         assert batch.history.shape == (batch_size, max_items)
         assert batch.lengths.shape == batch.targets.shape == (batch_size,)
         assert all(array.dtype == np.int32 for array in batch)
         assert batch.lengths.min() >= 1
         assert (batch.history[count:] == -1).all()
-        for i in range(count):
-            items = histories[row].tolist()
+        for i, case in enumerate(chosen):
+            items = histories[case].tolist()
             inputs, _ = rendered(prompt, newest(prompt, items, max_items, row_length))
-            assert batch.lengths[i] == len(inputs)
+            assert batch.lengths[i] == len(inputs) >= before
             assert batch.inputs[i].tolist() == inputs + [0] * (width - len(inputs))
             # What is filtered out does not depend on how long the prompts are.
             assert batch.history[i].tolist() == items[-max_items:] + [-1] * (max_items - len(items))
-            assert batch.targets[i] == 1000 + row
-            row += 1
-    assert row == len(lengths)
+            assert batch.targets[i] == 1000 + case
+            before = len(inputs)
+        assert width == min(w for w in (math.ceil(longest / 4), math.ceil(longest / 2), longest) if w >= before)
+        seen.extend(chosen)
+    assert sorted(seen) == list(range(len(lengths)))
 
 
 def test_an_item_that_no_row_can_hold_is_refused():
