@@ -48,6 +48,7 @@ PARAMETERS = (
     (r"lora\.a", ("embed", None)),
     (r"lora\.b", (None, "embed")),
     (r"embedding", (None, "embed")),
+    (r"head_kernel", ("embed", None)),
     (r"item_encoder\..*(kernel|input)", ("embed", None)),
     (r"tokens", ("items", None)),
     (r"log_q|twin_group", ("items",)),

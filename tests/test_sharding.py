@@ -49,6 +49,7 @@ def test_a_mesh_that_is_not_the_devices_is_refused(sizes, message):
         ("backbone.layers.self_attn.q_proj.lora.a", (36, 64, 16), P(None, ("fsdp",), None)),
         ("embedding", (1024, 64), P(None, ("fsdp",))),
         ("text_embedding", (999, 64), P(None, ("fsdp",))),
+        ("head_kernel", (32, 64, 64), P(None, ("fsdp",), None)),
         ("item_encoder.mlp.input", (4, 64, 32), P(None, ("fsdp",), None)),
         ("tokens", (80, 4), P(("fsdp", "tensor"), None)),
         ("backbone.layers.pre_mlp_norm.scale", (36, 64), P()),

@@ -1,5 +1,4 @@
-"""The models over item indices on a mesh of eight devices against the same on one; a program of its own, run by
-`test_item_sequence.py`.
+"""Models that read items, all but SimGR, on a mesh of eight devices against the same on one; a program of its own.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.models.sharded_item_sequence
 
@@ -18,7 +17,7 @@ from simgr_jax.models.create import create
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
-NUM_ITEMS = 43
+NUM_ITEMS, CODEBOOKS = 43, (4, 4, 3)
 SHAPE = {"width": 16, "layers": 1, "heads": 4, "head_width": 8, "mlp_width": 24, "dropout": 0.3}
 # (model, its options)
 CASES = (
@@ -26,6 +25,8 @@ CASES = (
     ("bert4rec", {}),
     ("hstu", {}),
     ("item_knn", {"neighbors": 7}),
+    ("parallel", {"decoding": "exhaustive"}),
+    ("parallel", {"decoding": "graph", "graph_neighbors": 4, "beam_width": 5}),
 )
 
 
@@ -35,7 +36,8 @@ def make(name: str, options: dict):
     config.backbone.update(SHAPE)
     if options:
         config[name].update(options)
-    ids = SemanticIds(np.arange(NUM_ITEMS, dtype=np.int32)[:, None], (NUM_ITEMS,))
+    codes = np.stack(np.unravel_index(np.arange(NUM_ITEMS), CODEBOOKS), axis=1)
+    ids = SemanticIds(codes.astype(np.int32), CODEBOOKS)
     users = Sequences.from_lists(np.random.default_rng(3).integers(0, NUM_ITEMS, (20, 6)))
     return create(config, ids, users)
 
