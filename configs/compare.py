@@ -58,7 +58,7 @@ def get_config(dataset: str = "") -> ml_collections.ConfigDict:
             # does without.
             "trial_epochs": 2,
             # Speed is measured on so many batches of so many users, in so many rounds.
-            "inference": {"batch_size": 256, "batches": 4, "rounds": 5},
+            "inference": {"batch_size": 256, "batches": 16, "rounds": 5},
             # What several rows have: overrides of `base` by name.
             "shared": {"short_ids": {"semantic_ids": short}, "long_ids": {"semantic_ids": long}},
             "models": models,
