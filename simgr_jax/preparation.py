@@ -124,6 +124,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, k: int = LIST_LENG
     if llm:
         backbone = load_pretrained(llm, tokenizer, config, semantic_ids, dataset.item_texts, prompt)
     model = create(config, semantic_ids, split.train, backbone)
+    if k > (width := getattr(model, "beam_width", k)):
+        raise UserError(f"config.{config.model.name}.beam_width: {width} can't fill a list of {k}; give at least that")
     ranker = Ranker(
         nnx.graphdef(model),
         prompt=prompt,

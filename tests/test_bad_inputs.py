@@ -115,6 +115,12 @@ CASES = [
     option("--config.data.split=temporal", message="config.data.split: temporal needs timestamps"),
     option("--config.data.k_core=99", message="config.data.k_core: no user and no item has 99"),
     option("--config.data.synthetic.num_items=9", message="config.data.path: synthetic has 9 items"),
+    option(
+        "--config.model.name=autoregressive",
+        "--config.model.history=tokens",
+        "--config.autoregressive.beam_width=9",
+        message="config.autoregressive.beam_width: 9 can't fill a list of 10; give at least that",
+    ),
     option("--config.model.name=magic", message='config.model.name: "magic" is unknown; choose'),
     option(
         "--config.model.item_encoder=max", message='config.model.item_encoder: "max" is unknown; choose one of mean'

@@ -68,8 +68,8 @@ class Speller(nnx.Module):
         rngs: nnx.Rngs,
         embedding: Float[np.ndarray, "V D"] | None = None,
     ):
-        self.name, self.num_items = config.model.name, semantic_ids.num_items
-        self.beam_width, self.label_smoothing = config[self.name].beam_width, config.loss.label_smoothing
+        self.num_items = semantic_ids.num_items
+        self.beam_width, self.label_smoothing = config[config.model.name].beam_width, config.loss.label_smoothing
         self.codebook_sizes = tuple(semantic_ids.codebook_sizes)
         self.offsets = tuple(semantic_ids.offsets.tolist())
         tokens, spelling = np.unique(semantic_ids.tokens, axis=0, return_inverse=True)
@@ -120,13 +120,9 @@ class Speller(nnx.Module):
     def rank(self, batch: RankBatch, catalog: Float[Array, "V D"], k: int, filter_history: bool) -> Ranking:
         """The best k of the items that the beam search finds; the rank of a target that it does not find is inf.
 
-        Raises:
-          UserError: k is more than the beam's width.
+        Args:
+          k: at most the beam's width.
         """
-        if k > self.beam_width:
-            raise UserError(
-                f"config.{self.name}.beam_width: {self.beam_width} can't fill a list of {k}; give at least that"
-            )
         items, scores = self.beam(batch, catalog, self.beam_width, batch.history if filter_history else None)
         return Ranking(items[:, :k], scores[:, :k], rank_in_list(items, scores, batch.targets))
 
