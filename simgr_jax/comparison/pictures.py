@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,17 +154,15 @@ def draw_bias(figures: Mapping[str, Any]) -> Figure:
     beams = {name: found["beam"] for name, found in figures.items() if "beam" in found}
     reference = "truth" if any("truth" in found for found in figures.values()) else "joint"
     distances = {name: found[reference]["kl"] for name, found in figures.items() if reference in found}
-    panels = [draw for draw, values in ((_draw_beams, beams), (_draw_distances, distances)) if values]
+    panels = [partial(_draw_beams, beams)] if beams else []
+    panels += [partial(_draw_distances, distances, reference)] if distances else []
     figure = Figure(figsize=(6 * len(panels), 4.2), layout="constrained")
     for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
-        if draw is _draw_beams:
-            _draw_beams(axes, beams)
-        else:
-            _draw_distances(axes, distances, reference)
+        draw(axes)
     return figure
 
 
-def _draw_beams(axes: Axes, beams: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+def _draw_beams(beams: Mapping[str, Mapping[str, Mapping[str, float]]], axes: Axes) -> None:
     """beams: of each model, by width."""
     for number, (name, widths) in enumerate(beams.items()):
         across, color = [int(width) for width in widths], COLORS[number % len(COLORS)]
@@ -174,7 +173,7 @@ def _draw_beams(axes: Axes, beams: Mapping[str, Mapping[str, Mapping[str, float]
     axes.legend()
 
 
-def _draw_distances(axes: Axes, distances: Mapping[str, float], reference: str) -> None:
+def _draw_distances(distances: Mapping[str, float], reference: str, axes: Axes) -> None:
     """distances: of each model from the reference; the nearest is at the top."""
     names = sorted(distances, key=lambda name: -distances[name])
     bars = axes.barh(names, [distances[name] for name in names], color=COLORS[0], height=0.6)
