@@ -252,7 +252,8 @@ def launch(arguments: Sequence[str], workdir: Path, title: str) -> None:
     with (
         (workdir / "output.log").open("a", encoding="utf-8") as log,
         Console().status(escape(title)) as status,
-        _process([sys.executable, "-m", *arguments]) as process,
+        # Unbuffered, or what it printed would come after its last words, the error.
+        _process([sys.executable, "-u", "-m", *arguments]) as process,
     ):
         for line in process.stdout:
             log.write(line)

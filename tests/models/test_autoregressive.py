@@ -282,8 +282,3 @@ def test_the_backbone_has_positions_for_the_item_that_is_spelled(codes):
 def test_what_can_not_be_is_told_by_its_key(codes, key, value):
     with pytest.raises(UserError, match=f"^config.{key}: "):
         make(codes, **{key: value})
-
-
-def test_lists_longer_than_the_beam_are_refused(codes):
-    with pytest.raises(UserError, match=r"^config\.autoregressive\.beam_width: 4 "):
-        ask(make(codes, **{"autoregressive.beam_width": 4}), "rank", rank_batch(codes), 5, False)
