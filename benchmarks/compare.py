@@ -3,8 +3,8 @@
     python -m benchmarks.compare --config=configs/compare.py:beauty --config.base.data.path=DIR
 
 Runs `simgr_jax.compare` with the same flags in workdirs/compare_DATASET (going on where an earlier call was cut off)
-and writes results/compare_DATASET.json and, for people, results/compare_DATASET.md. With configs/scaling.py these are
-called scaling_DATASET.
+and writes results/compare_DATASET.json and, for people, results/compare_DATASET.md and .png. With configs/scaling.py
+these are called scaling_DATASET.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ from simgr_jax.comparison import rows
 def main() -> None:
     cli.required("config")
     config = flags.FLAGS.config
-    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    name = f"{file.stem}_{config.base.data.name or config.base.data.format}"
+    config_file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    name = f"{config_file.stem}_{config.base.data.name or config.base.data.format}"
     workdir = Path("workdirs") / name
     command = [sys.executable, "-m", "simgr_jax.compare", *sys.argv[1:], f"--workdir={workdir}"]
-    started, file = time.time(), workdir / "comparison.json"
+    started, comparison = time.time(), workdir / "comparison.json"
     code = subprocess.run(command).returncode
     # Where a model failed, the others' figures are kept all the same, and say so.
-    if file.exists() and file.stat().st_mtime >= started:
+    if comparison.exists() and comparison.stat().st_mtime >= started:
         settings = config.to_dict() | {"base": record.settings(config.base)}
-        record.write(name, json.loads(file.read_text(encoding="utf-8")), settings, config.base.seed)
-        shutil.copyfile(workdir / "comparison.md", record.ROOT / "results" / f"{name}.md")
+        record.write(name, json.loads(comparison.read_text(encoding="utf-8")), settings, config.base.seed)
+        picture = "scaling.png" if (workdir / "scaling.png").exists() else "diversity.png"
+        for file in ("comparison.md", picture):
+            shutil.copyfile(workdir / file, (record.ROOT / "results" / name).with_suffix(Path(file).suffix))
     sys.exit(code)
 
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 from rich.markdown import Markdown
 
 from simgr_jax import cli
 from simgr_jax.cache import atomic_path
 from simgr_jax.comparison import pictures
 from simgr_jax.comparison.bias import measure
-from simgr_jax.comparison.table import markdown_table
+from simgr_jax.comparison.table import console, markdown_table
 from simgr_jax.errors import UserError
 from simgr_jax.evaluate import RANKING_FILE
 
@@ -62,7 +61,7 @@ def main() -> None:
         with atomic_path(folder / name) as temporary:
             temporary.write_text(content + "\n", encoding="utf-8")
     pictures.write_bias(folder / "bias.png", figures)
-    Console().print(Markdown(text))
+    console().print(Markdown(text))
     print(f"the figures are in {folder / 'bias.json'}")
 
 

@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 import ml_collections
 from absl import flags
-from rich.console import Console
 
 from simgr_jax import cli, run_config
 from simgr_jax.cache import atomic_path
@@ -133,9 +132,7 @@ def _report(
     _write(folder / "comparison.json", json.dumps(figures, indent=2, allow_nan=False))
     _write(folder / "comparison.md", table.markdown(figures))
     pictures.write(folder, figures)
-    console = Console()
-    # What is no terminal has no width to keep to.
-    (console if console.is_terminal else Console(width=200)).print(table.terminal(figures))
+    table.console().print(table.terminal(figures))
     print(f"the table, its notes and pictures are in {folder}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -95,6 +96,12 @@ def _duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def console() -> Console:
+    """Where tables are shown; what is no terminal has no width to keep to."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
 
 
 def terminal(figures: Mapping[str, Any]) -> Table:
