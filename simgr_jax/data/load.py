@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -52,9 +53,24 @@ def load(config: ml_collections.ConfigDict, cache_dir: Path) -> tuple[Dataset, S
         dataset = source.read()
         _save_dataset(path, dataset)
     dataset = dataclasses.replace(dataset, name=config.name or source.name)
+    if dataset.timestamps is None and _is_sorted_by_id(dataset):
+        logging.getLogger(__name__).warning(
+            "config.data.path: every user's items in %s are in the order of their ids; if that is not their order in "
+            "time, what is learned and judged is not what came next",
+            dataset.name,
+        )
     if config.split == "temporal":
         return dataset, splits.temporal(dataset, config.validation_fraction, config.test_fraction)
     return dataset, getattr(splits, config.split)(dataset)
+
+
+def _is_sorted_by_id(dataset: Dataset) -> bool:
+    """Of all users, and of so many that it is not by chance."""
+    place_of_item = np.argsort(np.argsort(np.array(dataset.item_ids)))
+    places, is_first = place_of_item[dataset.sequences.values], np.zeros(len(dataset.sequences.values), bool)
+    is_first[dataset.sequences.offsets[:-1][dataset.sequences.lengths > 0]] = True
+    descends = (np.diff(places) < 0) & ~is_first[1:]
+    return np.count_nonzero(dataset.sequences.lengths > 1) >= 100 and not descends.any()
 
 
 def synthetic_folder(config: ml_collections.ConfigDict, cache_dir: Path) -> Path:

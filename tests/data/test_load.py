@@ -191,3 +191,14 @@ def test_a_cache_folder_that_can_not_be_written(p5_folder, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="can't be written"):
         load(config_of(path=str(p5_folder)), tmp_path / "file")
+
+
+@pytest.mark.parametrize(("order", "num_users", "warns"), [(sorted, 100, True), (list, 100, False), (sorted, 9, False)])
+def test_sequences_in_the_order_of_their_ids_are_suspicious(tmp_path, cache_dir, caplog, order, num_users, warns):
+    """Whoever sorted them lost their order in time. A few users' may be so by chance."""
+    generator = np.random.default_rng(0)
+    users = [generator.choice(50, 6, replace=False).astype(str) for _ in range(num_users)]
+    lines = [f"u{number} {' '.join(order(items))}" for number, items in enumerate(users)]
+    (tmp_path / "user_sequence.txt").write_text("\n".join(lines))
+    load(config_of(path=str(tmp_path), name="mine"), cache_dir)
+    assert ("every user's items in mine are in the order of their ids" in caplog.text) == warns
