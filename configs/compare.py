@@ -29,14 +29,14 @@ from simgr_jax.errors import UserError
 DATASETS = ("beauty", "toys", "instruments", "synthetic")
 SIMGR, GENERATIVE, TRADITIONAL = "scores items (SimGR)", "generates semantic IDs", "traditional"
 
-# Each model has as many trials; their settings are what matters most for it.
-LEARNING_RATES = [{"optimizer": {"learning_rate": rate}} for rate in (1e-3, 2e-3, 4e-3)]
+# Each model has as many trials; their settings are what matters most for it, so wide that the best is seldom at an end.
+LEARNING_RATES = [{"optimizer": {"learning_rate": rate}} for rate in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)]
 # RPG's own are a rate of 0.01 and, for Beauty, a temperature of 0.03.
 PARALLEL = [
     {"optimizer": {"learning_rate": rate}, "parallel": {"temperature": temperature}}
-    for rate, temperature in ((4e-3, 0.07), (1e-2, 0.07), (1e-2, 0.03))
+    for rate, temperature in ((1e-3, 0.07), (2e-3, 0.07), (4e-3, 0.07), (1e-2, 0.07), (1e-2, 0.03))
 ]
-SHRINKAGES = [{"item_knn": {"shrinkage": shrinkage}} for shrinkage in (0.0, 10.0, 100.0)]
+SHRINKAGES = [{"item_knn": {"shrinkage": shrinkage}} for shrinkage in (0.0, 10.0, 100.0, 1000.0, 10000.0)]
 NOTHING = MappingProxyType({})
 
 
