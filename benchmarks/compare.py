@@ -2,7 +2,7 @@
 
     python -m benchmarks.compare --config=configs/compare.py:beauty --config.base.data.path=DIR
 
-Runs `simgr_jax.compare` with the same flags in workdirs/compare_DATASET (going on where an earlier call was cut off)
+Runs `simgr_jax.compare` with --config and --only in workdirs/compare_DATASET (going on where a call was cut off)
 and writes results/compare_DATASET.json and, for people, results/compare_DATASET.md and .png. With configs/scaling.py
 these are called scaling_DATASET.
 """
@@ -23,6 +23,9 @@ from benchmarks import record
 from simgr_jax import cli
 from simgr_jax.comparison import rows
 
+# The best there is of them is kept.
+PICTURES = ("scaling.png", "diversity.png", "accuracy.png")
+
 
 def main() -> None:
     cli.required("config")
@@ -36,8 +39,10 @@ def main() -> None:
     # Where a model failed, the others' figures are kept all the same, and say so.
     if comparison.exists() and comparison.stat().st_mtime >= started:
         settings = config.to_dict() | {"base": record.settings(config.base)}
-        record.write(name, json.loads(comparison.read_text(encoding="utf-8")), settings, config.base.seed)
-        picture = "scaling.png" if (workdir / "scaling.png").exists() else "diversity.png"
+        figures = json.loads(comparison.read_text(encoding="utf-8"))
+        # However often it was called for some of the rows: without --only it trains them all.
+        record.write(name, figures, settings, config.base.seed, without="--only")
+        picture = next(file for file in PICTURES if (workdir / file).exists())
         for file in ("comparison.md", picture):
             shutil.copyfile(workdir / file, (record.ROOT / "results" / name).with_suffix(Path(file).suffix))
     sys.exit(code)
@@ -45,8 +50,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string(
-        "name", None, "Of the result and its workdir, like scaling_beauty; compare_DATASET if left out."
-    )
     flags.DEFINE_list("only", [], "Names of the models to train, separated by commas; all if left out.")
     cli.run(main, rows.config_keys)

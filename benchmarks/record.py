@@ -20,10 +20,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "flax", "optax", "numpy", "polars")
 
 
-def write(name: str, figures: dict[str, Any], config: dict[str, Any], seed: int) -> Path:
-    """Writes `results/NAME.json`: the command, seed and config, the figures, versions, git commit and the machine."""
+def write(name: str, figures: dict[str, Any], config: dict[str, Any], seed: int, without: str = "") -> Path:
+    """Writes `results/NAME.json`: the command, seed and config, the figures, versions, git commit and the machine.
+
+    without: a flag that the command is recorded without.
+    """
     record = {
-        "command": command(),
+        "command": command(without),
         "seed": seed,
         "config": config,
         "figures": figures,
@@ -45,12 +48,13 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return values
 
 
-def command() -> str:
-    """The command that runs, as typed at the repository's root."""
+def command(without: str = "") -> str:
+    """The command that runs, as typed at the repository's root, but for a flag given like --flag=value."""
     module = sys.modules["__main__"].__spec__
     if module is None:
         raise RuntimeError("run it as python -m MODULE, so that the record can name the command")
-    return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *map(_relative, sys.argv[1:])])
+    arguments = [_relative(argument) for argument in sys.argv[1:] if argument.partition("=")[0] != without]
+    return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *arguments])
 
 
 def _relative(argument: str) -> str:
