@@ -2,8 +2,8 @@
 
     python -m benchmarks.bias --workdir=workdirs/compare_beauty [--users=256]
 
-Runs `simgr_jax.bias` in a workdir of `benchmarks.compare` and writes results/bias_DATASET.json and, for people,
-results/bias_DATASET.md and .png.
+Runs `simgr_jax.bias`, with its flags, in a workdir of `benchmarks.compare` and writes results/bias_DATASET.json and,
+for people, results/bias_DATASET.md and .png.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from absl import flags
-
 from benchmarks import record
 from simgr_jax import cli, run_config
+from simgr_jax.bias import define_flags
 
 
 def main() -> None:
     workdir = Path(cli.required("workdir"))
-    subprocess.run([sys.executable, "-m", "simgr_jax.bias", *sys.argv[1:]], check=True)
+    if code := subprocess.run([sys.executable, "-m", "simgr_jax.bias", *sys.argv[1:]]).returncode:
+        sys.exit(code)
     figures = json.loads((workdir / "bias.json").read_text(encoding="utf-8"))
     configs = {name: run_config.load(workdir / "runs" / name) for name in figures["models"]}
     config = next(iter(configs.values()))
@@ -30,10 +30,10 @@ def main() -> None:
     settings = {name: record.settings(config) for name, config in configs.items()}
     record.write(result, figures, settings, config.seed)
     for kind in ("md", "png"):
-        shutil.copyfile(workdir / f"bias.{kind}", record.ROOT / "results" / f"{result}.{kind}")
+        if (workdir / f"bias.{kind}").exists():
+            shutil.copyfile(workdir / f"bias.{kind}", record.ROOT / "results" / f"{result}.{kind}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "The workdir of simgr_jax.compare.")
-    flags.DEFINE_integer("users", 256, "How many users of the test split are asked about.")
+    define_flags()
     cli.run(main)

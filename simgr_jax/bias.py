@@ -21,14 +21,16 @@ from simgr_jax import cli
 from simgr_jax.cache import atomic_path
 from simgr_jax.comparison import pictures
 from simgr_jax.comparison.bias import measure
+from simgr_jax.comparison.runs import FINISHED_FILE
 from simgr_jax.comparison.table import console, markdown_table
 from simgr_jax.errors import UserError
-from simgr_jax.evaluate import RANKING_FILE
 
 # Header of a column: where its figure is, and in how many digits.
 COLUMNS = {
     "exact NDCG@10": ("exact/NDCG@10", 4),
     "decoded": ("decoded/NDCG@10", 4),
+    "decoded − exact": ("decoded/difference/mean", 4),
+    "±": ("decoded/difference/half_width", 4),
     "found@10": ("search/found@10", 4),
     "mass@10": ("search/mass@10", 4),
     "rank correlation": ("search/rank_correlation@10", 4),
@@ -43,17 +45,19 @@ COLUMNS = {
 def main() -> None:
     values = flags.FLAGS
     folder = Path(cli.required("workdir"))
-    workdirs = {
-        path.parents[1].name: path.parents[1] for path in sorted((folder / "runs").glob(f"*/report/{RANKING_FILE}"))
-    }
+    workdirs = {path.parent.name: path.parent for path in sorted((folder / "runs").glob(f"*/{FINISHED_FILE}"))}
     if not workdirs:
         raise UserError(f"{folder / 'runs'}: holds no finished run; run simgr_jax.compare in this workdir first")
-    try:
-        widths = [int(width) for width in values.beam_widths]
-    except ValueError:
-        raise UserError(f"--beam_widths: {','.join(values.beam_widths)} are no numbers; give some like 5,20") from None
+    if flags.FLAGS["joint"].present and values.joint not in workdirs:
+        raise UserError(f'--joint: "{values.joint}" is not in {folder / "runs"}; choose from {", ".join(workdirs)}')
+    widths = _widths(values.beam_widths)
     figures = measure(
-        workdirs, users=values.users, batch_size=values.batch_size, beam_widths=widths, joint=values.joint
+        workdirs,
+        _places(folder, values.data_path),
+        users=values.users,
+        batch_size=values.batch_size,
+        beam_widths=widths,
+        joint=values.joint,
     )
     settings = {"users": values.users, "beam_widths": widths, "joint": values.joint}
     text = markdown(figures, settings)
@@ -65,6 +69,20 @@ def main() -> None:
     print(f"the figures are in {folder / 'bias.json'}")
 
 
+def _widths(texts: list[str]) -> list[int]:
+    widths = [int(text) if text.isdecimal() else 0 for text in texts]
+    if not all(widths):
+        raise UserError(f"--beam_widths: can't be {','.join(texts)}; give numbers from 1, like 5,20")
+    return widths
+
+
+def _places(folder: Path, data_path: str | None) -> dict[str, str]:
+    """What may have moved since the runs, by full key."""
+    cache = folder.resolve() / "cache"
+    places = {"cache_dir": str(cache)} if cache.is_dir() else {}
+    return places | ({"data.path": data_path} if data_path else {})
+
+
 def markdown(figures: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
     """A table of all models, and one of the beams' widths."""
     flat = {name: _flat(found) for name, found in figures.items()}
@@ -73,7 +91,11 @@ def markdown(figures: Mapping[str, Mapping[str, Any]], settings: Mapping[str, An
         [name, *(f"{found[key]:.{digits}f}" if key in found else "" for key, digits in columns.values())]
         for name, found in flat.items()
     ]
-    text = f"{settings['users']} users. Joint: {settings['joint']}.\n\n" + markdown_table(["model", *columns], rows)
+    cases = next(iter(figures.values()))["cases"]
+    text = f"{cases} cases of the test split; ±: 95% interval over their users."
+    if settings["joint"] in figures:
+        text += f" Joint: {settings['joint']}."
+    text += "\n\n" + markdown_table(["model", *columns], rows)
     beams = [
         [name, width, *(f"{errors[key]:.4f}" for key in ("found@5", "found@10", "mass@10", "rank_correlation@10"))]
         for name, found in figures.items()
@@ -86,14 +108,21 @@ def markdown(figures: Mapping[str, Mapping[str, Any]], settings: Mapping[str, An
 
 def _flat(found: Mapping[str, Any]) -> dict[str, float]:
     groups = {key: value for key, value in found.items() if isinstance(value, dict) and key != "beam"}
+    difference = found["decoded/difference"]
+    groups["decoded/difference"] = difference | {"half_width": (difference["ci95_high"] - difference["ci95_low"]) / 2}
     flat = {key: value for key, value in found.items() if isinstance(value, float)}
     return flat | {f"{group}/{key}": value for group, values in groups.items() for key, value in values.items()}
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "The workdir of simgr_jax.compare.")
-    flags.DEFINE_integer("users", 256, "How many users of the test split are asked about.", lower_bound=1)
+    flags.DEFINE_string("data_path", None, "Where the data are, if not where the runs found them.")
+    flags.DEFINE_integer("users", 256, "How many cases of the test split are asked about.", lower_bound=2)
     flags.DEFINE_integer("batch_size", 16, "Users at once.", lower_bound=1)
     flags.DEFINE_list("beam_widths", ["5", "10", "20", "50", "100"], "Of models with a beam.")
     flags.DEFINE_string("joint", "autoregressive", "The model that others' distributions are measured from.")
+
+
+if __name__ == "__main__":
+    define_flags()
     cli.run(main)

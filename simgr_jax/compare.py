@@ -21,13 +21,14 @@ from absl import flags
 from simgr_jax import cli, run_config
 from simgr_jax.cache import atomic_path
 from simgr_jax.comparison import figures as figures_lib
+from simgr_jax.comparison import inference as inference_lib
 from simgr_jax.comparison import pictures, table
 from simgr_jax.comparison import rows as rows_lib
-from simgr_jax.comparison.inference import users_per_second
+from simgr_jax.comparison.figures import Finished
+from simgr_jax.comparison.inference import Speeds
 from simgr_jax.comparison.rows import Row
-from simgr_jax.comparison.runs import RunFailed, Runs, Tuning
+from simgr_jax.comparison.runs import FINISHED_FILE, RunFailed, Runs
 from simgr_jax.errors import UserError
-from simgr_jax.evaluate import RANKING_FILE
 from simgr_jax.files import read_json_object
 from simgr_jax.preparation import cache_dir, load_data
 
@@ -52,7 +53,7 @@ def main() -> None:
     failures = _train(runs, chosen)
     finished = _finished(runs, rows)
     if finished:
-        _report(folder, config, rows, finished, failures)
+        _report(folder, config, runs, rows, finished, failures)
     if failures:
         _exit(failures)
 
@@ -103,25 +104,26 @@ def _train(runs: Runs, rows: Sequence[Row]) -> dict[str, RunFailed]:
     return failures
 
 
-def _finished(runs: Runs, rows: Sequence[Row]) -> dict[str, tuple[Row, Tuning, list[Path]]]:
+def _finished(runs: Runs, rows: Sequence[Row]) -> dict[str, Finished]:
     finished = {}
     for row in rows:
         tuning, seeds = runs.tuning(row), runs.finished_seeds(row)
         if tuning is not None and seeds:
-            finished[row.name] = (row._replace(seeds=tuple(seeds)), tuning, [runs.workdir(row, seed) for seed in seeds])
+            finished[row.name] = Finished(row, tuning, {seed: runs.workdir(row, seed) for seed in seeds})
     return finished
 
 
 def _report(
     folder: Path,
     config: ml_collections.ConfigDict,
+    runs: Runs,
     rows: Sequence[Row],
-    finished: Mapping[str, tuple[Row, Tuning, list[Path]]],
+    finished: Mapping[str, Finished],
     failures: Mapping[str, RunFailed],
 ) -> None:
     base = run_config.flat(config.base)
-    workdirs = {name: paths[0] for name, (_, _, paths) in finished.items()}
-    inference, speeds = _inference(folder, workdirs, config.inference)
+    workdirs = {name: next(iter(one.workdirs.values())) for name, one in finished.items()}
+    inference, speeds = _inference(folder, workdirs, runs.places, config.inference)
     figures = figures_lib.collect(finished, config.reference, speeds) | {
         "base": {key: base[key] for key in SHOWN if base[key] != ""},
         "trial_epochs": config.trial_epochs,
@@ -137,21 +139,24 @@ def _report(
 
 
 def _inference(
-    folder: Path, workdirs: Mapping[str, Path], config: ml_collections.ConfigDict
-) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """How speed was measured, and users per second; those of before where nothing has changed since."""
+    folder: Path, workdirs: Mapping[str, Path], places: Mapping[str, str], config: ml_collections.ConfigDict
+) -> tuple[dict[str, Any], dict[str, Speeds]]:
+    """How speed was measured, and the speeds; those of before where nothing has changed since."""
     file = folder / "inference.json"
     settings = config.to_dict()
     if file.exists():
         before = read_json_object(file)
         is_newest = all(
-            (workdir / "report" / RANKING_FILE).stat().st_mtime < file.stat().st_mtime for workdir in workdirs.values()
+            (workdir / FINISHED_FILE).stat().st_mtime < file.stat().st_mtime for workdir in workdirs.values()
         )
-        if is_newest and before["settings"] == settings and before["users_per_second"].keys() == workdirs.keys():
-            return settings | {"users": before["users"]}, before["users_per_second"]
+        if is_newest and before["settings"] == settings and before["speeds"].keys() == workdirs.keys():
+            return settings | {"users": before["users"]}, {
+                name: Speeds(**one) for name, one in before["speeds"].items()
+            }
     print(f"measuring inference: {', '.join(workdirs)}", flush=True)
-    users, speeds = users_per_second(workdirs, **settings)
-    _write(file, json.dumps({"settings": settings, "users": users, "users_per_second": speeds}, indent=2))
+    users, speeds = inference_lib.measure(workdirs, places, **settings)
+    kept = {name: one._asdict() for name, one in speeds.items()}
+    _write(file, json.dumps({"settings": settings, "users": users, "speeds": kept}, indent=2))
     return settings | {"users": users}, speeds
 
 

@@ -18,11 +18,10 @@ import numpy as np
 from absl import flags
 
 from simgr_jax import cli, distributed, run_config
-from simgr_jax.cache import atomic_path
 from simgr_jax.data.dataset import Dataset, Split
 from simgr_jax.data.load import synthetic_folder
 from simgr_jax.errors import UserError
-from simgr_jax.evaluation import predictions
+from simgr_jax.evaluation import predictions, ranking_file
 from simgr_jax.evaluation.metrics import LIST_LENGTH
 from simgr_jax.evaluation.references import reference_rankings
 from simgr_jax.evaluation.report import collect_metrics, write_report
@@ -32,9 +31,6 @@ from simgr_jax.ops.top_k import Ranking
 from simgr_jax.preparation import Prepared, cache_dir, load_data, open_mesh, prepare, restore_best
 
 SPLITS = ("validation", "test")
-
-# In a report: what paired comparisons need, so that nobody ranks again for them.
-RANKING_FILE = "ranking.npz"
 
 
 def main() -> None:
@@ -105,18 +101,13 @@ def _report(
     known_truth = config.data.format == "synthetic" and not config.data.k_core
     truth = synthetic_folder(config.data, cache) if known_truth else None
     rankings = {"model": ranking, **reference_rankings(dataset, splits, cases, truth)}
-    facts |= {"dataset": dataset.name, "split": split, "num_users": len(cases), "num_items": dataset.num_items}
-    metrics = collect_metrics(facts, rankings, dataset.num_items)
+    num_users = len(np.unique(cases.users))
+    facts |= {"dataset": dataset.name, "split": split, "num_users": num_users, "num_cases": len(cases)}
+    metrics = collect_metrics(facts | {"num_items": dataset.num_items}, rankings, cases.users, dataset.num_items)
     write_report(folder, metrics, rankings, cases, splits.train, log)
-    _write_ranking(folder / RANKING_FILE, ranking)
+    # The last thing that a report gets.
+    ranking_file.write(folder, ranking, cases)
     print(f"{LIST_LENGTH} recommendations for each of {len(cases):,} cases judged; the report is in {folder}")
-
-
-def _write_ranking(path: Path, ranking: Ranking) -> None:
-    """items: int32 [C, 10], -1 in empty slots; target_rank: float32 [C]."""
-    items = np.asarray(ranking.items, np.int32)[:, :LIST_LENGTH]
-    with atomic_path(path) as temporary:
-        np.savez(temporary, items=items, target_rank=np.asarray(ranking.target_rank, np.float32))
 
 
 if __name__ == "__main__":

@@ -122,6 +122,18 @@ def test_what_is_finished_stays_as_it_is(run_binary, options, folder, launcher, 
     assert "measuring" not in output and "popularity" in output
 
 
+def test_a_comparison_can_move(run_binary, options, compared, tmp_path, launcher):
+    """Its runs' configs say where the cache was; speed is measured anew where it is now."""
+    folder = shutil.copytree(compared[0], tmp_path / "elsewhere")
+    (folder / "inference.json").unlink()
+    moved = compared[0].rename(compared[0].with_name("gone"))
+    try:
+        assert run_binary("compare", *options, f"--workdir={folder}") == 0
+    finally:
+        moved.rename(compared[0])
+    assert launcher.launched == [] and (folder / "inference.json").exists()
+
+
 def test_only_what_is_asked_for_is_trained(run_binary, options, folder, launcher):
     for name in ("sasrec", "simgr"):
         shutil.rmtree(folder / "runs" / name)
@@ -131,7 +143,7 @@ def test_only_what_is_asked_for_is_trained(run_binary, options, folder, launcher
     assert list(figures["models"]) == ["sasrec", "popularity"] and figures["not_trained"] == ["simgr"]
     # With other models, speed is measured anew.
     assert all(model["users_per_second"] > 0 for model in figures["models"].values())
-    assert read(folder / "inference.json")["users_per_second"].keys() == {"sasrec", "popularity"}
+    assert read(folder / "inference.json")["speeds"].keys() == {"sasrec", "popularity"}
 
 
 def test_a_changed_config_of_a_finished_run_is_refused(run_binary, options, folder, launcher, capfd):

@@ -9,7 +9,7 @@ import pytest
 from simgr_jax.evaluation.metrics import summarize
 
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "entropy@10", "coverage@10")
-FACTS = {"model", "dataset", "split", "num_users", "num_items"}
+FACTS = {"model", "dataset", "split", "num_users", "num_cases", "num_items"}
 COST = {"num_parameters", "train_seconds", "train_targets_per_second"}
 
 
@@ -28,7 +28,7 @@ def test_metrics_json_is_the_contract(trained_workdir):
     intervals = [f"{name}/ci95_{end}" for name in named for end in ("low", "high")]
     assert metrics.keys() == FACTS | COST | set(named) | set(intervals)
     assert (metrics["model"], metrics["dataset"], metrics["split"]) == ("simgr", "synthetic", "test")
-    assert (metrics["num_users"], metrics["num_items"]) == (200, 60)
+    assert (metrics["num_users"], metrics["num_cases"], metrics["num_items"]) == (200, 200, 60)
     assert min(metrics[key] for key in COST) > 0
     assert all(type(metrics[name]) is float for name in named)
     for name in named:

@@ -15,6 +15,7 @@ from simgr_jax.data import synthetic
 from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.data.load import synthetic_folder
 from simgr_jax.evaluation import bias, metrics
+from simgr_jax.evaluation.significance import paired_difference
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.ops.top_k import rank_catalog
 from simgr_jax.preparation import cache_dir, open_mesh
@@ -38,12 +39,19 @@ class _Asked(NamedTuple):
 
 
 def measure(
-    workdirs: Mapping[str, Path], *, users: int, batch_size: int, beam_widths: Sequence[int], joint: str
+    workdirs: Mapping[str, Path],
+    places: Mapping[str, str],
+    *,
+    users: int,
+    batch_size: int,
+    beam_widths: Sequence[int],
+    joint: str,
 ) -> dict[str, dict[str, Any]]:
     """The bias figures of each run whose model has an item distribution.
 
     Args:
       workdirs: of finished runs on the same data, by name.
+      places: what is not where the runs' configs have it, by full key.
       users: how many of the test split are asked about; evenly spread over it.
       batch_size: users at once.
       beam_widths: of those models that have a beam.
@@ -51,15 +59,19 @@ def measure(
 
     Returns:
       By name:
-      `exact/NDCG@10` and `decoded/NDCG@10`, of the exact distribution and of the model's own lists, for these users;
+      `cases`, how many test cases were asked about;
+      `exact/NDCG@10` and `decoded/NDCG@10`, of the exact distribution and of the model's own lists, in these cases, and
+      `decoded/difference`, the second less the first (see `evaluation.significance.Difference`);
       `search`, of those lists, and `beam`, by width, of a model that has a beam: see `evaluation.bias.search_error`;
       `off_catalog_mass`, of a model of codes: see `evaluation.bias.off_catalog_mass`;
       `truth`, on embedded data, and `joint`: see `evaluation.bias.distance`; `calibration`, on embedded data.
     """
+    # An item of the history may be listed: what a model says of it is part of its distribution.
+    values = {**places, "evaluation.batch_size": batch_size, "evaluation.filter_history": False}
     reference, figures = None, {}
     # The one that others are measured from comes first.
     for name in sorted(workdirs, key=lambda name: name != joint):
-        found = _measure(workdirs[name], users, batch_size, beam_widths, reference)
+        found = _measure(workdirs[name], values, users, beam_widths, reference)
         if found is None:
             continue
         figures[name], probabilities = found
@@ -69,10 +81,14 @@ def measure(
 
 
 def _measure(
-    workdir: Path, users: int, batch_size: int, beam_widths: Sequence[int], joint: Float[np.ndarray, "C N"] | None
+    workdir: Path,
+    values: Mapping[str, Any],
+    users: int,
+    beam_widths: Sequence[int],
+    joint: Float[np.ndarray, "C N"] | None,
 ) -> tuple[dict[str, Any], Float[np.ndarray, "C N"]] | None:
     """The figures and the exact probabilities; None of a model that has none."""
-    trained = restore(workdir, batch_size)
+    trained = restore(workdir, values)
     cases = trained.prepared.split.test
     # Evenly spread: files may have an order.
     chosen = np.unique(np.linspace(0, len(cases) - 1, min(users, len(cases))).round().astype(int))
@@ -98,9 +114,12 @@ def _decoding(asked: _Asked, log_probabilities: Float[np.ndarray, "C N"], beam_w
     exact = jax.jit(rank_catalog, static_argnums=2)(log_probabilities, asked.cases.targets, metrics.LIST_LENGTH)
     trained = asked.trained
     own = trained.prepared.ranker(trained.params, trained.rest, asked.cases)
+    gains = {name: metrics.gains(found.target_rank, 10) for name, found in (("exact", exact), ("decoded", own))}
+    difference = paired_difference(gains["decoded"], gains["exact"], asked.cases.users)
     figures: dict[str, Any] = {
-        "exact/NDCG@10": float(metrics.gains(exact.target_rank, 10).mean()),
-        "decoded/NDCG@10": float(metrics.gains(own.target_rank, 10).mean()),
+        "cases": len(asked.cases),
+        **{f"{name}/NDCG@10": float(found.mean()) for name, found in gains.items()},
+        "decoded/difference": difference._asdict(),
         "search": _errors(log_probabilities, own.items),
     }
     if hasattr(asked.model, "beam"):

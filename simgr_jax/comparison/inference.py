@@ -3,49 +3,68 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
 
 from simgr_jax.comparison.trained import Trained, restore
+from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.preparation import open_mesh
 
 
-def users_per_second(
-    workdirs: Mapping[str, Path], *, batch_size: int, batches: int, rounds: int
-) -> tuple[int, dict[str, list[float]]]:
-    """Measures the best checkpoints of runs in this process, one after the other in each round, so that whatever slows
-    the machine down for a while slows all of them.
+class Speeds(NamedTuple):
+    """Of one model, a value a round.
 
-    What is timed begins with histories and ends with lists of 10 items on the host. The catalog's part (for SimGR: all
-    item vectors) is computed once a round. Everything is compiled before the first round.
+    Attributes:
+      users_per_second: from histories to lists of 10 items on the host, with what was computed of the catalog at hand.
+      catalog_seconds: what is computed of the catalog, once for all users: SimGR's item vectors, the graph of RPG's
+        graph search.
+    """
+
+    users_per_second: list[float]
+    catalog_seconds: list[float]
+
+
+def measure(
+    workdirs: Mapping[str, Path], places: Mapping[str, str], *, batch_size: int, batches: int, rounds: int
+) -> tuple[int, dict[str, Speeds]]:
+    """Measures the best checkpoints of runs in this process, one after the other in each round, so that whatever slows
+    the machine down for a while slows all of them. Everything is compiled before the first round.
 
     Args:
       workdirs: of finished runs, by name.
+      places: what is not where the runs' configs have it, by full key.
       batch_size: users ranked at once, for all alike.
       batches: how many of them a round has, as far as the test split has as many users.
 
     Returns:
-      The number of users in a round, and each name's users per second in each round.
+      The number of users in a round, and each name's speeds.
     """
-    rankers = {name: _ranker(restore(workdir, batch_size), batch_size * batches) for name, workdir in workdirs.items()}
-    counts = {name: rank() for name, rank in rankers.items()}
-    speeds: dict[str, list[float]] = {name: [] for name in workdirs}
+    values = {**places, "evaluation.batch_size": batch_size}
+    models = {name: restore(workdir, values) for name, workdir in workdirs.items()}
+    # The first of the test split.
+    cases = {name: trained.prepared.split.test for name, trained in models.items()}
+    cases = {name: one.take(range(min(batch_size * batches, len(one)))) for name, one in cases.items()}
+    for name, trained in models.items():
+        _round(trained, cases[name])
+    speeds = {name: Speeds([], []) for name in workdirs}
     for number in range(rounds):
         # To and fro: none always comes after the same other.
-        for name, rank in list(rankers.items())[:: 1 if number % 2 == 0 else -1]:
-            start = time.perf_counter()
-            rank()
-            speeds[name].append(counts[name] / (time.perf_counter() - start))
-    return min(counts.values()), speeds
+        for name in list(models)[:: 1 if number % 2 == 0 else -1]:
+            catalog_seconds, seconds = _round(models[name], cases[name])
+            speeds[name].catalog_seconds.append(catalog_seconds)
+            speeds[name].users_per_second.append(len(cases[name]) / seconds)
+    return min(map(len, cases.values())), speeds
 
 
-def _ranker(trained: Trained, users: int) -> Callable[[], int]:
-    """Ranks the first users of the test split, and returns how many."""
-    cases = trained.prepared.split.test
-    cases = cases.take(range(min(users, len(cases))))
-
-    def rank() -> int:
-        with open_mesh(trained.config):
-            return len(trained.prepared.ranker(trained.params, trained.rest, cases).items)
-
-    return rank
+def _round(trained: Trained, cases: EvaluationCases) -> tuple[float, float]:
+    """Ranks once. Returns the seconds that the catalog's part and the users' took."""
+    ranker, state = trained.prepared.ranker, (trained.params, trained.rest)
+    with open_mesh(trained.config):
+        start = time.perf_counter()
+        catalog: Any = jax.block_until_ready(ranker.catalog(*state))
+        middle = time.perf_counter()
+        ranker(*state, cases, catalog)
+        return middle - start, time.perf_counter() - middle

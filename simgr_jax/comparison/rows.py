@@ -16,7 +16,7 @@ from simgr_jax.models.create import MODELS
 from simgr_jax.preparation import check
 
 # What a table's rows have in common, or they could not be compared.
-_SAME = ("data.", "evaluation.filter_history")
+_SAME = ("data.", "evaluation.filter_history", "cache_dir")
 _NOT_SAME = ("data.max_items",)
 
 
@@ -75,6 +75,7 @@ def read(config: ml_collections.ConfigDict) -> list[Row]:
     Raises:
       UserError: a row can't be, or the rows can't be compared.
     """
+    _check_base(config.base)
     rows: dict[str, Row] = {}
     for name in config.rows:
         if name not in config.models:
@@ -121,6 +122,10 @@ def _row(config: ml_collections.ConfigDict, name: str) -> Row:
     numbers = sorted(values.trials, key=lambda number: (len(number), number)) if config.trial_epochs else ()
     trials = {number: values.trials[number] for number in numbers}
     for number, trial in trials.items():
+        if "training.epochs" in run_config.flat(trial):
+            raise UserError(
+                f"{key}.trials.{number}.training.epochs: is the same in all trials; set config.trial_epochs"
+            )
         _check_run(override(run, trial, f"{key}.trials.{number}"), f"{key}.trials.{number}")
     flat_trials = tuple(run_config.flat(trial) for trial in trials.values())
     return Row(name, values.family, run, overrides, seeds, flat_trials, values.trained_as)
@@ -138,6 +143,13 @@ def _taken_over(row: Row, above: Mapping[str, Row]) -> Row:
         if now[name] != before[name] and not name.startswith((f"{row.config.model.name}.", "evaluation.")):
             raise UserError(f"{key}: {name} is not as {source.name}'s, whose models it takes over; set it alike")
     return row._replace(seeds=source.seeds, trials=source.trials)
+
+
+def _check_base(config: ml_collections.ConfigDict) -> None:
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(str(error).replace("config.", "config.base.")) from error
 
 
 def _check_run(config: ml_collections.ConfigDict, where: str) -> None:
@@ -162,6 +174,8 @@ def override(
     for key in run_config.flat(changes):
         if key.startswith(_SAME) and key not in _NOT_SAME:
             raise UserError(f"{where}.{key}: is the same in all rows; change config.base.{key}")
+        if key == "seed":
+            raise UserError(f"{where}.seed: has no effect; give the row's seeds, like config.models.simgr.seeds")
     changed = copy.deepcopy(config)
     try:
         changed.update(changes)
@@ -170,8 +184,8 @@ def override(
     return changed
 
 
-def with_values(config: ml_collections.ConfigDict, values: dict[str, Any]) -> ml_collections.ConfigDict:
+def with_values(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """A run's config with values by full key, like {"training.epochs": 2}."""
     changed = copy.deepcopy(config)
-    changed.update_from_flattened_dict(values)
+    changed.update_from_flattened_dict(dict(values))
     return changed

@@ -6,6 +6,7 @@ A process gives back its memory, and one that fails takes no other with it.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import shutil
 import signal
@@ -22,12 +23,13 @@ from rich.markup import escape
 from simgr_jax import run_config
 from simgr_jax.cache import atomic_path
 from simgr_jax.comparison.rows import Row, with_values
-from simgr_jax.evaluate import RANKING_FILE
 from simgr_jax.files import read_json_object, read_text
 from simgr_jax.training.checkpoints import SELECTION_METRIC
 
 SCORE = f"validation/{SELECTION_METRIC}"
 _TRIAL_FILE = "trial.json"
+# In the workdir of a run that was trained to its end and reported on.
+FINISHED_FILE = "finished.json"
 
 
 class RunFailed(Exception):
@@ -78,13 +80,19 @@ class Runs:
         self._folder = folder.resolve()
         self._rows = {row.name: row for row in rows}
         self._cache_dir = config.base.cache_dir or str(self._folder / "cache")
+        self._data_path = config.base.data.path
         self._trial_epochs = config.trial_epochs
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where data and cache are now, by full key: a run's own config has where they were when it began."""
+        return {"data.path": self._data_path, "cache_dir": self._cache_dir}
 
     def workdir(self, row: Row, seed: int) -> Path:
         return self._folder / "runs" / (row.name if seed == row.seeds[0] else f"{row.name}-{seed}")
 
     def finished_seeds(self, row: Row) -> list[int]:
-        return [seed for seed in row.seeds if _is_finished(self.workdir(row, seed))]
+        return [seed for seed in row.seeds if self._is_finished(row, seed)]
 
     def check(self, row: Row) -> None:
         """Checks that what was begun before had the same config.
@@ -132,13 +140,13 @@ class Runs:
                 title = f"{row.name}, trial {number} of {len(row.trials)} ({describe(values)})"
                 try:
                     score = _train_trial(self._trial_config(row, values), workdir, title)
-                    _write_trial(workdir, {SCORE: score})
+                    _write_json(workdir / _TRIAL_FILE, {SCORE: score})
                     print(f"{title}: {SCORE} {score:.4f}", flush=True)
                 except RunFailed as failure:
                     if not failure.by_user:
                         raise
                     failures.append(failure)
-                    _write_trial(workdir, {"failed": str(failure)})
+                    _write_json(workdir / _TRIAL_FILE, {"failed": str(failure)})
                     print(f"{title}: failed: {failure}", flush=True)
         tuning = self.tuning(row)
         if tuning is None:
@@ -155,15 +163,15 @@ class Runs:
           UserError: there is a run of another config.
         """
         workdir = self.workdir(row, seed)
-        if _is_finished(workdir):
+        if self._is_finished(row, seed):
             return
         config = self._config(row, seed, tuning)
         _check_same(config, workdir)
         title = workdir.name + (f" ({describe(tuning.values)})" if tuning.values else "")
         _begin(config, workdir)
-        if row.trained_as:
-            self._take_over(row, seed)
+        source = self._take_over(row, seed) if row.trained_as else {}
         launch(["simgr_jax.train", f"--workdir={workdir}"], workdir, title)
+        _write_json(workdir / FINISHED_FILE, {"finished": _now()} | source)
         report = read_json_object(workdir / "report" / "metrics.json")
         print(f"{title}: NDCG@10 {report['NDCG@10']:.4f}, trained {report['train_seconds']:,.0f} s", flush=True)
 
@@ -173,15 +181,26 @@ class Runs:
             raise RunFailed(f"takes over the models of {row.trained_as}, which is not trained; train that too", True)
         return tuning
 
-    def _take_over(self, row: Row, seed: int) -> None:
-        """Copies what the other row's run learned; there is then nothing left to train."""
+    def _is_finished(self, row: Row, seed: int) -> bool:
+        finished = _finished(self.workdir(row, seed))
+        if finished is None or not row.trained_as:
+            return finished is not None
+        # The other row's run may have been removed, and another trained.
+        source = _finished(self.workdir(self._rows[row.trained_as], seed))
+        return source is not None and source["finished"] == finished["source"]
+
+    def _take_over(self, row: Row, seed: int) -> dict[str, Any]:
+        """Copies what the other row's run learned; there is then nothing left to train. Returns which run it was."""
         source, workdir = self.workdir(self._rows[row.trained_as], seed), self.workdir(row, seed)
-        if not _is_finished(source):
+        finished = _finished(source)
+        if finished is None:
             raise RunFailed(f"takes over {source.name}, which is not trained; train that too", True)
-        if (source / "checkpoints").exists() and not (workdir / "checkpoints").exists():
+        if (source / "checkpoints").exists():
+            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
             shutil.copy2(source / "metrics.jsonl", workdir)
             with atomic_path(workdir / "checkpoints") as temporary:
                 shutil.copytree(source / "checkpoints", temporary)
+        return {"source": finished["finished"]}
 
     def _trial_workdir(self, row: Row, number: int) -> Path:
         return self._folder / "trials" / f"{row.name}-{number}"
@@ -199,9 +218,13 @@ def describe(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in values.items())
 
 
-def _is_finished(workdir: Path) -> bool:
-    # The ranking is the last thing that a run writes.
-    return (workdir / "report" / RANKING_FILE).exists()
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _finished(workdir: Path) -> dict[str, Any] | None:
+    file = workdir / FINISHED_FILE
+    return read_json_object(file) if file.exists() else None
 
 
 def _check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -237,9 +260,9 @@ def _read_trial(workdir: Path, values: dict[str, Any]) -> Trial | None:
     return Trial(values, result.get(SCORE), result.get("failed"))
 
 
-def _write_trial(workdir: Path, result: dict[str, Any]) -> None:
-    with atomic_path(workdir / _TRIAL_FILE) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def launch(arguments: Sequence[str], workdir: Path, title: str) -> None:

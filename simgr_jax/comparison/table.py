@@ -47,12 +47,13 @@ def columns(figures: Mapping[str, Any]) -> dict[str, list[Cell]]:
         for metric in TESTED:
             differences = [model.get(f"{metric}/difference") for model in models.values()]
             table[f"Δ {metric}"] = [_difference(one) for one in differences]
-            table[f"p ({metric})"] = [Cell(_p(one["p_holm"]) if one else "") for one in differences]
+            table[f"p ({metric})"] = [Cell(_p(one)) for one in differences]
     table["parameters"] = [Cell(_short(model["num_parameters"])) for model in models.values()]
     table["training"] = [Cell(_duration(model["train_seconds"])) for model in models.values()]
     table["trials"] = [Cell(str(len(model["trials"]))) for model in models.values()]
     speeds = [model["users_per_second"] for model in models.values()]
     table["users/s"] = [Cell("" if speed is None else f"{speed:,.0f}") for speed in speeds]
+    table["catalog"] = [Cell(_short_duration(model["catalog_seconds"])) for model in models.values()]
     for name in figures["failed"]:
         for header, cells in table.items():
             cells.append(Cell({"model": name, METRICS[0]: "failed"}.get(header, "")))
@@ -80,8 +81,14 @@ def _number(value: float, digits: int) -> str:
     return text[1:] if text.startswith("0.") else text
 
 
-def _p(p: float) -> str:
-    return "<.001" if p < 0.001 else f"{p:.2f}" if p >= 0.995 else _number(p, 3)
+def _p(difference: Mapping[str, float] | None) -> str:
+    if difference is None:
+        return ""
+    p = difference["p_holm"]
+    if p < 0.001:
+        return "<.001"
+    text = f"{p:.2f}" if p >= 0.995 else _number(p, 3)
+    return f"≤{text}" if difference["is_smallest_p"] else text
 
 
 def _short(count: float) -> str:
@@ -98,6 +105,12 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
+def _short_duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
 def console() -> Console:
     """Where tables are shown; what is no terminal has no width to keep to."""
     console = Console()
@@ -106,9 +119,7 @@ def console() -> Console:
 
 def terminal(figures: Mapping[str, Any]) -> Table:
     """For the terminal, intervals below their values."""
-    title = (
-        f"{figures['dataset']} · {figures['split']} · {figures['num_users']:,} users · {figures['num_items']:,} items"
-    )
+    title = f"{figures['dataset']} · {figures['split']} · {_cases(figures)} · {figures['num_items']:,} items"
     caption = "± 95% interval over users"
     if figures["reference"] in figures["models"]:
         caption += f"; Δ from {figures['reference']}, p adjusted for all tests (Holm)"
@@ -145,7 +156,7 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 def _reading(figures: Mapping[str, Any]) -> str:
     reference, inference = figures["reference"], figures["inference"]
     notes = [
-        f"{figures['num_users']:,} users, {figures['num_items']:,} items, ranked over the full catalog. Each run's "
+        f"{_cases(figures)}, {figures['num_items']:,} items, ranked over the full catalog. Each run's "
         "checkpoint is the one that did best on validation NDCG@10. entropy@10 is in nats. The best metrics are bold.",
         "±: 95% bootstrap interval over users.",
         "Training: wall time with validation, without trials.",
@@ -153,15 +164,26 @@ def _reading(figures: Mapping[str, Any]) -> str:
     if reference in figures["models"]:
         notes.append(
             f"Δ: difference from {reference}, with its 95% interval; p: two-sided, of a paired permutation test over "
-            "users, adjusted for all tests in this table (Holm)."
+            "users, adjusted for all tests in this table (Holm); ≤: it is the smallest that so many permutations tell."
         )
     if inference:
         notes.append(
             f"users/s: the median of {inference['rounds']} rounds of {inference['users']:,} users, "
-            f"{inference['batch_size']} at once; all models in one process, in turn."
+            f"{inference['batch_size']} at once; all models in one process, in turn. catalog: what is computed of the "
+            "items before, once for all users."
         )
     seeds = [_seeds(name, model) for name, model in figures["models"].items() if len(model["seeds"]) > 1]
-    return "\n".join(f"- {note}" for note in notes + seeds) + "\n"
+    missing = [
+        f"{name}: seeds {', '.join(map(str, model['missing_seeds']))} are not trained."
+        for name, model in figures["models"].items()
+        if model["missing_seeds"]
+    ]
+    return "\n".join(f"- {note}" for note in notes + seeds + missing) + "\n"
+
+
+def _cases(figures: Mapping[str, Any]) -> str:
+    users, cases = figures["num_users"], figures["num_cases"]
+    return f"{users:,} users" if cases == users else f"{cases:,} cases of {users:,} users"
 
 
 def _seeds(name: str, model: Mapping[str, Any]) -> str:

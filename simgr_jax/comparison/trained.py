@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 from flax import nnx
@@ -16,7 +17,7 @@ from simgr_jax.preparation import Prepared, open_mesh, prepare, restore_best
 class Trained(NamedTuple):
     """
     Attributes:
-      config: of the run, but for the batches that users are ranked in.
+      config: of the run, with the values that it was restored with.
       params: the parameters that did best on validation.
       rest: the model's other state.
     """
@@ -28,9 +29,9 @@ class Trained(NamedTuple):
     rest: nnx.State
 
 
-def restore(workdir: Path, batch_size: int) -> Trained:
-    """batch_size: users ranked at once."""
-    config = with_values(run_config.load(workdir), {"evaluation.batch_size": batch_size})
+def restore(workdir: Path, values: Mapping[str, Any]) -> Trained:
+    """values: what is not as in the run's config, by full key: how it is asked, or where the data are now."""
+    config = with_values(run_config.load(workdir), values)
     with open_mesh(config):
         prepared = prepare(config, workdir)
         params, rest, _ = restore_best(prepared.model, workdir)

@@ -63,29 +63,31 @@ def confidence_intervals(
     target_ranks: Float[np.ndarray, " C"],
     items: Int[np.ndarray, "C K"],
     num_items: int,
+    users: Int[np.ndarray, " C"],
     *,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """95% bootstrap intervals over evaluation cases (the standard normal interval of Efron & Tibshirani 1993).
+    """95% bootstrap intervals over users (the standard normal interval of Efron & Tibshirani 1993).
 
     Every interval is the estimate ± 1.96 standard deviations of the metric over the resamples, cut at the metric's
     bounds. The percentile interval would do for HR and NDCG, which are means, but not for coverage and entropy: a
-    resample draws only about 63% of the cases, so its coverage never exceeds theirs, its entropy tends to be lower,
+    resample draws only about 63% of the users, so its coverage never exceeds theirs, its entropy tends to be lower,
     and the percentile interval can miss the estimate itself. The spread suffers much less, so all metrics use the
     spread alone. Take coverage's interval as rough: it turns on items shown once or never, of which a resample knows
     little, and in simulations with fresh users it was up to twice too wide, or a quarter too narrow.
 
     Args:
       target_ranks, items, num_items: as for `summarize`.
-      resamples: how many times C cases are drawn with replacement.
+      users: whose cases they are; a user's cases are alike, and drawn together.
+      resamples: how many times as many users are drawn with replacement.
       seed: of the draws.
 
     Returns:
       `METRIC/ci95_low` and `METRIC/ci95_high` for each of `METRICS`.
     """
     estimates = summarize(target_ranks, items, num_items)
-    drawn = resample(target_ranks, items, num_items, resamples=resamples, seed=seed)
+    drawn = resample(target_ranks, items, num_items, users, resamples=resamples, seed=seed)
     return intervals_around(estimates, drawn.std(axis=0, ddof=1), num_items)
 
 
@@ -106,20 +108,23 @@ def resample(
     target_ranks: Float[np.ndarray, " C"],
     items: Int[np.ndarray, "C K"],
     num_items: int,
+    users: Int[np.ndarray, " C"],
     *,
     resamples: int = 1000,
     seed: int = 0,
     chunk: int = 50,
 ) -> Float[np.ndarray, "resamples metrics"]:
-    """`METRICS` of bootstrap resamples; with equal C and seed, the n-th draws the same cases from other rankings.
+    """`METRICS` of bootstrap resamples; with equal users and seed, the n-th draws the same of other rankings.
 
     Args:
-      target_ranks, items, num_items: as for `summarize`.
+      target_ranks, items, num_items, users: as for `confidence_intervals`.
       chunk: how many resamples at a time, which bounds memory at chunk * (C + N).
     """
     generator = np.random.default_rng(seed)
     accuracy = _accuracy(target_ranks)
     num_cases = len(accuracy)
+    names, users = np.unique(users, return_inverse=True)
+    num_users = len(names)
     top = np.asarray(items)[:, :LIST_LENGTH]
     cases, slots = np.nonzero(top >= 0)
     recommended = scipy.sparse.csr_array(
@@ -127,11 +132,11 @@ def resample(
     )  # [N, C]
     metrics = []
     for start in range(0, resamples, chunk):
-        draws = generator.integers(0, num_cases, size=(min(chunk, resamples - start), num_cases))
-        weights = np.stack([np.bincount(row, minlength=num_cases) for row in draws]).astype(np.float64)
+        draws = generator.integers(0, num_users, size=(min(chunk, resamples - start), num_users))
+        weights = np.stack([np.bincount(row, minlength=num_users)[users] for row in draws]).astype(np.float64)
         counts = (recommended @ weights.T).T
         shape = entropy(counts), np.mean(counts > 0, axis=1)
-        metrics.append(np.column_stack([weights @ accuracy / num_cases, *shape]))
+        metrics.append(np.column_stack([weights @ accuracy / weights.sum(axis=1, keepdims=True), *shape]))
     return np.concatenate(metrics)
 
 

@@ -37,22 +37,27 @@ class Ranker:
             rank_batches, prompt=prompt, batch_size=batch_size, max_items=max_items, row_length=row_length
         )
         self._graphdef = graphdef
-        self._catalog: Callable = jax.jit(lambda params, rest: nnx.merge(graphdef, params, rest).catalog())
+        self._catalog = jax.jit(lambda params, rest: nnx.merge(graphdef, params, rest).catalog())
         self._rank = self._compiled(lambda model, batch, catalog: model.rank(batch, catalog, k, filter_history))
 
-    def __call__(self, params: nnx.State, rest: nnx.State, cases: EvaluationCases) -> Ranking:
+    def catalog(self, params: nnx.State, rest: nnx.State) -> Any:
+        """What the model computes of the items, once for all users: their vectors, say."""
+        return self._catalog(params, rest)
+
+    def __call__(self, params: nnx.State, rest: nnx.State, cases: EvaluationCases, catalog: Any = None) -> Ranking:
         """Top-K lists and target ranks of all C cases, as numpy arrays.
 
         Args:
           params, rest: the model's state, parameters and what is not learned.
+          catalog: of `catalog`, if it is at hand.
         """
-        return self._for_all(self._rank, params, rest, cases)
+        return self._for_all(self._rank, params, rest, cases, catalog)
 
     def ask(self, question: str, params: nnx.State, rest: nnx.State, cases: EvaluationCases, **options: Any) -> Any:
         """What the model's method `question(batch, catalog, **options)`, like `log_probabilities`, says of all C cases:
         a tree of numpy arrays."""
         answer = self._compiled(lambda model, batch, catalog: getattr(model, question)(batch, catalog, **options))
-        return self._for_all(answer, params, rest, cases)
+        return self._for_all(answer, params, rest, cases, None)
 
     def _compiled(self, answer: Callable) -> Callable:
         """answer: of (model, batch, catalog)."""
@@ -62,8 +67,10 @@ class Ranker:
             out_shardings=sharding.replicated(),
         )
 
-    def _for_all(self, answer: Callable, params: nnx.State, rest: nnx.State, cases: EvaluationCases) -> Any:
-        catalog = self._catalog(params, rest)
+    def _for_all(
+        self, answer: Callable, params: nnx.State, rest: nnx.State, cases: EvaluationCases, catalog: Any
+    ) -> Any:
+        catalog = self.catalog(params, rest) if catalog is None else catalog
         answers, chosen = [], []
         for batch, cases_of_batch in self._batches(cases):
             answers.append(answer(params, rest, catalog, sharding.split_batch(batch)))

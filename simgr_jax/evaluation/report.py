@@ -45,20 +45,23 @@ STYLE = {
 }
 
 
-def collect_metrics(facts: Mapping[str, Any], rankings: Mapping[str, Ranking], num_items: int) -> dict[str, Any]:
+def collect_metrics(
+    facts: Mapping[str, Any], rankings: Mapping[str, Ranking], users: Int[np.ndarray, " C"], num_items: int
+) -> dict[str, Any]:
     """The flat object of `metrics.json`.
 
     Args:
       facts: what is known besides the metrics (model, dataset, split, num_users, num_parameters, ...); comes first.
       rankings: a Ranking of the same C cases by name. "model" gives the keys without a prefix (`HR@10`,
         `HR@10/ci95_low`); any other, such as "popularity" or "oracle", is prefixed (`popularity/HR@10`).
+      users: whose cases they are.
       num_items: the size N of the catalog.
     """
     flat = dict(facts)
     for name, ranking in rankings.items():
         prefix = "" if name == MODEL else f"{name}/"
         arrays = np.asarray(ranking.target_rank), np.asarray(ranking.items), num_items
-        values = metrics_lib.summarize(*arrays) | metrics_lib.confidence_intervals(*arrays)
+        values = metrics_lib.summarize(*arrays) | metrics_lib.confidence_intervals(*arrays, users)
         flat |= {f"{prefix}{key}": value for key, value in values.items()}
     return flat
 
@@ -228,7 +231,7 @@ def _draw_bars(axes: Axes, slices: Mapping[str, list[dict[str, Any]]]) -> None:
             bars, [f"{row['HR@10']:.3f}".lstrip("0") for row in rows], fontsize=8, padding=1, color="#444444"
         )
     rows = next(iter(slices.values()))
-    axes.set_xticks(range(len(rows)), [f"{row['slice']}\n{row['num_users']:,} users" for row in rows], fontsize=9)
+    axes.set_xticks(range(len(rows)), [f"{row['slice']}\n{row['num_cases']:,} cases" for row in rows], fontsize=9)
     axes.tick_params(axis="x", length=0)
 
 

@@ -1,7 +1,7 @@
 """Whether two models' mean accuracy differs by more than the choice of users explains.
 
-Both models answered the same cases, so they are compared case by case. The test is by permutation (Fisher 1935; for
-rankings, Smucker, Allan & Carterette 2007): if the models were equal, each case's difference might as well have the
+Both models answered the same cases, so they are compared user by user. The test is by permutation (Fisher 1935; for
+rankings, Smucker, Allan & Carterette 2007): if the models were equal, each user's difference might as well have the
 other sign. It tests the very means that a table shows and assumes no distribution: gains are mostly zero and far from
 normal, and Wilcoxon's test would ask about ranks of differences instead of their mean.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 
 class Difference(NamedTuple):
@@ -19,38 +19,52 @@ class Difference(NamedTuple):
 
     Attributes:
       mean: of the cases' differences.
-      low, high: its 95% interval, 1.96 standard errors around it.
+      ci95_low, ci95_high: 1.96 standard errors around it.
       p: two-sided, of the permutation test.
+      is_smallest_p: whether p is as small as the number of resamples can tell.
     """
 
     mean: float
-    low: float
-    high: float
+    ci95_low: float
+    ci95_high: float
     p: float
+    is_smallest_p: bool
 
 
 def paired_difference(
-    values: Float[np.ndarray, " C"], reference: Float[np.ndarray, " C"], *, resamples: int = 9999, seed: int = 0
+    values: Float[np.ndarray, " C"],
+    reference: Float[np.ndarray, " C"],
+    users: Int[np.ndarray, " C"],
+    *,
+    resamples: int = 9999,
+    seed: int = 0,
 ) -> Difference:
     """Tests the mean of `values - reference`.
 
     Args:
       values, reference: what each model gained in each case, like `metrics.gains`.
+      users: whose cases they are, of at least two; a user's cases are alike, so that they keep or change sign together.
       resamples: how many choices of signs are drawn; the smallest possible p is 1 / (resamples + 1).
       seed: of the draws.
     """
     values, reference = np.asarray(values, np.float64), np.asarray(reference, np.float64)
-    if values.shape != reference.shape or values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"need the same C > 1 cases of both, got {values.shape} and {reference.shape}")
+    names, users = np.unique(users, return_inverse=True)
+    if not values.shape == reference.shape == users.shape or values.ndim != 1 or len(names) < 2:
+        raise ValueError(
+            f"need the same cases of both, of two users or more: {values.shape}, {reference.shape}, {users.shape}"
+        )
     differences = values - reference
-    mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(len(differences))
-    return Difference(
-        float(mean), float(mean - 1.96 * error), float(mean + 1.96 * error), _sign_flip_p(differences, resamples, seed)
-    )
+    mean = differences.mean()
+    # Of a mean over cases that come in clusters; with a case a user it is the standard error that all know.
+    deviations = np.bincount(users, differences - mean)
+    error = np.sqrt(len(names) / (len(names) - 1) * np.sum(deviations**2)) / len(differences)
+    p = _sign_flip_p(np.bincount(users, differences), resamples, seed)
+    bounds = float(mean - 1.96 * error), float(mean + 1.96 * error)
+    return Difference(float(mean), *bounds, p, is_smallest_p=p <= 1 / (1 + resamples))
 
 
-def _sign_flip_p(differences: Float[np.ndarray, " C"], resamples: int, seed: int, chunk: int = 500) -> float:
-    """Drawn `chunk` choices of signs at a time, which bounds memory at chunk * C."""
+def _sign_flip_p(differences: Float[np.ndarray, " U"], resamples: int, seed: int, chunk: int = 500) -> float:
+    """Drawn `chunk` choices of signs at a time, which bounds memory at chunk * U."""
     # A difference of zero is the same with either sign.
     differing = differences[differences != 0]
     generator = np.random.default_rng(seed)

@@ -41,7 +41,7 @@ def slice_metrics(
     """HR@10 and NDCG@10 within each slice that has cases.
 
     Returns:
-      Dicts with `by` ("target popularity" or "history length"), `slice` (its name), `num_users` (its number of cases),
+      Dicts with `by` ("target popularity" or "history length"), `slice` (its name), `num_cases`,
       `HR@10` and `NDCG@10`.
     """
     groups = (
@@ -55,5 +55,5 @@ def slice_metrics(
             if len(ranks):
                 accuracy = {"HR@10": metrics.hits(ranks, 10), "NDCG@10": metrics.gains(ranks, 10)}
                 means = {metric: float(values.mean()) for metric, values in accuracy.items()}
-                rows.append({"by": by, "slice": name, "num_users": len(ranks), **means})
+                rows.append({"by": by, "slice": name, "num_cases": len(ranks), **means})
     return rows

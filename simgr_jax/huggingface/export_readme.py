@@ -227,6 +227,6 @@ def _metrics_section(metrics: Mapping[str, Any]) -> str:
             cells.append(f"{value:.4f} ({low:.4f} to {high:.4f})")
         rows.append([metric, *cells])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    cases = f"{metrics['num_users']:,} {metrics['split']} cases of {metrics['dataset']}"
+    cases = f"{metrics['num_cases']:,} {metrics['split']} cases of {metrics['dataset']}"
     where = f"ranked over all {metrics['num_items']:,} items, with 95% bootstrap intervals"
     return f"\n## Metrics\n\n{cases}, {where}:\n\n{table}\n"

@@ -9,7 +9,10 @@ import ml_collections
 import numpy as np
 
 from simgr_jax import default_config, run_config
-from simgr_jax.evaluation import metrics
+from simgr_jax.data.dataset import EvaluationCases, Sequences
+from simgr_jax.evaluation import metrics, ranking_file
+from simgr_jax.evaluation.ranking_file import CaseRankings
+from simgr_jax.ops.top_k import Ranking
 
 NUM_USERS, NUM_ITEMS = 80, 30
 
@@ -43,18 +46,21 @@ def rates(*values: float) -> dict[str, dict]:
     return {f"trial{number}": {"optimizer": {"learning_rate": value}} for number, value in enumerate(values, start=1)}
 
 
-def write_report(workdir: Path, seed: int = 0, skill: float = 1.0) -> dict[str, np.ndarray]:
+def write_report(workdir: Path, seed: int = 0, skill: float = 1.0, targets_seed: int = 0) -> CaseRankings:
     """What a finished run leaves: its ranking is random, the better the higher the skill. Returns the ranking."""
     generator = np.random.default_rng(seed)
     ranks = np.ceil(NUM_ITEMS * generator.random(NUM_USERS) ** skill).astype(np.float32)
     items = np.stack([generator.permutation(NUM_ITEMS)[:10] for _ in ranks]).astype(np.int32)
-    facts = {"model": "simgr", "dataset": "tiny", "split": "test", "num_users": NUM_USERS, "num_items": NUM_ITEMS}
+    facts = {"model": "simgr", "dataset": "tiny", "split": "test"}
+    facts |= {"num_users": NUM_USERS, "num_cases": NUM_USERS, "num_items": NUM_ITEMS}
     cost = {"num_parameters": 1000, "train_seconds": 10.0 + seed, "train_targets_per_second": 50.0}
     folder = workdir / "report"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(facts | cost | metrics.summarize(ranks, items, NUM_ITEMS)))
-    np.savez(folder / "ranking.npz", items=items, target_rank=ranks)
-    return {"items": items, "target_rank": ranks}
+    targets = np.random.default_rng(targets_seed).integers(0, NUM_ITEMS, NUM_USERS, np.int32)
+    cases = EvaluationCases(np.arange(NUM_USERS, dtype=np.int32), Sequences.from_lists([[0]] * NUM_USERS), targets)
+    ranking_file.write(folder, Ranking(items, np.zeros_like(items, np.float32), ranks), cases)
+    return ranking_file.read(folder)
 
 
 def written_config(workdir: Path) -> dict:

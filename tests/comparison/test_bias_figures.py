@@ -1,6 +1,7 @@
 """Bias figures of tiny trained runs, one of each kind, on the embedded data."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -31,7 +32,7 @@ def workdirs(run_binary, tiny_options, trained_workdir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def figures(workdirs):
-    return measure(workdirs, users=USERS, batch_size=32, beam_widths=(5, 60), joint="autoregressive")
+    return measure(workdirs, {}, users=USERS, batch_size=32, beam_widths=(5, 60), joint="autoregressive")
 
 
 def test_every_model_with_a_distribution_has_figures(figures):
@@ -41,7 +42,19 @@ def test_every_model_with_a_distribution_has_figures(figures):
 def test_models_that_score_every_item_lose_nothing(figures):
     for name in ("simgr", "parallel", "popularity"):
         assert figures[name]["exact/NDCG@10"] == pytest.approx(figures[name]["decoded/NDCG@10"], abs=1e-6)
+        assert figures[name]["decoded/difference"]["mean"] == pytest.approx(0, abs=1e-6)
     assert figures["simgr"]["search"] == pytest.approx({key: 1 for key in figures["simgr"]["search"]}, abs=1e-5)
+
+
+def test_filtering_the_history_is_no_part_of_what_is_measured(figures, workdirs, tmp_path):
+    """A distribution is over all items, and so are the lists that are held against it."""
+    workdir = shutil.copytree(workdirs["autoregressive"], tmp_path / "filtered")
+    config = run_config.load(workdir)
+    with config.unlocked():
+        config.evaluation.filter_history = True
+    run_config.save(config, workdir)
+    options = {"users": USERS, "batch_size": 32, "beam_widths": (5, 60), "joint": "autoregressive"}
+    assert measure({"autoregressive": workdir}, {}, **options)["autoregressive"] == figures["autoregressive"]
 
 
 def test_a_beam_as_wide_as_the_catalog_loses_nothing_and_a_narrow_one_does(figures):
@@ -78,7 +91,9 @@ def test_distances_are_from_the_truth_and_from_the_joint_model(figures, workdirs
 def test_the_binary_writes_figures_and_a_table(figures, workdirs, run_binary, tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     for name, workdir in workdirs.items():
-        (tmp_path / "runs" / name).symlink_to(workdir)
+        shutil.copytree(workdir, tmp_path / "runs" / name)
+        # As simgr_jax.compare leaves it.
+        (tmp_path / "runs" / name / "finished.json").write_text('{"finished": "2026-01-01"}')
     options = (f"--users={USERS}", "--batch_size=32", "--beam_widths=5,60")
     assert run_binary("bias", f"--workdir={tmp_path}", *options) == 0
     written = json.loads((tmp_path / "bias.json").read_text())
@@ -89,8 +104,16 @@ def test_the_binary_writes_figures_and_a_table(figures, workdirs, run_binary, tm
     simgr = next(line for line in lines if line.startswith("| simgr")).split(" | ")
     assert simgr[header.index("KL from truth")] == f"{figures['simgr']['truth']['kl']:.3f}"
     assert sum(line.startswith("| autoregressive | ") for line in lines) == 3  # Itself, and two beams.
-    capsys.readouterr()
-    assert run_binary("bias", f"--workdir={tmp_path / 'runs'}") == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path / 'runs' / 'runs'}: holds no finished run; run simgr_jax.compare in this workdir first\n"
-    )
+    for mistake, message in (
+        (
+            (f"--workdir={tmp_path / 'runs'}",),
+            f"{tmp_path / 'runs' / 'runs'}: holds no finished run; run simgr_jax.compare",
+        ),
+        (("--beam_widths=5,0",), "--beam_widths: can't be 5,0; give numbers from 1"),
+        (("--beam_widths=wide",), "--beam_widths: can't be wide; give numbers from 1"),
+        (("--joint=tiger",), f'--joint: "tiger" is not in {tmp_path / "runs"}; choose from autoregressive, item_knn, '),
+    ):
+        capsys.readouterr()
+        assert run_binary("bias", f"--workdir={tmp_path}", *mistake) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}") and error.count("\n") == 1

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from comparisons import NUM_ITEMS, NUM_USERS, config, rates, write_report
 
-from simgr_jax.comparison.figures import collect
+from simgr_jax.comparison.figures import Finished, collect
+from simgr_jax.comparison.inference import Speeds
 from simgr_jax.comparison.rows import read
 from simgr_jax.comparison.runs import Trial, Tuning
+from simgr_jax.errors import UserError
 from simgr_jax.evaluation import metrics
 from simgr_jax.evaluation.significance import holm, paired_difference
 
@@ -19,15 +21,16 @@ def finished(tmp_path_factory):
     trials = (Trial({"optimizer.learning_rate": 0.1}, None, "diverged"), Trial({"optimizer.learning_rate": 0.2}, 0.5))
     finished, rankings = {}, {}
     for row in rows:
-        workdirs = [folder / f"{row.name}-{seed}" for seed in row.seeds]
-        rankings[row.name] = [write_report(w, s, SKILLS[row.name]) for w, s in zip(workdirs, row.seeds, strict=True)]
-        finished[row.name] = row, Tuning(trials, 1) if row.name == "a" else Tuning(), workdirs
+        workdirs = {seed: folder / f"{row.name}-{seed}" for seed in row.seeds}
+        rankings[row.name] = [write_report(workdir, seed, SKILLS[row.name]) for seed, workdir in workdirs.items()]
+        finished[row.name] = Finished(row, Tuning(trials, 1) if row.name == "a" else Tuning(), workdirs)
     return finished, rankings
 
 
 @pytest.fixture(scope="module")
 def figures(finished):
-    return collect(finished[0], "a", {"a": [10.0, 30.0, 20.0], "b": [5.0, 5.0, 5.0]})
+    speeds = {"a": Speeds([10.0, 30.0, 20.0], [0.5, 0.1, 0.2]), "b": Speeds([5.0] * 3, [1.0] * 3)}
+    return collect(finished[0], "a", speeds)
 
 
 def test_facts_and_settings(figures):
@@ -35,27 +38,30 @@ def test_facts_and_settings(figures):
     assert (figures["num_users"], figures["num_items"]) == (NUM_USERS, NUM_ITEMS)
     assert list(figures["models"]) == ["a", "b", "same"]
     model = figures["models"]["a"]
-    assert (model["family"], model["model"], model["seeds"]) == ("a kind", "simgr", [0, 1])
+    assert (model["family"], model["model"]) == ("a kind", "simgr")
+    assert (model["seeds"], model["missing_seeds"]) == ([0, 1], [])
     assert model["trials"] == [
         {"values": {"optimizer.learning_rate": 0.1}, "failed": "diverged"},
         {"values": {"optimizer.learning_rate": 0.2}, "validation/NDCG@10": 0.5},
     ]
     assert model["chosen"] == {"optimizer.learning_rate": 0.2}
     assert (model["num_parameters"], model["train_seconds"]) == (1000, 10.5)
-    assert model["users_per_second"] == 20 and figures["models"]["same"]["users_per_second"] is None
+    assert (model["users_per_second"], model["catalog_seconds"]) == (20, 0.2)
+    assert model["catalog_seconds/rounds"] == [0.5, 0.1, 0.2]
+    assert figures["models"]["same"]["users_per_second"] is None
 
 
 def test_of_one_seed_metrics_and_intervals_are_the_reports(finished, figures):
     (ranking,) = finished[1]["same"]
-    arrays = ranking["target_rank"], ranking["items"], NUM_ITEMS
-    expected = metrics.summarize(*arrays) | metrics.confidence_intervals(*arrays)
+    arrays = ranking.target_rank, ranking.items, NUM_ITEMS
+    expected = metrics.summarize(*arrays) | metrics.confidence_intervals(*arrays, ranking.users)
     model = figures["models"]["same"]
     assert {key: model[key] for key in expected} == pytest.approx(expected)
 
 
 def test_of_several_seeds_metrics_are_means(finished, figures):
     for name in ("a", "b"):
-        seeds = [metrics.summarize(one["target_rank"], one["items"], NUM_ITEMS) for one in finished[1][name]]
+        seeds = [metrics.summarize(one.target_rank, one.items, NUM_ITEMS) for one in finished[1][name]]
         model = figures["models"][name]
         for metric in metrics.METRICS:
             assert model[f"{metric}/seeds"] == [seed[metric] for seed in seeds]
@@ -64,7 +70,7 @@ def test_of_several_seeds_metrics_are_means(finished, figures):
 
 
 def test_an_interval_of_several_seeds_is_that_of_their_mean_over_users(finished, figures):
-    gains = np.mean([metrics.gains(one["target_rank"], 10) for one in finished[1]["b"]], axis=0)
+    gains = np.mean([metrics.gains(one.target_rank, 10) for one in finished[1]["b"]], axis=0)
     model = figures["models"]["b"]
     half_width = (model["NDCG@10/ci95_high"] - model["NDCG@10/ci95_low"]) / 2
     assert half_width == pytest.approx(1.96 * gains.std() / np.sqrt(NUM_USERS), rel=0.1)
@@ -76,11 +82,11 @@ def test_the_others_are_tested_against_the_reference(finished, figures):
     for name in ("b", "same"):
         for metric, score in (("NDCG@10", metrics.gains), ("HR@10", metrics.hits)):
             mine, theirs = (
-                np.mean([score(one["target_rank"], 10) for one in finished[1][model]], axis=0) for model in (name, "a")
+                np.mean([score(one.target_rank, 10) for one in finished[1][model]], axis=0) for model in (name, "a")
             )
             found = figures["models"][name][f"{metric}/difference"]
-            expected = paired_difference(mine, theirs)
-            assert (found["mean"], found["ci95_low"], found["ci95_high"], found["p"]) == pytest.approx(expected)
+            expected = paired_difference(mine, theirs, np.arange(NUM_USERS))
+            assert {key: found[key] for key in expected._fields} == pytest.approx(expected._asdict())
             difference = figures["models"][name][metric] - figures["models"]["a"][metric]
             assert found["mean"] == pytest.approx(difference)
             tests.append((found["p"], found["p_holm"]))
@@ -91,13 +97,22 @@ def test_the_others_are_tested_against_the_reference(finished, figures):
 
 
 def test_the_same_ranking_does_not_differ(finished):
-    same = {name: finished[0][name] for name in ("same",)} | {
-        "a": (finished[0]["a"][0], Tuning(), finished[0]["a"][2][:1])
-    }
-    difference = collect(same, "a", {})["models"]["same"]["NDCG@10/difference"]
+    a = finished[0]["a"]
+    same = {"same": finished[0]["same"], "a": a._replace(workdirs={0: a.workdirs[0]})}
+    figures = collect(same, "a", {})
+    assert (figures["models"]["a"]["seeds"], figures["models"]["a"]["missing_seeds"]) == ([0], [1])
+    difference = figures["models"]["same"]["NDCG@10/difference"]
     assert (difference["mean"], difference["p"], difference["p_holm"]) == (0, 1, 1)
 
 
 def test_without_the_reference_nothing_is_tested(finished):
     figures = collect({name: finished[0][name] for name in ("b", "same")}, "a", {})
     assert not any("difference" in key for model in figures["models"].values() for key in model)
+
+
+def test_rows_that_were_judged_on_other_data_are_not_compared(finished, tmp_path):
+    """The log was exported anew between the two."""
+    write_report(tmp_path / "later", targets_seed=1)
+    later = finished[0]["same"]._replace(workdirs={0: tmp_path / "later"})
+    with pytest.raises(UserError, match=r"later: was judged on other data than .*b-0; remove the one that is not of"):
+        collect({"b": finished[0]["b"], "same": later}, "b", {})

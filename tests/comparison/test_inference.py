@@ -1,32 +1,42 @@
 import shutil
 
+import numpy as np
 import pytest
 
 from simgr_jax import run_config
 from simgr_jax.comparison import inference
-from simgr_jax.comparison.inference import users_per_second
+from simgr_jax.comparison.inference import measure
 
 
-def test_models_take_turns_and_are_warm(monkeypatch, tmp_path):
+def test_models_take_turns_and_are_warm(monkeypatch, trained_workdir):
+    """The trained model twice, by a clock that knows what each costs."""
     calls, clock = [], [0.0]
+    names = iter("ab")
+    restore = inference.restore
 
-    def ranker(name, users):
-        seconds = {"a": 2.0, "b": 4.0}[name]
+    class Ranker:
+        def __init__(self, name):
+            self.name, self.seconds = name, {"a": 2.0, "b": 4.0}[name]
 
-        def rank():
-            calls.append(name)
+        def catalog(self, params, rest):
             # The first call compiles.
-            clock[0] += seconds if calls.count(name) > 1 else 100.0
-            return users
+            clock[0] += 0.5 if self.name in calls else 100.0
+            return np.zeros(3)
 
-        return rank
+        def __call__(self, params, rest, cases, catalog):
+            assert catalog.shape == (3,)
+            calls.append(self.name)
+            clock[0] += self.seconds if calls.count(self.name) > 1 else 100.0
 
-    monkeypatch.setattr(inference, "restore", lambda workdir, batch_size: workdir.name)
-    monkeypatch.setattr(inference, "_ranker", ranker)
+    def restored(workdir, values):
+        trained = restore(workdir, values)
+        return trained._replace(prepared=trained.prepared._replace(ranker=Ranker(next(names))))
+
+    monkeypatch.setattr(inference, "restore", restored)
     monkeypatch.setattr(inference.time, "perf_counter", lambda: clock[0])
-    users, speeds = users_per_second({name: tmp_path / name for name in "ab"}, batch_size=8, batches=3, rounds=3)
+    users, speeds = measure(dict.fromkeys("ab", trained_workdir), {}, batch_size=8, batches=3, rounds=3)
     assert users == 24
-    assert speeds == {"a": [12.0] * 3, "b": [6.0] * 3}
+    assert speeds == {"a": ([12.0] * 3, [0.5] * 3), "b": ([6.0] * 3, [0.5] * 3)}
     assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
 
 
@@ -34,7 +44,19 @@ def test_models_take_turns_and_are_warm(monkeypatch, tmp_path):
 def test_a_trained_model_ranks_the_first_users(trained_workdir, tmp_path, batches, users):
     workdir = shutil.copytree(trained_workdir, tmp_path / "workdir")
     config = run_config.load(workdir)
-    found, speeds = users_per_second({"a": workdir}, batch_size=16, batches=batches, rounds=2)
+    found, speeds = measure({"a": workdir}, {}, batch_size=16, batches=batches, rounds=2)
     assert found == users
-    assert len(speeds["a"]) == 2 and min(speeds["a"]) > 0
+    for rounds in speeds["a"]:
+        assert len(rounds) == 2 and min(rounds) > 0
     assert run_config.load(workdir) == config
+
+
+def test_data_and_cache_may_have_moved(trained_workdir, tmp_path):
+    """The run's config says where they were when it was trained."""
+    workdir = shutil.copytree(trained_workdir, tmp_path / "workdir")
+    config = run_config.load(workdir)
+    with config.unlocked():
+        config.cache_dir = str(tmp_path / "gone")
+    run_config.save(config, workdir)
+    measure({"a": workdir}, {"cache_dir": str(workdir / "cache")}, batch_size=16, batches=1, rounds=1)
+    assert not (tmp_path / "gone").exists()

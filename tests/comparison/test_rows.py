@@ -77,6 +77,22 @@ MISTAKES = {
         {},
         "config.models.a.overrides.data.k_core: is the same in all rows; change config.base.data.k_core",
     ),
+    "cache": (
+        {"a": {"overrides": {"cache_dir": "there"}}},
+        {},
+        "config.models.a.overrides.cache_dir: is the same in all rows; change config.base.cache_dir",
+    ),
+    "seed": (
+        {"a": {"overrides": {"seed": 5}}},
+        {},
+        "config.models.a.overrides.seed: has no effect; give the row's seeds",
+    ),
+    "base": ({"a": {}}, {"base.training.epochs": 0}, "config.base.training.epochs: can't be 0; give a number above 0"),
+    "epochs of a trial": (
+        {"a": {"trials": {"trial1": {"training": {"epochs": 5}}}}},
+        {},
+        "config.models.a.trials.trial1.training.epochs: is the same in all trials; set config.trial_epochs",
+    ),
     "model": (
         {"a": {"overrides": {"model": {"name": "magic"}}}},
         {},

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -96,6 +97,20 @@ def test_without_trials_the_row_is_trained_as_it_is(launched, tmp_path):
     assert launched[0] == ["a"]
 
 
+def test_a_run_that_was_cut_off_and_then_evaluated_is_not_finished(launched, tmp_path):
+    """Its checkpoint is of a part of the training, but it has a report."""
+    runs, (row,) = begin(tmp_path, a={})
+    launched[1]["a"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(row, 0, runs.tune(row))
+    write_report(tmp_path / "runs" / "a")
+    assert runs.finished_seeds(row) == []
+    shutil.rmtree(tmp_path / "runs" / "a" / "report")
+    launched[1].clear()
+    runs.train(row, 0, runs.tune(row))
+    assert runs.finished_seeds(row) == [0]
+
+
 def test_trials_without_anything_to_train_are_evaluated(launched, tmp_path):
     runs, (row,) = begin(tmp_path, a={"overrides": {"model": {"name": "popularity"}}, "trials": rates(0.1)})
     tuning = runs.tune(row)
@@ -181,6 +196,22 @@ def test_a_row_takes_over_what_another_learned(launched, tmp_path):
     assert (values["parallel.decoding"], values["optimizer.learning_rate"]) == ("graph", 0.1)
     with pytest.raises(RunFailed, match="takes over a-1, which is not trained"):
         runs.train(row, 1, tuning)
+
+
+def test_what_was_taken_over_is_taken_anew_when_the_other_row_was_trained_again(launched, tmp_path, monkeypatch):
+    models = {"a": {"overrides": {"model": {"name": "parallel"}}}, "b": TAKES_OVER}
+    runs, (source, row) = begin(tmp_path, **models)
+    for content in ("first", "second"):
+        times = iter((content, f"{content}, taken over"))
+        monkeypatch.setattr(runs_lib, "_now", lambda: next(times))  # noqa: B023
+        runs.train(source, 0, runs.tune(source))
+        (tmp_path / "runs" / "a" / "checkpoints" / "weights").write_text(content)
+        assert runs.finished_seeds(row) == []
+        shutil.rmtree(tmp_path / "runs" / "b" / "report", ignore_errors=True)
+        runs.train(row, 0, runs.tune(row))
+        assert (tmp_path / "runs" / "b" / "checkpoints" / "weights").read_text() == content
+        assert runs.finished_seeds(row) == [0]
+        shutil.rmtree(tmp_path / "runs" / "a")
 
 
 def module(tmp_path, monkeypatch, code):

@@ -12,14 +12,16 @@ def model(values, **more):
     """values: of all metrics, in their order."""
     figures = {"family": "a kind", "model": "simgr", "overrides": {}, "trained_as": "", "seeds": [0], "trials": []}
     figures |= {"chosen": {}, "num_parameters": 3.44e6, "train_seconds": 930.0, "users_per_second": 1234.6}
+    figures |= {"catalog_seconds": 0.0123, "missing_seeds": []}
     for metric, value in zip(METRICS, values, strict=True):
         figures |= {metric: value, f"{metric}/ci95_low": value - 0.002, f"{metric}/ci95_high": value + 0.001}
         figures[f"{metric}/seeds"] = [value]
     return figures | more
 
 
-def difference(mean, p):
-    return {"mean": mean, "ci95_low": mean - 0.003, "ci95_high": mean + 0.003, "p": p / 2, "p_holm": p}
+def difference(mean, p, is_smallest_p=False):
+    interval = {"ci95_low": mean - 0.003, "ci95_high": mean + 0.003}
+    return {"mean": mean, **interval, "p": p / 2, "is_smallest_p": is_smallest_p, "p_holm": p}
 
 
 @pytest.fixture
@@ -35,12 +37,13 @@ def figures():
         "rival": model(
             [0.01001, 0.04, 0.1, 0.02, 0.0321, 7.9, 0.6],
             **tested,
-            **{"num_parameters": 0, "train_seconds": 12.0, "users_per_second": None},
+            **{"num_parameters": 0, "train_seconds": 12.0, "users_per_second": None, "catalog_seconds": None},
             **{"trials": trials, "chosen": trials[1]["values"], "overrides": {"model.name": "rival"}},
         ),
     }
     return {
-        **{"dataset": "tiny", "split": "test", "num_users": 22363, "num_items": 12101, "reference": "simgr"},
+        **{"dataset": "tiny", "split": "test", "num_users": 22363, "num_cases": 22363, "num_items": 12101},
+        "reference": "simgr",
         **{"models": models, "base": {"training.epochs": 14}, "trial_epochs": 4, "not_trained": ["later"]},
         "inference": {"batch_size": 256, "batches": 4, "rounds": 5, "users": 1024},
         "failed": {"broken": "config.x: is wrong; mend it"},
@@ -72,9 +75,9 @@ def test_differences_and_costs(figures):
     assert (found["rival"]["Δ NDCG@10"], found["rival"]["p (NDCG@10)"]) == ("−.0101 ±.0030", "<.001")
     assert (found["rival"]["Δ HR@10"], found["rival"]["p (HR@10)"]) == ("+.0200 ±.0030", "1.00")
     assert {found["simgr"][key] for key in found["simgr"] if key[0] in "Δp" and key != "parameters"} == {""}
-    costs = ("parameters", "training", "trials", "users/s")
-    assert [found["simgr"][key] for key in costs] == ["3.4M", "16 min", "0", "1,235"]
-    assert [found["rival"][key] for key in costs] == ["0", "12 s", "2", ""]
+    costs = ("parameters", "training", "trials", "users/s", "catalog")
+    assert [found["simgr"][key] for key in costs] == ["3.4M", "16 min", "0", "1,235", "12 ms"]
+    assert [found["rival"][key] for key in costs] == ["0", "12 s", "2", "", ""]
 
 
 def test_what_failed_has_a_row_and_a_reason(figures):
@@ -126,3 +129,17 @@ def test_the_terminal_shows_the_same(figures):
 def test_a_p_value(figures, p, text):
     figures["models"]["rival"]["HR@10/difference"] = difference(0.02, p)
     assert rows(figures)["rival"]["p (HR@10)"] == text
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0001, "<.001"), (0.0026, "≤.003")])
+def test_a_p_value_that_more_permutations_would_make_smaller(figures, p, text):
+    figures["models"]["rival"]["HR@10/difference"] = difference(0.02, p, is_smallest_p=True)
+    assert rows(figures)["rival"]["p (HR@10)"] == text
+
+
+def test_seeds_that_are_missing_and_users_with_several_cases_are_said(figures):
+    figures["models"]["rival"]["missing_seeds"] = [1, 2]
+    figures["num_users"] = 9000
+    text = table.markdown(figures)
+    assert "- rival: seeds 1, 2 are not trained.\n" in text and "simgr: seeds" not in text
+    assert "22,363 cases of 9,000 users, 12,101 items" in text

@@ -85,6 +85,9 @@ def test_recommending_nothing_scores_zero():
     assert set(result.values()) == {0.0}
 
 
+ALONE = np.arange(2000)  # A case a user.
+
+
 @pytest.fixture(scope="module")
 def many_cases():
     """2,000 cases with an HR@10 of about 0.2, and lists drawn from a long-tailed catalog of 500 items."""
@@ -98,7 +101,7 @@ def many_cases():
 def test_interval_of_hit_rate_has_the_width_of_a_binomial(many_cases):
     ranks, items, _ = many_cases
     estimate = metrics.summarize(ranks, items, 500)["HR@10"]
-    interval = metrics.confidence_intervals(ranks, items, 500)
+    interval = metrics.confidence_intervals(ranks, items, 500, ALONE)
     half_width = (interval["HR@10/ci95_high"] - interval["HR@10/ci95_low"]) / 2
     assert 0.1 < estimate < 0.9
     assert half_width == pytest.approx(1.96 * math.sqrt(estimate * (1 - estimate) / 2000), rel=0.1)
@@ -106,11 +109,11 @@ def test_interval_of_hit_rate_has_the_width_of_a_binomial(many_cases):
 
 def test_intervals_contain_their_estimate_and_depend_on_the_seed_alone(many_cases):
     ranks, items, _ = many_cases
-    interval = metrics.confidence_intervals(ranks, items, 500, resamples=200)
+    interval = metrics.confidence_intervals(ranks, items, 500, ALONE, resamples=200)
     for name, estimate in metrics.summarize(ranks, items, 500).items():
         assert interval[f"{name}/ci95_low"] < estimate < interval[f"{name}/ci95_high"]
-    assert interval == metrics.confidence_intervals(ranks, items, 500, resamples=200)
-    assert interval != metrics.confidence_intervals(ranks, items, 500, resamples=200, seed=1)
+    assert interval == metrics.confidence_intervals(ranks, items, 500, ALONE, resamples=200)
+    assert interval != metrics.confidence_intervals(ranks, items, 500, ALONE, resamples=200, seed=1)
 
 
 def test_spread_of_entropy_and_coverage_is_that_of_fresh_users(many_cases):
@@ -121,7 +124,7 @@ def test_spread_of_entropy_and_coverage_is_that_of_fresh_users(many_cases):
     for _ in range(60):
         keys = generator.gumbel(size=(2000, 500)) + np.log(popularity)
         fresh.append(metrics.summarize(ranks, np.argpartition(-keys, 10, axis=1)[:, :10], 500))
-    interval = metrics.confidence_intervals(ranks, items, 500)
+    interval = metrics.confidence_intervals(ranks, items, 500, ALONE)
     for name, tolerance in (("entropy@10", 1.35), ("coverage@10", 2)):
         deviation = np.std([m[name] for m in fresh])
         half_width = (interval[f"{name}/ci95_high"] - interval[f"{name}/ci95_low"]) / 2
@@ -134,7 +137,7 @@ def test_a_resample_counts_each_drawn_case_as_often_as_it_is_drawn():
     ranks = generator.integers(1, 20, size=13).astype(float)
     items = np.stack([generator.permutation(30)[:10] for _ in range(13)])
     items[3, 6:] = -1
-    resampled = metrics.resample(ranks, items, 30, resamples=3, seed=5, chunk=3)
+    resampled = metrics.resample(ranks, items, 30, ALONE[:13], resamples=3, seed=5, chunk=3)
     draws = np.random.default_rng(5).integers(0, 13, size=(3, 13))
     for draw, row in zip(draws, resampled, strict=True):
         assert metrics.summarize(ranks[draw], items[draw], 30) == pytest.approx(
@@ -142,8 +145,22 @@ def test_a_resample_counts_each_drawn_case_as_often_as_it_is_drawn():
         )
 
 
+def test_a_users_cases_are_drawn_together():
+    generator = np.random.default_rng(2)
+    ranks = generator.integers(1, 20, size=13).astype(float)
+    items = np.stack([generator.permutation(30)[:10] for _ in range(13)])
+    users = np.array([7, 7, 2, 2, 2, 9, 9, 9, 9, 4, 7, 2, 9])
+    resampled = metrics.resample(ranks, items, 30, users, resamples=3, seed=5)
+    draws = np.random.default_rng(5).integers(0, 4, size=(3, 4))
+    for draw, row in zip(draws, resampled, strict=True):
+        cases = np.concatenate([np.flatnonzero(users == np.array([2, 4, 7, 9])[user]) for user in draw])
+        assert metrics.summarize(ranks[cases], items[cases], 30) == pytest.approx(
+            dict(zip(metrics.METRICS, row, strict=True))
+        )
+
+
 def test_intervals_stay_within_the_bounds_of_the_metric():
-    interval = metrics.confidence_intervals(np.array([1.0, 1.0, 30.0]), np.tile(np.arange(10), (3, 1)), 10)
+    interval = metrics.confidence_intervals(np.array([1.0, 1.0, 30.0]), np.tile(np.arange(10), (3, 1)), 10, ALONE[:3])
     assert all(value >= 0 for value in interval.values())
     assert interval["HR@10/ci95_high"] == 1
     assert interval["entropy@10/ci95_high"] <= math.log(10)

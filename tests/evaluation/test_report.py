@@ -14,7 +14,8 @@ from simgr_jax.models import popularity
 from simgr_jax.ops.top_k import Ranking
 
 NUM_ITEMS = 40
-FACTS = {"model": "simgr", "dataset": "tiny", "split": "test", "num_users": 60, "num_items": np.int64(NUM_ITEMS)}
+FACTS = {"model": "simgr", "dataset": "tiny", "split": "test", "num_users": 60, "num_cases": 60}
+FACTS |= {"num_items": np.int64(NUM_ITEMS)}
 LOG = [
     {"step": 10, "train/loss": 3.0, "train/targets_per_second": 100.0},
     {"step": 20, "train/loss": float("nan")},
@@ -41,7 +42,7 @@ def evaluation():
 def write(folder, evaluation, **kwargs):
     rankings, cases, train = evaluation
     output = io.StringIO()
-    values = report.collect_metrics(FACTS, rankings, NUM_ITEMS)
+    values = report.collect_metrics(FACTS, rankings, np.arange(60), NUM_ITEMS)
     console = Console(file=output, width=80)
     report.write_report(folder, values, rankings, cases, train, console=console, **kwargs)
     return values, output.getvalue()
@@ -82,7 +83,7 @@ def test_slices_cover_every_case_once_in_each_grouping(tmp_path, evaluation):
     assert set(slices) == {"model", "popularity"}
     for rows in slices.values():
         for by in ("target popularity", "history length"):
-            assert sum(row["num_users"] for row in rows if row["by"] == by) == 60
+            assert sum(row["num_cases"] for row in rows if row["by"] == by) == 60
 
 
 def test_the_table_has_each_metric_of_each_ranking_with_its_interval(tmp_path, evaluation):
@@ -98,7 +99,7 @@ def test_the_table_has_each_metric_of_each_ranking_with_its_interval(tmp_path, e
 
 def test_a_table_of_three_rankings_fits_80_columns(evaluation):
     rankings = evaluation[0] | {"oracle": evaluation[0]["model"]}
-    table = report.metrics_table(report.collect_metrics(FACTS, rankings, NUM_ITEMS))
+    table = report.metrics_table(report.collect_metrics(FACTS, rankings, np.arange(60), NUM_ITEMS))
     assert Console(width=200).measure(table).maximum <= 80
 
 

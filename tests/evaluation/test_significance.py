@@ -8,11 +8,16 @@ from simgr_jax.evaluation import metrics
 from simgr_jax.evaluation.significance import holm, paired_difference
 
 
+def compare(values, reference, **options):
+    """A case a user."""
+    return paired_difference(values, reference, np.arange(len(values)), **options)
+
+
 def test_p_is_that_of_all_choices_of_signs():
     differences = np.array([0.5, -0.2, 0.4, 0.3, 0.1, 0.6, -0.1, 0.25, 0.35])
     sums = [abs(np.dot(signs, differences)) for signs in itertools.product([-1, 1], repeat=9)]
     exact = np.mean(np.array(sums) >= differences.sum() - 1e-12)
-    found = paired_difference(differences, np.zeros(9), resamples=40_000)
+    found = compare(differences, np.zeros(9), resamples=40_000)
     assert found.p == pytest.approx(exact, abs=4 * np.sqrt(exact / 40_000))
 
 
@@ -21,7 +26,7 @@ def test_p_agrees_with_scipy(gain):
     """On gains as rankings have them: mostly zero."""
     generator = np.random.default_rng(1)
     first, second = (metrics.gains(np.ceil(60 * generator.random(600) ** power), 10) for power in (1 + gain * 10, 1))
-    found = paired_difference(first, second, resamples=4999)
+    found = compare(first, second, resamples=4999)
     reference = scipy.stats.permutation_test(
         (first, second),
         lambda x, y, axis: np.mean(x - y, axis=axis),
@@ -37,44 +42,74 @@ def test_p_agrees_with_scipy(gain):
 def test_the_interval_is_scipys_of_a_paired_t_test():
     generator = np.random.default_rng(0)
     values = generator.normal(0.1, 1, 5000)
-    found = paired_difference(values, np.zeros(5000), resamples=99)
+    found = compare(values, np.zeros(5000), resamples=99)
     low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+    assert (found.ci95_low, found.ci95_high) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_no_difference_has_p_1():
     values = np.random.default_rng(0).random(50)
-    assert paired_difference(values, values) == (0, 0, 0, 1)
+    assert compare(values, values) == (0, 0, 0, 1, False)
 
 
 def test_one_case_alone_tells_nothing():
     values = np.zeros(50)
     values[3] = 1
-    assert paired_difference(values, np.zeros(50)).p == 1
+    assert compare(values, np.zeros(50)).p == 1
 
 
 def test_better_in_every_case_has_the_smallest_p():
-    found = paired_difference(np.ones(50), np.zeros(50), resamples=999)
-    assert found.p == 1 / 1000
+    found = compare(np.ones(50), np.zeros(50), resamples=999)
+    assert found.p == 1 / 1000 and found.is_smallest_p
+    assert not compare(np.arange(10.0) - 2, np.zeros(10), resamples=999).is_smallest_p
 
 
 def test_the_other_way_round_only_the_sign_changes():
     first, second = np.random.default_rng(0).random((2, 40))
-    there, back = paired_difference(first, second), paired_difference(second, first)
-    assert (back.mean, back.low, back.high, back.p) == pytest.approx((-there.mean, -there.high, -there.low, there.p))
+    there, back = compare(first, second), compare(second, first)
+    assert (back.mean, back.ci95_low, back.ci95_high, back.p) == pytest.approx(
+        (-there.mean, -there.ci95_high, -there.ci95_low, there.p)
+    )
 
 
 def test_a_true_null_hypothesis_is_rejected_as_often_as_said():
     generator = np.random.default_rng(0)
     samples = generator.exponential(size=(400, 2, 30))
-    rejected = np.mean([paired_difference(*sample, resamples=199).p < 0.05 for sample in samples])
+    rejected = np.mean([compare(*sample, resamples=199).p < 0.05 for sample in samples])
     assert rejected == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 400))
 
 
 @pytest.mark.parametrize(("first", "second"), [(np.zeros(3), np.zeros(4)), (np.zeros((3, 2)), np.zeros((3, 2)))])
 def test_what_is_not_paired_is_refused(first, second):
-    with pytest.raises(ValueError, match="need the same C > 1 cases"):
-        paired_difference(first, second)
+    with pytest.raises(ValueError, match="need the same cases of both, of two users or more"):
+        compare(first, second)
+
+
+def test_cases_of_one_user_count_as_one():
+    """Answered ten times alike, a user tells nothing more."""
+    first, second = np.random.default_rng(0).random((2, 40))
+    once = compare(first, second)
+    users = np.tile(np.arange(40) + 3, 10)
+    assert paired_difference(np.tile(first, 10), np.tile(second, 10), users) == pytest.approx(once)
+
+
+def test_users_with_more_cases_weigh_more():
+    """The standard error of a mean over clusters, by the delete-one jackknife over users."""
+    generator = np.random.default_rng(0)
+    users = np.repeat(np.arange(200), generator.integers(1, 9, 200))
+    differences = generator.normal(size=len(users)) + generator.normal(size=200)[users]
+    found = paired_difference(differences, np.zeros(len(users)), users)
+    assert found.mean == pytest.approx(differences.mean())
+    without = np.array([differences[users != user].mean() for user in range(200)])
+    jackknife = np.sqrt(199 / 200 * np.sum((without - without.mean()) ** 2))
+    half_width = (found.ci95_high - found.ci95_low) / 2
+    assert half_width == pytest.approx(1.96 * jackknife, rel=0.05)
+    assert half_width > 1.5 * 1.96 * differences.std() / np.sqrt(len(users))
+
+
+def test_one_user_is_no_sample():
+    with pytest.raises(ValueError, match="of two users or more"):
+        paired_difference(np.ones(5), np.zeros(5), np.zeros(5, int))
 
 
 def test_holm_on_an_example():

@@ -35,7 +35,7 @@ def test_slice_metrics_on_a_hand_made_example():
         targets=np.array([0, 0, 3, 7]),
     )
     rows = slices.slice_metrics(np.array([1, 11, 3, np.inf]), cases, TRAIN, num_items=8)
-    assert [(r["by"], r["slice"], r["num_users"], r["HR@10"]) for r in rows] == [
+    assert [(r["by"], r["slice"], r["num_cases"], r["HR@10"]) for r in rows] == [
         ("target popularity", "unseen", 1, 0.0),
         ("target popularity", "tail", 1, 1.0),
         ("target popularity", "head", 2, 0.5),
