@@ -22,8 +22,8 @@ from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, mean_of_va
 from simgr_jax.ops.top_k import Ranking, rank_in_list
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
-# Floats of the largest array while all items are scored.
-_SCORING_FLOATS = 2**25
+# Floats of the largest array while all items are scored: few enough for a CPU to keep them close by.
+_SCORING_FLOATS = 2**22
 
 
 def check(config: ml_collections.ConfigDict) -> None:
