@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from simgr_jax.data.dataset import EvaluationCases, Sequences
+from simgr_jax.errors import UserError
+from simgr_jax.evaluation import ranking_file
+from simgr_jax.ops.top_k import Ranking
+
+CASES = EvaluationCases(np.array([3, 3, 5], np.int32), Sequences.from_lists([[1]] * 3), np.array([7, 8, 9], np.int32))
+
+
+def write(report, cases=CASES):
+    items = np.arange(36).reshape(3, 12)
+    ranking_file.write(report, Ranking(items, np.zeros((3, 12), np.float32), np.array([1, 2.5, np.inf])), cases)
+    return ranking_file.read(report)
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    found = write(tmp_path / "report")
+    assert found.items.tolist() == np.arange(36).reshape(3, 12)[:, :10].tolist() and found.items.dtype == np.int32
+    assert found.target_rank.tolist() == [1, 2.5, np.inf]
+    assert (found.users.tolist(), found.targets.tolist()) == ([3, 3, 5], [7, 8, 9])
+
+
+@pytest.mark.parametrize("change", [{"users": np.array([3, 4, 5])}, {"targets": np.array([7, 8, 8])}])
+def test_other_users_or_targets_are_other_cases(tmp_path, change):
+    one = write(tmp_path / "one")
+    assert one.has_the_cases_of(write(tmp_path / "same"))
+    other = EvaluationCases(**{"users": CASES.users, "histories": CASES.histories, "targets": CASES.targets} | change)
+    assert not one.has_the_cases_of(write(tmp_path / "other", other))
+    fewer = write(tmp_path / "other", CASES)._replace(users=CASES.users[:2], targets=CASES.targets[:2])
+    assert not one.has_the_cases_of(fewer)
+
+
+def test_a_file_of_another_version_says_how_to_get_a_new_one(tmp_path):
+    np.savez(tmp_path / "ranking.npz", items=np.zeros((3, 10)), target_rank=np.ones(3))
+    with pytest.raises(UserError) as error:
+        ranking_file.read(tmp_path)
+    message = f"{tmp_path}/ranking.npz: has no targets, users; remove it and run simgr_jax.evaluate --workdir="
+    assert str(error.value) == message + str(tmp_path.parent)
