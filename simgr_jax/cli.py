@@ -22,7 +22,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from simgr_jax import default_config, distributed
+from simgr_jax import default_config, distributed, run_config
 from simgr_jax.errors import UserError
 
 
@@ -31,6 +31,10 @@ class ConfigKeys(NamedTuple):
 
     known: ml_collections.ConfigDict
     required: ml_collections.ConfigDict
+
+
+# Keys of a run's config that say where things are, by the flags that say where they are now.
+_PLACES = {"data_path": "data.path", "cache_dir": "cache_dir", "checkpoint": "backbone.checkpoint"}
 
 
 def run_keys(_: ml_collections.ConfigDict) -> ConfigKeys:
@@ -44,6 +48,26 @@ def define_config() -> None:
     config_flags.DEFINE_config_file(
         "config", None, "A file of configs/, like configs/amazon.py:beauty.", lock_config=True
     )
+
+
+def define_run() -> None:
+    """Defines the flags of a binary that reads a run of `simgr_jax.train`, for `open_run`."""
+    flags.DEFINE_string("workdir", None, "The workdir of a run of simgr_jax.train.")
+    for flag, key in _PLACES.items():
+        flags.DEFINE_string(flag, None, f"The run's config.{key} now, if that is not where it was when the run began.")
+
+
+def open_run() -> tuple[ml_collections.ConfigDict, Path]:
+    """The config of the run that the flags name, with the places that they give, and its workdir.
+
+    Raises:
+      UserError: no --workdir, or no run in it.
+    """
+    workdir = Path(required("workdir"))
+    config = run_config.load(workdir)
+    moved = {key: flags.FLAGS[flag].value for flag, key in _PLACES.items()}
+    config.update_from_flattened_dict({key: value for key, value in moved.items() if value is not None})
+    return config, workdir
 
 
 def define_processes() -> None:

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from simgr_jax import cli, distributed, run_config
+from simgr_jax import cli, distributed
 from simgr_jax.data.dataset import Dataset, Split
 from simgr_jax.data.load import synthetic_folder
 from simgr_jax.errors import UserError
@@ -42,8 +42,7 @@ def main() -> None:
     if values.workdir:
         if flags.FLAGS["config"].value is not None:
             raise UserError("--config: a workdir has its own config; leave this out")
-        workdir = Path(values.workdir)
-        config = run_config.load(workdir)
+        config, workdir = cli.open_run()
         with open_mesh(config):
             report_run(config, workdir, prepare(config, workdir), values.split)
     elif distributed.is_main():
@@ -113,7 +112,7 @@ def _report(
 if __name__ == "__main__":
     cli.define_config()
     cli.define_processes()
-    flags.DEFINE_string("workdir", None, "The workdir of a run of simgr_jax.train.")
+    cli.define_run()
     flags.DEFINE_string("predictions", None, "A JSONL file of recommendations, judged on the data of --config.")
     flags.DEFINE_string("split", "test", "Which part is asked about: validation or test.")
     cli.run(main)

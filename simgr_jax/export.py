@@ -23,7 +23,7 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from simgr_jax import cli, run_config
+from simgr_jax import cli
 from simgr_jax.cache import atomic_path
 from simgr_jax.data import prompts
 from simgr_jax.errors import UserError
@@ -48,12 +48,13 @@ class Run(NamedTuple):
 
 def main() -> None:
     dtype = flags.FLAGS.dtype
-    workdir, output = Path(cli.required("workdir")), Path(cli.required("output")).expanduser()
+    config, workdir = cli.open_run()
+    output = Path(cli.required("output")).expanduser()
     if dtype and dtype not in DTYPES:
         raise UserError(f'--dtype: "{dtype}" is unknown; choose one of {", ".join(DTYPES)}, or leave it out')
     if output.exists():
         raise UserError(f"{output}: is there already; remove it, or choose another --output")
-    run = load_run(workdir)
+    run = load_run(config, workdir)
     with _new_folder(output) as folder:
         write_model(folder, run, dtype)
         write_item_index(folder / "item_index", run)
@@ -63,13 +64,12 @@ def main() -> None:
     print(f"the model is in {output}, its catalog in {output / 'item_index'}")
 
 
-def load_run(workdir: Path) -> Run:
+def load_run(config: ml_collections.ConfigDict, workdir: Path) -> Run:
     """The run in a workdir.
 
     Raises:
-      UserError: there is none, or something that it depends on is gone.
+      UserError: something that it depends on is gone.
     """
-    config = run_config.load(workdir)
     if config.model.name != "simgr":
         raise UserError(f'{workdir / "config.json"}: holds a run of "{config.model.name}"; only SimGR can be exported')
     prepared = prepare(config, workdir)
@@ -199,7 +199,7 @@ def _history_in_words(config: ml_collections.ConfigDict) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "The workdir of a run of simgr_jax.train.")
+    cli.define_run()
     flags.DEFINE_string("output", None, "The folder to write; it must not be there yet.")
     flags.DEFINE_string("dtype", "", "Of the weights: float32 or bfloat16; the base model's own if left out.")
     cli.run(main)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from simgr_jax import cli, distributed, run_config
+from simgr_jax import cli, distributed
 from simgr_jax.data.dataset import Dataset, EvaluationCases
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation import predictions
@@ -25,10 +25,10 @@ SPLITS = ("", "validation", "test")
 
 def main() -> None:
     values = flags.FLAGS
-    workdir, output = Path(cli.required("workdir")), Path(cli.required("output"))
+    config, workdir = cli.open_run()
+    output = Path(cli.required("output"))
     if values.split not in SPLITS:
         raise UserError(f'--split: "{values.split}" is unknown; choose validation or test, or leave it out')
-    config = run_config.load(workdir)
     with open_mesh(config):
         prepared = prepare(config, workdir, k=values.k)
         cases = getattr(prepared.split, values.split) if values.split else _whole_histories(prepared.dataset)
@@ -47,7 +47,7 @@ def _whole_histories(dataset: Dataset) -> EvaluationCases:
 
 if __name__ == "__main__":
     cli.define_processes()
-    flags.DEFINE_string("workdir", None, "The workdir of a run of simgr_jax.train.")
+    cli.define_run()
     flags.DEFINE_string("output", None, "The file to write.")
     flags.DEFINE_integer("k", 10, "Length of the lists.", lower_bound=1)
     flags.DEFINE_string("split", "", "Whose histories: all users' whole ones, or those before validation or test.")

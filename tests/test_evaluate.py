@@ -61,6 +61,36 @@ def test_the_ranking_is_kept_for_paired_comparisons(trained_workdir):
     assert summarize(ranks, items, 60) == {metric: metrics[metric] for metric in METRICS}
 
 
+@pytest.fixture
+def moved(run_binary, workdir, tmp_path):
+    """A workdir whose config has places of another machine, and where its data and cache are here."""
+    before = tmp_path / "before"
+    (data,) = (workdir / "cache").glob("synthetic-*/")
+    shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(workdir / "cache")
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["path"], config["cache_dir"] = str(before / "data"), "/proc/nowhere"
+    (workdir / "config.json").write_text(json.dumps(config))
+    return workdir, (f"--data_path={tmp_path / 'data'}", f"--cache_dir={tmp_path / 'cache'}")
+
+
+def test_a_run_can_be_evaluated_where_its_data_have_moved_to(run_binary, moved, capfd):
+    workdir, places = moved
+    before, config = (workdir / "report" / "metrics.json").read_bytes(), (workdir / "config.json").read_bytes()
+    shutil.rmtree(workdir / "report")
+    assert run_binary("evaluate", f"--workdir={workdir}") == 2
+    assert capfd.readouterr().err.startswith("error: ")
+    assert run_binary("evaluate", f"--workdir={workdir}", *places) == 0
+    assert (workdir / "report" / "metrics.json").read_bytes() == before
+    assert (workdir / "config.json").read_bytes() == config
+
+
+def test_a_run_can_recommend_and_be_exported_where_its_data_have_moved_to(run_binary, moved, tmp_path):
+    workdir, places = moved
+    for binary in ("recommend", "export"):
+        assert run_binary(binary, f"--workdir={workdir}", f"--output={tmp_path / binary}", *places) == 0
+
+
 def test_validation_has_a_report_of_its_own(run_binary, workdir):
     before = (workdir / "report" / "metrics.json").read_bytes()
     assert run_binary("evaluate", f"--workdir={workdir}", "--split=validation") == 0

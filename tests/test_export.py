@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from simgr_jax import export
+from simgr_jax import export, run_config
 from simgr_jax.data.batches import rank_batches
 from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.errors import UserError
@@ -148,7 +148,7 @@ def test_transformers_computes_the_hidden_states_that_were_trained(exported):
     from transformers import AutoModel
 
     workdir, output = exported
-    run = export.load_run(workdir)
+    run = export.load_run(run_config.load(workdir), workdir)
     config, prompt, dataset = run.config, run.prepared.prompt, run.prepared.dataset
     users = np.arange(len(dataset.sequences))
     cases = EvaluationCases(users, dataset.sequences, np.zeros_like(users)).take(range(USERS))
@@ -225,7 +225,7 @@ def scratch(run_binary, trained_workdir, tmp_path_factory):
 
 
 def test_the_item_index_has_the_catalogs_ids_codes_and_vectors(scratch, trained_workdir):
-    run = export.load_run(trained_workdir)
+    run = export.load_run(run_config.load(trained_workdir), trained_workdir)
     items = load_file(scratch / "item_index" / "items.safetensors")
     assert {name: array.dtype for name, array in items.items()} == {"codes": np.int32, "vectors": np.float32}
     np.testing.assert_array_equal(items["codes"], run.prepared.semantic_ids.codes)
