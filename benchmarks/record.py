@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -49,11 +50,16 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def command(without: str = "") -> str:
-    """The command that runs, as typed at the repository's root, but for a flag given like --flag=value."""
+    """The command that runs, as typed at the repository's root, but for the flag `without` and its value."""
     module = sys.modules["__main__"].__spec__
     if module is None:
         raise RuntimeError("run it as python -m MODULE, so that the record can name the command")
-    arguments = [_relative(argument) for argument in sys.argv[1:] if argument.partition("=")[0] != without]
+    kept = [
+        argument
+        for before, argument in itertools.pairwise(sys.argv)
+        if not without or (argument.partition("=")[0] != without and before != without)
+    ]
+    arguments = map(_relative, kept)
     return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *arguments])
 
 

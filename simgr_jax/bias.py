@@ -53,12 +53,16 @@ def main() -> None:
     widths = _widths(values.beam_widths)
     figures = measure(
         workdirs,
-        _places(folder, values.data_path),
+        _places(folder),
         users=values.users,
         batch_size=values.batch_size,
         beam_widths=widths,
         joint=values.joint,
     )
+    if not figures:
+        raise UserError(
+            f"{folder / 'runs'}: no model there has a distribution over items; train one that has, like simgr"
+        )
     settings = {"users": values.users, "beam_widths": widths, "joint": values.joint}
     text = markdown(figures, settings)
     for name, content in (("bias.json", json.dumps(settings | {"models": figures}, indent=2)), ("bias.md", text)):
@@ -76,11 +80,10 @@ def _widths(texts: list[str]) -> list[int]:
     return widths
 
 
-def _places(folder: Path, data_path: str | None) -> dict[str, str]:
-    """What may have moved since the runs, by full key."""
+def _places(folder: Path) -> dict[str, str]:
+    """What may not be where the runs' configs have it, by full key."""
     cache = folder.resolve() / "cache"
-    places = {"cache_dir": str(cache)} if cache.is_dir() else {}
-    return places | ({"data.path": data_path} if data_path else {})
+    return ({"cache_dir": str(cache)} if cache.is_dir() else {}) | cli.places()
 
 
 def markdown(figures: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
@@ -116,7 +119,7 @@ def _flat(found: Mapping[str, Any]) -> dict[str, float]:
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "The workdir of simgr_jax.compare.")
-    flags.DEFINE_string("data_path", None, "Where the data are, if not where the runs found them.")
+    cli.define_places()
     flags.DEFINE_integer("users", 256, "How many cases of the test split are asked about.", lower_bound=2)
     flags.DEFINE_integer("batch_size", 16, "Users at once.", lower_bound=1)
     flags.DEFINE_list("beam_widths", ["5", "10", "20", "50", "100"], "Of models with a beam.")

@@ -50,11 +50,22 @@ def define_config() -> None:
     )
 
 
+def define_places() -> None:
+    """Defines the flags of a binary that reads runs, which say where a run's files are now."""
+    for flag, key in _PLACES.items():
+        flags.DEFINE_string(flag, None, f"A run's config.{key} now, if that is not where it was when the run began.")
+
+
+def places() -> dict[str, str]:
+    """What those flags say that were given, by the config's full key."""
+    values = {key: flags.FLAGS[flag].value for flag, key in _PLACES.items()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def define_run() -> None:
     """Defines the flags of a binary that reads a run of `simgr_jax.train`, for `open_run`."""
     flags.DEFINE_string("workdir", None, "The workdir of a run of simgr_jax.train.")
-    for flag, key in _PLACES.items():
-        flags.DEFINE_string(flag, None, f"The run's config.{key} now, if that is not where it was when the run began.")
+    define_places()
 
 
 def open_run() -> tuple[ml_collections.ConfigDict, Path]:
@@ -65,8 +76,7 @@ def open_run() -> tuple[ml_collections.ConfigDict, Path]:
     """
     workdir = Path(required("workdir"))
     config = run_config.load(workdir)
-    moved = {key: flags.FLAGS[flag].value for flag, key in _PLACES.items()}
-    config.update_from_flattened_dict({key: value for key, value in moved.items() if value is not None})
+    config.update_from_flattened_dict(places())
     return config, workdir
 
 

@@ -28,7 +28,9 @@ from simgr_jax.comparison.figures import Finished
 from simgr_jax.comparison.inference import Speeds
 from simgr_jax.comparison.rows import Row
 from simgr_jax.comparison.runs import FINISHED_FILE, RunFailed, Runs
+from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.errors import UserError
+from simgr_jax.evaluation import ranking_file
 from simgr_jax.files import read_json_object
 from simgr_jax.preparation import cache_dir, load_data
 
@@ -49,7 +51,7 @@ def main() -> None:
     runs = Runs(folder, config, rows)
     for row in rows:
         runs.check(row)
-    _load_data(config, folder)
+    _check_judged_on(_load_test(config, folder), runs, rows)
     failures = _train(runs, chosen)
     finished = _finished(runs, rows)
     if finished:
@@ -58,12 +60,24 @@ def main() -> None:
         _exit(failures)
 
 
-def _load_data(config: ml_collections.ConfigDict, folder: Path) -> None:
-    """Before any process is started for it, so that data that can't be read fail once."""
+def _load_test(config: ml_collections.ConfigDict, folder: Path) -> EvaluationCases:
+    """The test split; before any process is started for it, so that data that can't be read fail once."""
     try:
-        load_data(config.base, cache_dir(config.base, folder))
+        return load_data(config.base, cache_dir(config.base, folder))[1].test
     except UserError as error:
         raise UserError(str(error).replace("config.data.", "config.base.data.")) from error
+
+
+def _check_judged_on(cases: EvaluationCases, runs: Runs, rows: Sequence[Row]) -> None:
+    """The data may have changed since a run was trained."""
+    for row in rows:
+        for seed in runs.finished_seeds(row):
+            workdir = runs.workdir(row, seed)
+            if not ranking_file.read(workdir / "report").is_of(cases):
+                raise UserError(
+                    f"{workdir}: was judged on other data than config.base.data are now; give those, or remove the "
+                    "folder and its trials, and they will be trained anew"
+                )
 
 
 def _exit(failures: Mapping[str, RunFailed]) -> NoReturn:

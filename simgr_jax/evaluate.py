@@ -45,6 +45,8 @@ def main() -> None:
         config, workdir = cli.open_run()
         with open_mesh(config):
             report_run(config, workdir, prepare(config, workdir), values.split)
+    elif places := cli.places():
+        raise UserError(f"--predictions: is judged on the data of --config; give --config.{next(iter(places))}")
     elif distributed.is_main():
         cli.required("config")
         report_predictions(values.config, Path(values.predictions), values.split)
@@ -104,7 +106,6 @@ def _report(
     facts |= {"dataset": dataset.name, "split": split, "num_users": num_users, "num_cases": len(cases)}
     metrics = collect_metrics(facts | {"num_items": dataset.num_items}, rankings, cases.users, dataset.num_items)
     write_report(folder, metrics, rankings, cases, splits.train, log)
-    # The last thing that a report gets.
     ranking_file.write(folder, ranking, cases)
     print(f"{LIST_LENGTH} recommendations for each of {len(cases):,} cases judged; the report is in {folder}")
 

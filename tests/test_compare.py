@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 
+import numpy as np
 import pytest
 
 from simgr_jax import run_config, train
@@ -132,6 +133,21 @@ def test_a_comparison_can_move(run_binary, options, compared, tmp_path, launcher
     finally:
         moved.rename(compared[0])
     assert launcher.launched == [] and (folder / "inference.json").exists()
+
+
+def test_a_run_of_other_data_is_refused_before_anything_is_trained(run_binary, options, folder, launcher, capfd):
+    """The log was exported anew since."""
+    shutil.rmtree(folder / "runs" / "sasrec")
+    file = folder / "runs" / "simgr" / "report" / "ranking.npz"
+    with np.load(file) as arrays:
+        changed = dict(arrays) | {"targets": np.roll(arrays["targets"], 1)}
+    np.savez(file, **changed)
+    assert run_binary("compare", *options, f"--workdir={folder}") == 2
+    error = capfd.readouterr().err
+    assert error.startswith(
+        f"error: {folder}/runs/simgr: was judged on other data than config.base.data are now; give "
+    )
+    assert error.count("\n") == 1 and launcher.launched == []
 
 
 def test_only_what_is_asked_for_is_trained(run_binary, options, folder, launcher):

@@ -64,12 +64,11 @@ def test_the_ranking_is_kept_for_paired_comparisons(trained_workdir):
 @pytest.fixture
 def moved(run_binary, workdir, tmp_path):
     """A workdir whose config has places of another machine, and where its data and cache are here."""
-    before = tmp_path / "before"
     (data,) = (workdir / "cache").glob("synthetic-*/")
     shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(workdir / "cache")
     config = json.loads((workdir / "config.json").read_text())
-    config["data"]["path"], config["cache_dir"] = str(before / "data"), "/proc/nowhere"
+    config["data"]["path"], config["cache_dir"] = "/proc/nowhere/data", "/proc/nowhere/cache"
     (workdir / "config.json").write_text(json.dumps(config))
     return workdir, (f"--data_path={tmp_path / 'data'}", f"--cache_dir={tmp_path / 'cache'}")
 
@@ -83,6 +82,28 @@ def test_a_run_can_be_evaluated_where_its_data_have_moved_to(run_binary, moved, 
     assert run_binary("evaluate", f"--workdir={workdir}", *places) == 0
     assert (workdir / "report" / "metrics.json").read_bytes() == before
     assert (workdir / "config.json").read_bytes() == config
+
+
+@pytest.mark.parametrize("missing", ["data_path", "cache_dir"])
+def test_what_has_moved_is_told_one_by_one(run_binary, moved, capfd, missing):
+    workdir, places = moved
+    places = [place for place in places if missing not in place]
+    assert run_binary("evaluate", f"--workdir={workdir}", *places) == 2
+    assert "/proc/nowhere" in capfd.readouterr().err
+
+
+def test_an_llm_may_have_moved(run_binary, workdir, tmp_path, capfd):
+    """This run had none, and now is refused one."""
+    assert run_binary("evaluate", f"--workdir={workdir}", f"--checkpoint={tmp_path / 'llm'}") == 2
+    assert "is decided by config.backbone.checkpoint" in capfd.readouterr().err
+
+
+def test_places_are_of_a_workdir(run_binary, root, tmp_path, capfd):
+    options = (f"--predictions={tmp_path / 'x.jsonl'}", f"--config={root}/configs/quickstart.py", "--data_path=there")
+    assert run_binary("evaluate", *options) == 2
+    assert capfd.readouterr().err.startswith(
+        "error: --predictions: is judged on the data of --config; give --config.data.path"
+    )
 
 
 def test_a_run_can_recommend_and_be_exported_where_its_data_have_moved_to(run_binary, moved, tmp_path):

@@ -14,6 +14,7 @@ from simgr_jax.comparison.trained import Trained, restore
 from simgr_jax.data import synthetic
 from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.data.load import synthetic_folder
+from simgr_jax.errors import UserError
 from simgr_jax.evaluation import bias, metrics
 from simgr_jax.evaluation.significance import paired_difference
 from simgr_jax.models.recommender import Recommender
@@ -65,6 +66,9 @@ def measure(
       `search`, of those lists, and `beam`, by width, of a model that has a beam: see `evaluation.bias.search_error`;
       `off_catalog_mass`, of a model of codes: see `evaluation.bias.off_catalog_mass`;
       `truth`, on embedded data, and `joint`: see `evaluation.bias.distance`; `calibration`, on embedded data.
+
+    Raises:
+      UserError: the joint model has no item distribution, or all cases are one user's.
     """
     # An item of the history may be listed: what a model says of it is part of its distribution.
     values = {**places, "evaluation.batch_size": batch_size, "evaluation.filter_history": False}
@@ -72,6 +76,8 @@ def measure(
     # The one that others are measured from comes first.
     for name in sorted(workdirs, key=lambda name: name != joint):
         found = _measure(workdirs[name], values, users, beam_widths, reference)
+        if found is None and name == joint:
+            raise UserError(f'--joint: "{joint}" has no distribution over items; choose another')
         if found is None:
             continue
         figures[name], probabilities = found
@@ -95,6 +101,8 @@ def _measure(
     asked = _Asked(trained, cases.take(chosen))
     if not hasattr(asked.model, "log_probabilities"):
         return None
+    if len(np.unique(asked.cases.users)) < 2:
+        raise UserError(f"--users: {users} cases are of one user; ask for more")
     with open_mesh(trained.config):
         log_probabilities = asked.ask("log_probabilities")
         figures = _decoding(asked, log_probabilities, beam_widths)

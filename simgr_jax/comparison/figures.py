@@ -11,7 +11,6 @@ import numpy as np
 from simgr_jax.comparison.inference import Speeds
 from simgr_jax.comparison.rows import Row
 from simgr_jax.comparison.runs import SCORE, Tuning
-from simgr_jax.errors import UserError
 from simgr_jax.evaluation import metrics, ranking_file
 from simgr_jax.evaluation.ranking_file import CaseRankings
 from simgr_jax.evaluation.significance import holm, paired_difference
@@ -39,7 +38,7 @@ def collect(finished: Mapping[str, Finished], reference: str, speeds: Mapping[st
     """The figures of all finished rows.
 
     Args:
-      finished: by name.
+      finished: by name; all judged on the same cases.
       reference: the row that the others are tested against; without its runs nothing is tested.
       speeds: of the rows that were measured.
 
@@ -48,20 +47,14 @@ def collect(finished: Mapping[str, Finished], reference: str, speeds: Mapping[st
       (that is `config.model.name`), `overrides`, `trained_as`, `seeds`, `missing_seeds`, `trials`, `chosen`; each of
       `metrics.METRICS`, the mean over seeds, with `METRIC/ci95_low` and `METRIC/ci95_high` (over users) and
       `METRIC/seeds` (of each seed); `METRIC/difference` of TESTED, against the reference: `mean`, `ci95_low`,
-      `ci95_high`, `p`, `is_smallest_p` and, adjusted for all tests made, `p_holm`;
+      `ci95_high`, `p` and, adjusted for all tests made, `p_holm`;
       `num_parameters`, `train_seconds`, `train_targets_per_second`, means over seeds; `users_per_second` and
       `catalog_seconds`, medians of `users_per_second/rounds` and `catalog_seconds/rounds` (see `inference.Speeds`).
-
-    Raises:
-      UserError: the rows were not judged on the same cases.
     """
-    all_workdirs = [workdir for one in finished.values() for workdir in one.workdirs.values()]
-    all_rankings = {workdir: ranking_file.read(workdir / "report") for workdir in all_workdirs}
-    _check_same_cases(all_rankings)
     models, cases, facts = {}, {}, {}
     for name, one in finished.items():
         reports = [read_json_object(workdir / "report" / "metrics.json") for workdir in one.workdirs.values()]
-        rankings = [all_rankings[workdir] for workdir in one.workdirs.values()]
+        rankings = [ranking_file.read(workdir / "report") for workdir in one.workdirs.values()]
         facts = {key: reports[0][key] for key in FACTS}
         cases[name] = _accuracy(rankings)
         models[name] = (
@@ -70,20 +63,10 @@ def collect(finished: Mapping[str, Finished], reference: str, speeds: Mapping[st
             | {key: _mean([report[key] for report in reports]) for key in COSTS}
             | _speed(speeds.get(name))
         )
-    if reference in models:
+    # One user is no sample.
+    if reference in models and facts["num_users"] > 1:
         _test(models, cases, reference, rankings[0].users)
     return facts | {"reference": reference, "models": models}
-
-
-def _check_same_cases(finished: Mapping[Path, CaseRankings]) -> None:
-    """The data may have changed since the first was trained."""
-    first = next(iter(finished))
-    for workdir, ranking in finished.items():
-        if not ranking.has_the_cases_of(finished[first]):
-            raise UserError(
-                f"{workdir}: was judged on other data than {first}; remove the one that is not of these data, and it "
-                "will be trained anew"
-            )
 
 
 def _settings(finished: Finished) -> dict[str, Any]:

@@ -106,7 +106,9 @@ class Runs:
         tuning = self.tuning(row)
         if tuning is not None:
             for seed in row.seeds:
-                _check_same(self._config(row, seed, tuning), self.workdir(row, seed))
+                # What was taken over from a run that is there no more will be taken over again, whatever it was.
+                if not row.trained_as or self._is_finished(row, seed):
+                    _check_same(self._config(row, seed, tuning), self.workdir(row, seed))
 
     def tuning(self, row: Row) -> Tuning | None:
         """The row's tuning, or None while it is not finished."""
@@ -166,7 +168,8 @@ class Runs:
         if self._is_finished(row, seed):
             return
         config = self._config(row, seed, tuning)
-        _check_same(config, workdir)
+        if not row.trained_as:
+            _check_same(config, workdir)
         title = workdir.name + (f" ({describe(tuning.values)})" if tuning.values else "")
         _begin(config, workdir)
         source = self._take_over(row, seed) if row.trained_as else {}
@@ -187,7 +190,7 @@ class Runs:
             return finished is not None
         # The other row's run may have been removed, and another trained.
         source = _finished(self.workdir(self._rows[row.trained_as], seed))
-        return source is not None and source["finished"] == finished["source"]
+        return source is not None and source["finished"] == finished.get("source")
 
     def _take_over(self, row: Row, seed: int) -> dict[str, Any]:
         """Copies what the other row's run learned; there is then nothing left to train. Returns which run it was."""

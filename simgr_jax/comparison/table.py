@@ -12,6 +12,7 @@ from rich.table import Table
 from simgr_jax.comparison.figures import TESTED
 from simgr_jax.comparison.runs import SCORE
 from simgr_jax.evaluation.metrics import METRICS
+from simgr_jax.evaluation.significance import RESAMPLES
 
 
 class Cell(NamedTuple):
@@ -85,10 +86,7 @@ def _p(difference: Mapping[str, float] | None) -> str:
     if difference is None:
         return ""
     p = difference["p_holm"]
-    if p < 0.001:
-        return "<.001"
-    text = f"{p:.2f}" if p >= 0.995 else _number(p, 3)
-    return f"≤{text}" if difference["is_smallest_p"] else text
+    return "<.001" if p < 0.001 else f"{p:.2f}" if p >= 0.995 else _number(p, 3)
 
 
 def _short(count: float) -> str:
@@ -161,10 +159,12 @@ def _reading(figures: Mapping[str, Any]) -> str:
         "±: 95% bootstrap interval over users.",
         "Training: wall time with validation, without trials.",
     ]
+    tests = len(TESTED) * (len(figures["models"]) - 1)
     if reference in figures["models"]:
         notes.append(
             f"Δ: difference from {reference}, with its 95% interval; p: two-sided, of a paired permutation test over "
-            "users, adjusted for all tests in this table (Holm); ≤: it is the smallest that so many permutations tell."
+            f"users, adjusted for all {tests} tests in this table (Holm). With {RESAMPLES:,} permutations none can be "
+            f"below {_number(tests / (1 + RESAMPLES), 4)}."
         )
     if inference:
         notes.append(
@@ -174,7 +174,7 @@ def _reading(figures: Mapping[str, Any]) -> str:
         )
     seeds = [_seeds(name, model) for name, model in figures["models"].items() if len(model["seeds"]) > 1]
     missing = [
-        f"{name}: seeds {', '.join(map(str, model['missing_seeds']))} are not trained."
+        f"{name}: not trained yet with {', '.join(f'seed {seed}' for seed in model['missing_seeds'])}."
         for name, model in figures["models"].items()
         if model["missing_seeds"]
     ]

@@ -30,8 +30,8 @@ class CaseRankings(NamedTuple):
     users: np.ndarray
     targets: np.ndarray
 
-    def has_the_cases_of(self, other: CaseRankings) -> bool:
-        return np.array_equal(self.users, other.users) and np.array_equal(self.targets, other.targets)
+    def is_of(self, cases: EvaluationCases) -> bool:
+        return np.array_equal(self.users, cases.users) and np.array_equal(self.targets, cases.targets)
 
 
 def write(report: Path, ranking: Ranking, cases: EvaluationCases) -> None:
@@ -46,12 +46,13 @@ def read(report: Path) -> CaseRankings:
     """report: a run's folder of that name.
 
     Raises:
-      UserError: the file is damaged, or of another version.
+      UserError: the file is missing, damaged, or of another version.
     """
-    arrays = load_arrays(report / RANKING_FILE)
-    if missing := set(CaseRankings._fields) - arrays.keys():
+    try:
+        arrays = load_arrays(report / RANKING_FILE)
+        return CaseRankings(**{name: arrays[name] for name in CaseRankings._fields})
+    except (UserError, KeyError):
         raise UserError(
-            f"{report / RANKING_FILE}: has no {', '.join(sorted(missing))}; remove it and run simgr_jax.evaluate "
+            f"{report / RANKING_FILE}: is missing, damaged or of another version; run simgr_jax.evaluate "
             f"--workdir={report.parent}"
-        )
-    return CaseRankings(**{name: arrays[name] for name in CaseRankings._fields})
+        ) from None

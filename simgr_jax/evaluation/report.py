@@ -115,7 +115,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     """A row for each metric; the model beside every other ranking that `metrics` knows, with 95% intervals."""
     others = [key.removesuffix("/HR@10") for key in metrics if key.endswith("/HR@10")]
     title = " · ".join(str(metrics[key]) for key in ("dataset", "split") if key in metrics)
-    table = Table(title=title or None, caption="± 95% bootstrap interval over evaluation cases")
+    table = Table(title=title or None, caption="± 95% bootstrap interval over users")
     table.add_column("metric")
     for name in (str(metrics.get("model", MODEL)), *others):
         table.add_column(name, justify="right")

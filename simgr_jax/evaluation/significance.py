@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+RESAMPLES = 9999
+
 
 class Difference(NamedTuple):
     """How much higher a model's mean is than the reference's.
@@ -21,14 +23,12 @@ class Difference(NamedTuple):
       mean: of the cases' differences.
       ci95_low, ci95_high: 1.96 standard errors around it.
       p: two-sided, of the permutation test.
-      is_smallest_p: whether p is as small as the number of resamples can tell.
     """
 
     mean: float
     ci95_low: float
     ci95_high: float
     p: float
-    is_smallest_p: bool
 
 
 def paired_difference(
@@ -36,7 +36,7 @@ def paired_difference(
     reference: Float[np.ndarray, " C"],
     users: Int[np.ndarray, " C"],
     *,
-    resamples: int = 9999,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
     """Tests the mean of `values - reference`.
@@ -59,8 +59,7 @@ def paired_difference(
     deviations = np.bincount(users, differences - mean)
     error = np.sqrt(len(names) / (len(names) - 1) * np.sum(deviations**2)) / len(differences)
     p = _sign_flip_p(np.bincount(users, differences), resamples, seed)
-    bounds = float(mean - 1.96 * error), float(mean + 1.96 * error)
-    return Difference(float(mean), *bounds, p, is_smallest_p=p <= 1 / (1 + resamples))
+    return Difference(float(mean), float(mean - 1.96 * error), float(mean + 1.96 * error), p)
 
 
 def _sign_flip_p(differences: Float[np.ndarray, " U"], resamples: int, seed: int, chunk: int = 500) -> float:

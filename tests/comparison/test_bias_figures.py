@@ -88,14 +88,27 @@ def test_distances_are_from_the_truth_and_from_the_joint_model(figures, workdirs
         assert figures[name]["joint"]["kl"] > 0
 
 
+def test_without_any_distribution_there_is_nothing_to_measure(workdirs, run_binary, tmp_path, capsys):
+    run = shutil.copytree(workdirs["item_knn"], tmp_path / "runs" / "item_knn")
+    (run / "finished.json").write_text('{"finished": "2026-01-01"}')
+    assert run_binary("bias", f"--workdir={tmp_path}") == 2
+    message = (
+        f"error: {tmp_path / 'runs'}: no model there has a distribution over items; train one that has, like simgr\n"
+    )
+    assert capsys.readouterr().err == message
+
+
 def test_the_binary_writes_figures_and_a_table(figures, workdirs, run_binary, tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     for name, workdir in workdirs.items():
         shutil.copytree(workdir, tmp_path / "runs" / name)
         # As simgr_jax.compare leaves it.
         (tmp_path / "runs" / name / "finished.json").write_text('{"finished": "2026-01-01"}')
+    # The comparison's own, wherever it was when they were trained.
+    (tmp_path / "cache").mkdir()
     options = (f"--users={USERS}", "--batch_size=32", "--beam_widths=5,60")
     assert run_binary("bias", f"--workdir={tmp_path}", *options) == 0
+    assert list((tmp_path / "cache").glob("dataset-*.npz"))
     written = json.loads((tmp_path / "bias.json").read_text())
     assert written["models"].keys() == figures.keys()
     assert written["models"]["parallel"]["truth"] == pytest.approx(figures["parallel"]["truth"])
@@ -111,6 +124,7 @@ def test_the_binary_writes_figures_and_a_table(figures, workdirs, run_binary, tm
         ),
         (("--beam_widths=5,0",), "--beam_widths: can't be 5,0; give numbers from 1"),
         (("--beam_widths=wide",), "--beam_widths: can't be wide; give numbers from 1"),
+        (("--joint=item_knn",), '--joint: "item_knn" has no distribution over items; choose another'),
         (("--joint=tiger",), f'--joint: "tiger" is not in {tmp_path / "runs"}; choose from autoregressive, item_knn, '),
     ):
         capsys.readouterr()

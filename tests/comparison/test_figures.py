@@ -6,10 +6,11 @@ from simgr_jax.comparison.figures import Finished, collect
 from simgr_jax.comparison.inference import Speeds
 from simgr_jax.comparison.rows import read
 from simgr_jax.comparison.runs import Trial, Tuning
-from simgr_jax.errors import UserError
 from simgr_jax.evaluation import metrics
 from simgr_jax.evaluation.significance import holm, paired_difference
+from simgr_jax.files import read_json_object
 
+ONE_USER = {"num_users": 1}
 SKILLS = {"a": 1.0, "b": 3.0, "same": 1.0}
 
 
@@ -110,9 +111,8 @@ def test_without_the_reference_nothing_is_tested(finished):
     assert not any("difference" in key for model in figures["models"].values() for key in model)
 
 
-def test_rows_that_were_judged_on_other_data_are_not_compared(finished, tmp_path):
-    """The log was exported anew between the two."""
-    write_report(tmp_path / "later", targets_seed=1)
-    later = finished[0]["same"]._replace(workdirs={0: tmp_path / "later"})
-    with pytest.raises(UserError, match=r"later: was judged on other data than .*b-0; remove the one that is not of"):
-        collect({"b": finished[0]["b"], "same": later}, "b", {})
+def test_one_user_is_no_sample(finished, monkeypatch):
+    monkeypatch.setattr("simgr_jax.comparison.figures.read_json_object", lambda path: read_json_object(path) | ONE_USER)
+    figures = collect(finished[0], "a", {})
+    assert figures["num_users"] == 1
+    assert not any("difference" in key for model in figures["models"].values() for key in model)

@@ -199,9 +199,12 @@ def test_a_row_takes_over_what_another_learned(launched, tmp_path):
 
 
 def test_what_was_taken_over_is_taken_anew_when_the_other_row_was_trained_again(launched, tmp_path, monkeypatch):
-    models = {"a": {"overrides": {"model": {"name": "parallel"}}}, "b": TAKES_OVER}
-    runs, (source, row) = begin(tmp_path, **models)
-    for content in ("first", "second"):
+    """With other trials, too, of which another did best."""
+    for content, trials in (("first", rates(0.1, 0.2)), ("second", rates(0.3, 0.2))):
+        models = {"a": {"overrides": {"model": {"name": "parallel"}}, "trials": trials}, "b": TAKES_OVER}
+        runs, (source, row) = begin(tmp_path, **models)
+        for one in (source, row):
+            runs.check(one)
         times = iter((content, f"{content}, taken over"))
         monkeypatch.setattr(runs_lib, "_now", lambda: next(times))  # noqa: B023
         runs.train(source, 0, runs.tune(source))
@@ -211,7 +214,22 @@ def test_what_was_taken_over_is_taken_anew_when_the_other_row_was_trained_again(
         runs.train(row, 0, runs.tune(row))
         assert (tmp_path / "runs" / "b" / "checkpoints" / "weights").read_text() == content
         assert runs.finished_seeds(row) == [0]
+        assert (
+            written_config(tmp_path / "runs" / "b")["optimizer.learning_rate"] == {"first": 0.1, "second": 0.2}[content]
+        )
         shutil.rmtree(tmp_path / "runs" / "a")
+        for number in (1, 2):
+            shutil.rmtree(tmp_path / "trials" / f"a-{number}")
+
+
+def test_a_run_of_its_own_is_not_one_that_was_taken_over(launched, tmp_path):
+    runs, (_, row) = begin(
+        tmp_path, a={"overrides": {"model": {"name": "parallel"}}}, b=TAKES_OVER | {"trained_as": ""}
+    )
+    runs.train(row, 0, runs.tune(row))
+    runs, (source, row) = begin(tmp_path, a={"overrides": {"model": {"name": "parallel"}}}, b=TAKES_OVER)
+    runs.train(source, 0, runs.tune(source))
+    assert runs.finished_seeds(row) == []
 
 
 def module(tmp_path, monkeypatch, code):

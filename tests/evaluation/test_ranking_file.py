@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -24,17 +26,20 @@ def test_what_is_read_is_what_was_written(tmp_path):
 
 @pytest.mark.parametrize("change", [{"users": np.array([3, 4, 5])}, {"targets": np.array([7, 8, 8])}])
 def test_other_users_or_targets_are_other_cases(tmp_path, change):
-    one = write(tmp_path / "one")
-    assert one.has_the_cases_of(write(tmp_path / "same"))
-    other = EvaluationCases(**{"users": CASES.users, "histories": CASES.histories, "targets": CASES.targets} | change)
-    assert not one.has_the_cases_of(write(tmp_path / "other", other))
-    fewer = write(tmp_path / "other", CASES)._replace(users=CASES.users[:2], targets=CASES.targets[:2])
-    assert not one.has_the_cases_of(fewer)
+    found = write(tmp_path)
+    assert found.is_of(CASES)
+    assert not found.is_of(dataclasses.replace(CASES, **change))
+    assert not found.is_of(CASES.take([0, 1]))
 
 
-def test_a_file_of_another_version_says_how_to_get_a_new_one(tmp_path):
-    np.savez(tmp_path / "ranking.npz", items=np.zeros((3, 10)), target_rank=np.ones(3))
+@pytest.mark.parametrize("damage", ["missing", "cut off", "of another version"])
+def test_a_file_that_cannot_be_read_says_how_to_get_a_new_one(tmp_path, damage):
+    file = tmp_path / "ranking.npz"
+    if damage != "missing":
+        np.savez(file, items=np.zeros((3, 10)), target_rank=np.ones(3))
+    if damage == "cut off":
+        file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError) as error:
         ranking_file.read(tmp_path)
-    message = f"{tmp_path}/ranking.npz: has no targets, users; remove it and run simgr_jax.evaluate --workdir="
-    assert str(error.value) == message + str(tmp_path.parent)
+    message = f"{file}: is missing, damaged or of another version; run simgr_jax.evaluate --workdir={tmp_path.parent}"
+    assert str(error.value) == message

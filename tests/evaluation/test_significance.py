@@ -49,7 +49,7 @@ def test_the_interval_is_scipys_of_a_paired_t_test():
 
 def test_no_difference_has_p_1():
     values = np.random.default_rng(0).random(50)
-    assert compare(values, values) == (0, 0, 0, 1, False)
+    assert compare(values, values) == (0, 0, 0, 1)
 
 
 def test_one_case_alone_tells_nothing():
@@ -60,8 +60,7 @@ def test_one_case_alone_tells_nothing():
 
 def test_better_in_every_case_has_the_smallest_p():
     found = compare(np.ones(50), np.zeros(50), resamples=999)
-    assert found.p == 1 / 1000 and found.is_smallest_p
-    assert not compare(np.arange(10.0) - 2, np.zeros(10), resamples=999).is_smallest_p
+    assert found.p == 1 / 1000
 
 
 def test_the_other_way_round_only_the_sign_changes():
