@@ -48,12 +48,12 @@ class Run(NamedTuple):
 
 def main() -> None:
     dtype = flags.FLAGS.dtype
-    config, workdir = cli.open_run()
     output = Path(cli.required("output")).expanduser()
     if dtype and dtype not in DTYPES:
         raise UserError(f'--dtype: "{dtype}" is unknown; choose one of {", ".join(DTYPES)}, or leave it out')
     if output.exists():
         raise UserError(f"{output}: is there already; remove it, or choose another --output")
+    config, workdir = cli.open_run()
     run = load_run(config, workdir)
     with _new_folder(output) as folder:
         write_model(folder, run, dtype)

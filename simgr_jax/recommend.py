@@ -25,10 +25,10 @@ SPLITS = ("", "validation", "test")
 
 def main() -> None:
     values = flags.FLAGS
-    config, workdir = cli.open_run()
     output = Path(cli.required("output"))
     if values.split not in SPLITS:
         raise UserError(f'--split: "{values.split}" is unknown; choose validation or test, or leave it out')
+    config, workdir = cli.open_run()
     with open_mesh(config):
         prepared = prepare(config, workdir, k=values.k)
         cases = getattr(prepared.split, values.split) if values.split else _whole_histories(prepared.dataset)
