@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import json
 import os
 import platform
 import shlex
@@ -15,13 +14,13 @@ from typing import Any
 
 import ml_collections
 
-from simgr_jax.cache import atomic_path
+from simgr_jax.cache import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "flax", "optax", "numpy", "polars")
 
 
-def write(name: str, figures: dict[str, Any], config: dict[str, Any], seed: int, without: str = "") -> Path:
+def write(name: str, figures: dict[str, Any], config: dict[str, Any], seed: int, without: str | None = None) -> Path:
     """Writes `results/NAME.json`: the command, seed and config, the figures, versions, git commit and the machine.
 
     without: a flag that the command is recorded without.
@@ -37,8 +36,7 @@ def write(name: str, figures: dict[str, Any], config: dict[str, Any], seed: int,
         "machine": machine(),
     }
     path = ROOT / "results" / f"{name}.json"
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(path, record)
     return path
 
 
@@ -49,7 +47,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return values
 
 
-def command(without: str = "") -> str:
+def command(without: str | None = None) -> str:
     """The command that runs, as typed at the repository's root, but for the flag `without` and its value."""
     module = sys.modules["__main__"].__spec__
     if module is None:
@@ -57,7 +55,7 @@ def command(without: str = "") -> str:
     kept = [
         argument
         for before, argument in itertools.pairwise(sys.argv)
-        if not without or (argument.partition("=")[0] != without and before != without)
+        if without not in (before, argument.partition("=")[0])
     ]
     arguments = map(_relative, kept)
     return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *arguments])

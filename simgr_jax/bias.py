@@ -9,7 +9,6 @@ catalog: on a CPU, 256 users take minutes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from absl import flags
 from rich.markdown import Markdown
 
 from simgr_jax import cli
-from simgr_jax.cache import atomic_path
+from simgr_jax.cache import write_json, write_text
 from simgr_jax.comparison import pictures
 from simgr_jax.comparison.bias import measure
 from simgr_jax.comparison.runs import FINISHED_FILE
@@ -65,9 +64,8 @@ def main() -> None:
         )
     settings = {"users": values.users, "beam_widths": widths, "joint": values.joint}
     text = markdown(figures, settings)
-    for name, content in (("bias.json", json.dumps(settings | {"models": figures}, indent=2)), ("bias.md", text)):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
+    write_json(folder / "bias.json", settings | {"models": figures})
+    write_text(folder / "bias.md", text)
     pictures.write_bias(folder / "bias.png", figures)
     console().print(Markdown(text))
     print(f"the figures are in {folder / 'bias.json'}")

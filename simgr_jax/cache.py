@@ -79,3 +79,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # Where the folder itself is the trouble, so is this; the error above says it better.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, of which the last line is ended here, as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_json(path: Path, value: Any, **options: Any) -> None:
+    """Writes a JSON file for people to read, too; options: of `json.dumps`."""
+    write_text(path, json.dumps(value, indent=2, **options))

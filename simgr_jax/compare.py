@@ -9,7 +9,6 @@ Of a model that fails the others are independent: the table says why, and the ex
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import ml_collections
 from absl import flags
 
 from simgr_jax import cli, run_config
-from simgr_jax.cache import atomic_path
+from simgr_jax.cache import write_json, write_text
 from simgr_jax.comparison import figures as figures_lib
 from simgr_jax.comparison import inference as inference_lib
 from simgr_jax.comparison import pictures, table
@@ -145,8 +144,8 @@ def _report(
         "failed": {name: str(failure) for name, failure in failures.items()},
         "not_trained": [row.name for row in rows if row.name not in finished and row.name not in failures],
     }
-    _write(folder / "comparison.json", json.dumps(figures, indent=2, allow_nan=False))
-    _write(folder / "comparison.md", table.markdown(figures))
+    write_json(folder / "comparison.json", figures, allow_nan=False)
+    write_text(folder / "comparison.md", table.markdown(figures))
     pictures.write(folder, figures)
     table.console().print(table.terminal(figures))
     print(f"the table, its notes and pictures are in {folder}")
@@ -170,13 +169,8 @@ def _inference(
     print(f"measuring inference: {', '.join(workdirs)}", flush=True)
     users, speeds = inference_lib.measure(workdirs, places, **settings)
     kept = {name: one._asdict() for name, one in speeds.items()}
-    _write(file, json.dumps({"settings": settings, "users": users, "speeds": kept}, indent=2))
+    write_json(file, {"settings": settings, "users": users, "speeds": kept})
     return settings | {"users": users}, speeds
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -102,9 +102,14 @@ def _report(
     known_truth = config.data.format == "synthetic" and not config.data.k_core
     truth = synthetic_folder(config.data, cache) if known_truth else None
     rankings = {"model": ranking, **reference_rankings(dataset, splits, cases, truth)}
-    num_users = len(np.unique(cases.users))
-    facts |= {"dataset": dataset.name, "split": split, "num_users": num_users, "num_cases": len(cases)}
-    metrics = collect_metrics(facts | {"num_items": dataset.num_items}, rankings, cases.users, dataset.num_items)
+    facts |= {
+        "dataset": dataset.name,
+        "split": split,
+        "num_users": len(np.unique(cases.users)),
+        "num_cases": len(cases),
+        "num_items": dataset.num_items,
+    }
+    metrics = collect_metrics(facts, rankings, cases.users, dataset.num_items)
     write_report(folder, metrics, rankings, cases, splits.train, log)
     ranking_file.write(folder, ranking, cases)
     print(f"{LIST_LENGTH} recommendations for each of {len(cases):,} cases judged; the report is in {folder}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from simgr_jax import default_config
-from simgr_jax.cache import atomic_path
+from simgr_jax.cache import write_json
 from simgr_jax.errors import UserError
 from simgr_jax.files import read_json_object
 
@@ -39,8 +38,7 @@ def check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 def save(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Writes `workdir/config.json`."""
-    with atomic_path(workdir / FILE_NAME) as temporary:
-        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_json(workdir / FILE_NAME, config.to_dict())
 
 
 def load(workdir: Path) -> ml_collections.ConfigDict:

@@ -7,7 +7,6 @@ A run that was cut off goes on from its latest checkpoint when the same command 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import ml_collections
@@ -15,7 +14,7 @@ from absl import flags
 from rich.console import Console
 
 from simgr_jax import cli, distributed, run_config
-from simgr_jax.cache import atomic_path
+from simgr_jax.cache import write_json
 from simgr_jax.evaluate import report_run
 from simgr_jax.models import parameters
 from simgr_jax.preparation import Prepared, open_mesh, prepare
@@ -54,8 +53,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, prepared: Prepared,
     if distributed.is_main():
         # Only now, so that a config that can't be prepared may be corrected in the same workdir.
         run_config.save(config, workdir)
-        with atomic_path(workdir / "semantic_ids.json") as path:
-            path.write_text(json.dumps(prepared.id_quality, indent=2) + "\n", encoding="utf-8")
+        write_json(workdir / "semantic_ids.json", prepared.id_quality)
     dataset = prepared.dataset
     print(
         f"{dataset.name}: {len(dataset.user_ids):,} users, {dataset.num_items:,} items, "

@@ -76,9 +76,9 @@ def measure(
     # The one that others are measured from comes first.
     for name in sorted(workdirs, key=lambda name: name != joint):
         found = _measure(workdirs[name], values, users, beam_widths, reference)
-        if found is None and name == joint:
-            raise UserError(f'--joint: "{joint}" has no distribution over items; choose another')
         if found is None:
+            if name == joint:
+                raise UserError(f'--joint: "{joint}" has no distribution over items; choose another')
             continue
         figures[name], probabilities = found
         if name == joint:

@@ -51,11 +51,11 @@ def collect(finished: Mapping[str, Finished], reference: str, speeds: Mapping[st
       `num_parameters`, `train_seconds`, `train_targets_per_second`, means over seeds; `users_per_second` and
       `catalog_seconds`, medians of `users_per_second/rounds` and `catalog_seconds/rounds` (see `inference.Speeds`).
     """
-    models, cases, facts = {}, {}, {}
+    models, cases, facts, users = {}, {}, {}, np.zeros(0, np.int32)
     for name, one in finished.items():
         reports = [read_json_object(workdir / "report" / "metrics.json") for workdir in one.workdirs.values()]
         rankings = [ranking_file.read(workdir / "report") for workdir in one.workdirs.values()]
-        facts = {key: reports[0][key] for key in FACTS}
+        facts, users = {key: reports[0][key] for key in FACTS}, rankings[0].users
         cases[name] = _accuracy(rankings)
         models[name] = (
             _settings(one)
@@ -65,7 +65,7 @@ def collect(finished: Mapping[str, Finished], reference: str, speeds: Mapping[st
         )
     # One user is no sample.
     if reference in models and facts["num_users"] > 1:
-        _test(models, cases, reference, rankings[0].users)
+        _test(models, cases, reference, users)
     return facts | {"reference": reference, "models": models}
 
 

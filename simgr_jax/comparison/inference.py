@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -64,7 +64,7 @@ def _round(trained: Trained, cases: EvaluationCases) -> tuple[float, float]:
     ranker, state = trained.prepared.ranker, (trained.params, trained.rest)
     with open_mesh(trained.config):
         start = time.perf_counter()
-        catalog: Any = jax.block_until_ready(ranker.catalog(*state))
+        catalog = jax.block_until_ready(ranker.catalog(*state))
         middle = time.perf_counter()
         ranker(*state, cases, catalog)
         return middle - start, time.perf_counter() - middle

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from simgr_jax import run_config
-from simgr_jax.cache import atomic_path
+from simgr_jax.cache import atomic_path, write_json
 from simgr_jax.comparison.rows import Row, with_values
 from simgr_jax.files import read_json_object, read_text
 from simgr_jax.training.checkpoints import SELECTION_METRIC
@@ -142,13 +142,13 @@ class Runs:
                 title = f"{row.name}, trial {number} of {len(row.trials)} ({describe(values)})"
                 try:
                     score = _train_trial(self._trial_config(row, values), workdir, title)
-                    _write_json(workdir / _TRIAL_FILE, {SCORE: score})
+                    write_json(workdir / _TRIAL_FILE, {SCORE: score})
                     print(f"{title}: {SCORE} {score:.4f}", flush=True)
                 except RunFailed as failure:
                     if not failure.by_user:
                         raise
                     failures.append(failure)
-                    _write_json(workdir / _TRIAL_FILE, {"failed": str(failure)})
+                    write_json(workdir / _TRIAL_FILE, {"failed": str(failure)})
                     print(f"{title}: failed: {failure}", flush=True)
         tuning = self.tuning(row)
         if tuning is None:
@@ -174,7 +174,7 @@ class Runs:
         _begin(config, workdir)
         source = self._take_over(row, seed) if row.trained_as else {}
         launch(["simgr_jax.train", f"--workdir={workdir}"], workdir, title)
-        _write_json(workdir / FINISHED_FILE, {"finished": _now()} | source)
+        write_json(workdir / FINISHED_FILE, {"finished": _now()} | source)
         report = read_json_object(workdir / "report" / "metrics.json")
         print(f"{title}: NDCG@10 {report['NDCG@10']:.4f}, trained {report['train_seconds']:,.0f} s", flush=True)
 
@@ -261,11 +261,6 @@ def _read_trial(workdir: Path, values: dict[str, Any]) -> Trial | None:
         return None
     result = read_json_object(file)
     return Trial(values, result.get(SCORE), result.get("failed"))
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def launch(arguments: Sequence[str], workdir: Path, title: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from rich.console import Console
 from rich.table import Table
 
-from simgr_jax.cache import atomic_path
+from simgr_jax.cache import atomic_path, write_json
 from simgr_jax.data.dataset import EvaluationCases, Sequences
 from simgr_jax.evaluation import metrics as metrics_lib
 from simgr_jax.evaluation.slices import slice_metrics
@@ -98,8 +97,8 @@ def write_report(
         name: slice_metrics(np.asarray(ranking.target_rank), cases, train, num_items)
         for name, ranking in rankings.items()
     }
-    _write_json(folder / "metrics.json", metrics)
-    _write_json(folder / "slices.json", slices)
+    for name, content in (("metrics.json", metrics), ("slices.json", slices)):
+        write_json(folder / name, content, allow_nan=False, default=lambda value: value.item())
 
     shown = {name: metrics_lib.exposure(ranking.items, num_items) for name, ranking in rankings.items()}
     shown["targets"] = np.bincount(cases.targets, minlength=num_items)
@@ -233,12 +232,6 @@ def _draw_bars(axes: Axes, slices: Mapping[str, list[dict[str, Any]]]) -> None:
     rows = next(iter(slices.values()))
     axes.set_xticks(range(len(rows)), [f"{row['slice']}\n{row['num_cases']:,} cases" for row in rows], fontsize=9)
     axes.tick_params(axis="x", length=0)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2, allow_nan=False, default=lambda value: value.item())
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _save(path: Path, figure: Figure) -> None:

@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from sklearn.preprocessing import normalize
 
-from simgr_jax.cache import atomic_path, fingerprint, load_arrays
+from simgr_jax.cache import atomic_path, fingerprint, load_arrays, write_json
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.semantic_ids import (
@@ -84,8 +84,7 @@ def _fit_cached(config, dataset, train, cache_dir, seed) -> tuple[np.ndarray, tu
         report = quality.report(codes, sizes, embeddings, reconstruction)
         report["zero_embeddings"] = int((~embeddings.any(axis=1)).sum())
         # The report first: codes in the cache always have theirs.
-        with atomic_path(report_file) as path:
-            path.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(report_file, report)
         with atomic_path(npz) as path:
             np.savez(path, codes=codes, codebook_sizes=np.array(sizes))
     arrays = load_arrays(npz)
