@@ -140,6 +140,7 @@ def _report(
     figures = figures_lib.collect(finished, config.reference, speeds) | {
         "base": {key: base[key] for key in SHOWN if base[key] != ""},
         "trial_epochs": config.trial_epochs,
+        "finalists": config.finalists,
         "inference": inference,
         "failed": {name: str(failure) for name, failure in failures.items()},
         "not_trained": [row.name for row in rows if row.name not in finished and row.name not in failures],

@@ -72,7 +72,9 @@ def collect(finished: Mapping[str, Finished], reference: str, speeds: Mapping[st
 def _settings(finished: Finished) -> dict[str, Any]:
     row, tuning, workdirs = finished
     trials = [
-        {"values": trial.values} | ({SCORE: trial.score} if trial.failure is None else {"failed": trial.failure})
+        {"values": trial.values}
+        | ({SCORE: trial.score} if trial.failure is None else {"failed": trial.failure})
+        | ({} if trial.full_score is None else {f"{SCORE}/full": trial.full_score})
         for trial in tuning.trials
     ]
     return {

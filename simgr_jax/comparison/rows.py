@@ -50,6 +50,7 @@ def config_keys(config: ml_collections.ConfigDict) -> ConfigKeys:
         "rows": (),
         "reference": "",
         "trial_epochs": 0,
+        "finalists": 0,
         "inference": {"batch_size": 0, "batches": 0, "rounds": 0},
     }
     shared, models = (_groups(config, name) for name in ("shared", "models"))
@@ -94,7 +95,7 @@ def read(config: ml_collections.ConfigDict) -> list[Row]:
                 f"config.models.{name}.trials: are {count}, but {first} has {counts[first]}; give all the same number, "
                 "or none to a model with nothing to tune"
             )
-    limits = {"trial_epochs": 0} | {f"inference.{key}": 1 for key in config.inference}
+    limits = {"trial_epochs": 0, "finalists": 1} | {f"inference.{key}": 1 for key in config.inference}
     for key, value in run_config.flat(config).items():
         if key in limits and value < limits[key]:
             raise UserError(f"config.{key}: can't be {value}; give at least {limits[key]}")

@@ -28,6 +28,8 @@ from simgr_jax.training.checkpoints import SELECTION_METRIC
 
 SCORE = f"validation/{SELECTION_METRIC}"
 _TRIAL_FILE = "trial.json"
+# Short trials, and those of them that are trained in full.
+_STAGES = ("trials", "finals")
 # In the workdir of a run that was trained to its end and reported on.
 FINISHED_FILE = "finished.json"
 
@@ -50,15 +52,17 @@ class Trial(NamedTuple):
       values: what it changed, by full key.
       score: its best validation NDCG@10, None where it failed.
       failure: why it did.
+      full_score: that of its settings when they were trained in full, None where they were not, or failed then.
     """
 
     values: dict[str, Any]
     score: float | None
     failure: str | None = None
+    full_score: float | None = None
 
 
 class Tuning(NamedTuple):
-    """A row's trials and which of them did best, None where there are none."""
+    """A row's trials and which of them was chosen, None where there are none."""
 
     trials: tuple[Trial, ...] = ()
     chosen: int | None = None
@@ -68,9 +72,16 @@ class Tuning(NamedTuple):
         """What the row's runs take from it, by full key."""
         return {} if self.chosen is None else self.trials[self.chosen].values
 
+    @property
+    def is_final(self) -> bool:
+        """Whether what was chosen is trained in full already."""
+        return self.chosen is not None and self.trials[self.chosen].full_score is not None
+
 
 class Runs:
-    """The runs below a comparison's folder: `runs/ROW`, `runs/ROW-SEED` of further seeds, and `trials/ROW-NUMBER`.
+    """The runs below a comparison's folder: `runs/ROW`, `runs/ROW-SEED` of further seeds, `trials/ROW-NUMBER`, and
+    `finals/ROW-NUMBER` of the trials that were the best and so are trained in full. The first seed's run is the final
+    that did best.
 
     Each is an ordinary workdir. All share one cache, so that semantic IDs are made once for all rows with the same.
     """
@@ -81,7 +92,7 @@ class Runs:
         self._rows = {row.name: row for row in rows}
         self._cache_dir = config.base.cache_dir or str(self._folder / "cache")
         self._data_path = config.base.data.path
-        self._trial_epochs = config.trial_epochs
+        self._trial_epochs, self._num_finalists = config.trial_epochs, config.finalists
 
     @property
     def places(self) -> dict[str, str]:
@@ -101,8 +112,9 @@ class Runs:
           UserError: it had another.
         """
         if not row.trained_as:
-            for number, values in enumerate(row.trials, start=1):
-                _check_same(self._trial_config(row, values), self._trial_workdir(row, number))
+            for stage in _STAGES:
+                for number, values in enumerate(row.trials, start=1):
+                    _check_same(self._trial_config(stage, row, values), self._trial_workdir(stage, row, number))
         tuning = self.tuning(row)
         if tuning is not None:
             for seed in row.seeds:
@@ -114,18 +126,23 @@ class Runs:
         """The row's tuning, or None while it is not finished."""
         if row.trained_as:
             return self.tuning(self._rows[row.trained_as])
-        trials = tuple(
-            _read_trial(self._trial_workdir(row, number), values) for number, values in enumerate(row.trials, start=1)
-        )
-        if None in trials:
+        if not row.trials:
+            return Tuning()
+        trials = self._read_trials("trials", row, range(1, len(row.trials) + 1))
+        if None in trials.values():
             return None
-        scores = [-1.0 if trial.score is None else trial.score for trial in trials]
-        if trials and max(scores) < 0:
+        finals = self._read_trials("finals", row, self._finalists(trials))
+        if None in finals.values():
             return None
-        return Tuning(trials, scores.index(max(scores)) if trials else None)
+        best = _best_first(finals or trials)
+        if not best:
+            return None
+        for number, final in finals.items():
+            trials[number] = trials[number]._replace(full_score=final.score)
+        return Tuning(tuple(trials.values()), best[0] - 1)
 
     def tune(self, row: Row) -> Tuning:
-        """Trains the trials that are missing, but not another row's.
+        """Trains the trials and finals that are missing, but not another row's.
 
         A trial that failed by its settings, like a learning rate with which the loss exploded, is one that did not do
         best; but where all failed, they are tried again the next time.
@@ -135,27 +152,9 @@ class Runs:
         """
         if row.trained_as:
             return self._taken_over_tuning(row)
-        failures = []
-        for number, values in enumerate(row.trials, start=1):
-            workdir = self._trial_workdir(row, number)
-            if _read_trial(workdir, values) is None:
-                title = f"{row.name}, trial {number} of {len(row.trials)} ({describe(values)})"
-                try:
-                    score = _train_trial(self._trial_config(row, values), workdir, title)
-                    write_json(workdir / _TRIAL_FILE, {SCORE: score})
-                    print(f"{title}: {SCORE} {score:.4f}", flush=True)
-                except RunFailed as failure:
-                    if not failure.by_user:
-                        raise
-                    failures.append(failure)
-                    write_json(workdir / _TRIAL_FILE, {"failed": str(failure)})
-                    print(f"{title}: failed: {failure}", flush=True)
-        tuning = self.tuning(row)
-        if tuning is None:
-            for number in range(1, len(row.trials) + 1):
-                (self._trial_workdir(row, number) / _TRIAL_FILE).unlink()
-            raise failures[0]
-        return tuning
+        trials = self._try("trials", row, range(1, len(row.trials) + 1))
+        self._try("finals", row, self._finalists(trials))
+        return self.tuning(row)
 
     def train(self, row: Row, seed: int, tuning: Tuning) -> None:
         """Trains and reports on a run that is not finished.
@@ -164,15 +163,19 @@ class Runs:
           RunFailed: it failed.
           UserError: there is a run of another config.
         """
-        workdir = self.workdir(row, seed)
-        if self._is_finished(row, seed):
-            return
-        config = self._config(row, seed, tuning)
-        if not row.trained_as:
+        workdir, config = self.workdir(row, seed), self._config(row, seed, tuning)
+        is_finished = self._is_finished(row, seed)
+        if is_finished or not row.trained_as:
             _check_same(config, workdir)
+        if is_finished:
+            return
         title = workdir.name + (f" ({describe(tuning.values)})" if tuning.values else "")
         _begin(config, workdir)
-        source = self._take_over(row, seed) if row.trained_as else {}
+        source = {}
+        if row.trained_as:
+            source = self._take_over(row, seed)
+        elif seed == row.seeds[0] and tuning.is_final:
+            _copy_learned(self._trial_workdir("finals", row, tuning.chosen + 1), workdir)
         launch(["simgr_jax.train", f"--workdir={workdir}"], workdir, title)
         write_json(workdir / FINISHED_FILE, {"finished": _now()} | source)
         report = read_json_object(workdir / "report" / "metrics.json")
@@ -193,24 +196,53 @@ class Runs:
         return source is not None and source["finished"] == finished.get("source")
 
     def _take_over(self, row: Row, seed: int) -> dict[str, Any]:
-        """Copies what the other row's run learned; there is then nothing left to train. Returns which run it was."""
+        """Copies what the other row's run learned. Returns which run it was."""
         source, workdir = self.workdir(self._rows[row.trained_as], seed), self.workdir(row, seed)
         finished = _finished(source)
         if finished is None:
             raise RunFailed(f"takes over {source.name}, which is not trained; train that too", True)
-        if (source / "checkpoints").exists():
-            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-            shutil.copy2(source / "metrics.jsonl", workdir)
-            with atomic_path(workdir / "checkpoints") as temporary:
-                shutil.copytree(source / "checkpoints", temporary)
+        _copy_learned(source, workdir)
         return {"source": finished["finished"]}
 
-    def _trial_workdir(self, row: Row, number: int) -> Path:
-        return self._folder / "trials" / f"{row.name}-{number}"
+    def _try(self, stage: str, row: Row, numbers: Sequence[int]) -> dict[int, Trial]:
+        """Trains those that are missing."""
+        for number in numbers:
+            values, workdir = row.trials[number - 1], self._trial_workdir(stage, row, number)
+            if _read_trial(workdir, values) is None:
+                in_full = "in full, " if stage == "finals" else ""
+                title = f"{row.name}, trial {number} of {len(row.trials)} {in_full}({describe(values)})"
+                try:
+                    score = _train_trial(self._trial_config(stage, row, values), workdir, title)
+                    write_json(workdir / _TRIAL_FILE, {SCORE: score})
+                    print(f"{title}: {SCORE} {score:.4f}", flush=True)
+                except RunFailed as failure:
+                    if not failure.by_user:
+                        raise
+                    write_json(workdir / _TRIAL_FILE, {"failed": str(failure)})
+                    print(f"{title}: failed: {failure}", flush=True)
+        tried = self._read_trials(stage, row, numbers)
+        if tried and not _best_first(tried):
+            for number in numbers:
+                (self._trial_workdir(stage, row, number) / _TRIAL_FILE).unlink()
+            raise RunFailed(tried[numbers[0]].failure, by_user=True)
+        return tried
 
-    def _trial_config(self, row: Row, values: dict[str, Any]) -> ml_collections.ConfigDict:
-        own = {"training.epochs": self._trial_epochs, "seed": row.seeds[0], "cache_dir": self._cache_dir}
-        return with_values(row.config, values | own)
+    def _read_trials(self, stage: str, row: Row, numbers: Sequence[int]) -> dict[int, Trial | None]:
+        return {
+            number: _read_trial(self._trial_workdir(stage, row, number), row.trials[number - 1]) for number in numbers
+        }
+
+    def _finalists(self, trials: dict[int, Trial]) -> list[int]:
+        """The numbers of those that are trained in full to choose between them; none where there is no choice."""
+        best = _best_first(trials)[: self._num_finalists]
+        return best if len(best) > 1 else []
+
+    def _trial_workdir(self, stage: str, row: Row, number: int) -> Path:
+        return self._folder / stage / f"{row.name}-{number}"
+
+    def _trial_config(self, stage: str, row: Row, values: dict[str, Any]) -> ml_collections.ConfigDict:
+        short = {"training.epochs": self._trial_epochs} if stage == "trials" else {}
+        return with_values(row.config, values | short | {"seed": row.seeds[0], "cache_dir": self._cache_dir})
 
     def _config(self, row: Row, seed: int, tuning: Tuning) -> ml_collections.ConfigDict:
         return with_values(row.config, tuning.values | {"seed": seed, "cache_dir": self._cache_dir})
@@ -253,6 +285,21 @@ def _train_trial(config: ml_collections.ConfigDict, workdir: Path, title: str) -
     # A model without parameters: nothing was evaluated while it trained.
     launch(["simgr_jax.evaluate", "--split=validation", f"--workdir={workdir}"], workdir, title)
     return read_json_object(workdir / "report_validation" / "metrics.json")[SELECTION_METRIC]
+
+
+def _copy_learned(source: Path, workdir: Path) -> None:
+    """What another run learned, if it did; there is then nothing left to train."""
+    if (source / "checkpoints").exists():
+        shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+        shutil.copy2(source / "metrics.jsonl", workdir)
+        with atomic_path(workdir / "checkpoints") as temporary:
+            shutil.copytree(source / "checkpoints", temporary)
+
+
+def _best_first(trials: dict[int, Trial]) -> list[int]:
+    """The numbers of those that did not fail."""
+    scores = {number: trial.score for number, trial in trials.items() if trial.score is not None}
+    return sorted(scores, key=lambda number: -scores[number])
 
 
 def _read_trial(workdir: Path, values: dict[str, Any]) -> Trial | None:

@@ -205,6 +205,8 @@ def _settings(figures: Mapping[str, Any]) -> str:
     text = f"All models, where the table below doesn't say otherwise: {base}."
     if figures["trial_epochs"]:
         text += f" Trials: `training.epochs={figures['trial_epochs']}`."
+        if figures["finalists"] > 1:
+            text += f" The best {figures['finalists']} of a model's were trained in full, to choose between them."
     return f"{text}\n\n" + markdown_table(header, rows).replace("---:", "---")
 
 
@@ -213,7 +215,10 @@ def _code(values: Mapping[str, Any]) -> str:
 
 
 def _trials(model: Mapping[str, Any]) -> str:
-    scores = [(trial["values"], _number(trial[SCORE], 4) if SCORE in trial else "failed") for trial in model["trials"]]
-    return "; ".join(
-        f"{_code(values)}: {f'**{score}**' if values == model['chosen'] else score}" for values, score in scores
-    )
+    parts = []
+    for trial in model["trials"]:
+        score = _number(trial[SCORE], 4) if SCORE in trial else "failed"
+        if full := trial.get(f"{SCORE}/full"):
+            score += f", in full {_number(full, 4)}"
+        parts.append(f"{_code(trial['values'])}: " + (f"**{score}**" if trial["values"] == model["chosen"] else score))
+    return "; ".join(parts)

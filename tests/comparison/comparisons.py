@@ -31,6 +31,7 @@ def config(**models) -> ml_collections.ConfigDict:
             "rows": tuple(models),
             "reference": next(iter(models)),
             "trial_epochs": 2,
+            "finalists": 1,
             "inference": {"batch_size": 8, "batches": 1, "rounds": 1},
             "shared": {
                 "ids": {"semantic_ids": {"quantizer": {"name": "residual_kmeans", "levels": 3}}},

@@ -19,7 +19,8 @@ def finished(tmp_path_factory):
     """Three rows, of which a and b have two seeds and "same" ranks as a's first, and all rankings."""
     folder = tmp_path_factory.mktemp("figures")
     rows = read(config(a={"seeds": (0, 1), "trials": rates(0.1, 0.2)}, b={"seeds": (0, 1)}, same={}))
-    trials = (Trial({"optimizer.learning_rate": 0.1}, None, "diverged"), Trial({"optimizer.learning_rate": 0.2}, 0.5))
+    failed = Trial({"optimizer.learning_rate": 0.1}, None, "diverged")
+    trials = (failed, Trial({"optimizer.learning_rate": 0.2}, 0.5, full_score=0.6))
     finished, rankings = {}, {}
     for row in rows:
         workdirs = {seed: folder / f"{row.name}-{seed}" for seed in row.seeds}
@@ -43,7 +44,7 @@ def test_facts_and_settings(figures):
     assert (model["seeds"], model["missing_seeds"]) == ([0, 1], [])
     assert model["trials"] == [
         {"values": {"optimizer.learning_rate": 0.1}, "failed": "diverged"},
-        {"values": {"optimizer.learning_rate": 0.2}, "validation/NDCG@10": 0.5},
+        {"values": {"optimizer.learning_rate": 0.2}, "validation/NDCG@10": 0.5, "validation/NDCG@10/full": 0.6},
     ]
     assert model["chosen"] == {"optimizer.learning_rate": 0.2}
     assert (model["num_parameters"], model["train_seconds"]) == (1000, 10.5)

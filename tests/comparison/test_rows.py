@@ -110,6 +110,7 @@ MISTAKES = {
         "config.models.a.trials.trial2: config.optimizer.learning_rate: can't be -1.0; give a number above 0",
     ),
     "trial epochs": ({"a": {}}, {"trial_epochs": -1}, "config.trial_epochs: can't be -1; give at least 0"),
+    "finalists": ({"a": {}}, {"finalists": 0}, "config.finalists: can't be 0; give at least 1"),
     "rounds": ({"a": {}}, {"inference.rounds": 0}, "config.inference.rounds: can't be 0; give at least 1"),
     "trained as what comes later": (
         {"a": {"trained_as": "b"}, "b": {}},

@@ -16,8 +16,9 @@ from simgr_jax.errors import UserError
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Instead of training, a learning rate's score on validation is 1 / (1 + |rate - .02|). Returns the workdirs' names
-    in the order of their launches, and what fails, which tests may fill in."""
+    """Instead of training, a learning rate's score on validation is 1 / (1 + |rate - .02|), and in full training
+    1 / (1 + |rate - .1|). Returns the workdirs' names in the order of their launches, and what fails, which tests may
+    fill in."""
     names, failures = [], {}
 
     def launch(arguments, workdir, title):
@@ -25,7 +26,9 @@ def launched(monkeypatch):
         assert arguments[-1] == f"--workdir={workdir}"
         if workdir.name in failures:
             raise failures[workdir.name]
-        score = 1 / (1 + abs(written_config(workdir)["optimizer.learning_rate"] - 0.02))
+        values = written_config(workdir)
+        best = 0.02 if values["training.epochs"] == 2 else 0.1
+        score = 1 / (1 + abs(values["optimizer.learning_rate"] - best))
         if arguments[0] == "simgr_jax.evaluate":
             assert arguments[1] == "--split=validation"
             write_report(workdir)
@@ -45,8 +48,9 @@ def launched(monkeypatch):
     return names, failures
 
 
-def begin(folder, **models):
+def begin(folder, finalists=1, **models):
     values = config(**models)
+    values.finalists = finalists
     rows = read(values)
     return Runs(folder, values, rows), rows
 
@@ -68,6 +72,69 @@ def test_the_best_trial_is_trained_in_full(launched, tmp_path):
     expected = {"optimizer.learning_rate": 0.01, "training.epochs": 30, "seed": 7, "cache_dir": str(tmp_path / "cache")}
     assert full.items() >= expected.items()
     assert runs.finished_seeds(row) == [7]
+
+
+def test_finalists_are_trained_in_full_and_the_best_of_them_is_the_run(launched, tmp_path):
+    models = {"a": {"trials": rates(0.5, 0.01, 0.1, 0.03), "seeds": (7, 8)}}
+    runs, (row,) = begin(tmp_path, finalists=3, **models)
+    assert runs.tuning(row) is None
+    tuning = runs.tune(row)
+    # The best trial first; the worst is not in.
+    assert launched[0] == ["a-1", "a-2", "a-3", "a-4", *("a-2", "a-4", "a-3")]
+    assert tuning.values == {"optimizer.learning_rate": 0.1}
+    full = [trial.full_score for trial in tuning.trials]
+    assert full[0] is None and full[1:] == pytest.approx([1 / 1.09, 1, 1 / 1.07])
+
+    final = tmp_path / "finals" / "a-3"
+    assert written_config(final)["training.epochs"] == 30 and not (final / "report").exists()
+    learned = final / "checkpoints" / "weights"
+    learned.write_text("learned")
+    for seed in row.seeds:
+        runs.train(row, seed, tuning)
+    assert (tmp_path / "runs" / "a" / "checkpoints" / "weights").read_text() == "learned"
+    assert written_config(tmp_path / "runs" / "a") == written_config(final)
+    # No trial had the other seed.
+    assert not (tmp_path / "runs" / "a-8" / "checkpoints" / "weights").exists()
+
+    del launched[0][:]
+    runs, (row,) = begin(tmp_path, finalists=3, **models)
+    runs.check(row)
+    assert runs.tune(row) == tuning
+    runs.train(row, 7, tuning)
+    assert launched[0] == [] and runs.finished_seeds(row) == [7, 8]
+
+
+def test_a_finalist_that_fails_is_not_chosen(launched, tmp_path):
+    """As one whose loss explodes later."""
+    models = {"a": {"trials": rates(0.02, 0.03, 0.1)}}
+    runs, (row,) = begin(tmp_path, **models)
+    runs.tune(row)
+    runs, (row,) = begin(tmp_path, finalists=2, **models)
+    launched[1]["a-2"] = RunFailed("the loss was not finite", by_user=True)
+    tuning = runs.tune(row)
+    assert tuning.chosen == 0 and tuning.trials[1].full_score is None
+    shutil.rmtree(tmp_path / "finals")
+    launched[1]["a-1"] = RunFailed("nor this one's", by_user=True)
+    with pytest.raises(RunFailed, match="nor this one's"):
+        runs.tune(row)
+    assert runs.tuning(row) is None
+
+
+def test_with_one_trial_left_there_is_no_final(launched, tmp_path):
+    runs, (row,) = begin(tmp_path, finalists=2, a={"trials": rates(0.02, 0.1)})
+    launched[1]["a-1"] = RunFailed("the loss was not finite", by_user=True)
+    tuning = runs.tune(row)
+    assert tuning.chosen == 1 and not tuning.is_final
+    assert launched[0] == ["a-1", "a-2"]
+
+
+def test_a_run_that_was_tuned_otherwise_is_no_longer_the_rows(launched, tmp_path):
+    runs, (row,) = begin(tmp_path, a={"trials": rates(0.02, 0.1)})
+    runs.train(row, 0, runs.tune(row))
+    runs, (row,) = begin(tmp_path, finalists=2, a={"trials": rates(0.02, 0.1)})
+    tuning = runs.tune(row)
+    with pytest.raises(UserError, match=r"optimizer.learning_rate: the run here has 0.02, not 0.1"):
+        runs.train(row, 0, tuning)
 
 
 def test_what_is_finished_is_not_trained_again(launched, tmp_path):

@@ -43,8 +43,8 @@ def figures():
     }
     return {
         **{"dataset": "tiny", "split": "test", "num_users": 22363, "num_cases": 22363, "num_items": 12101},
-        "reference": "simgr",
-        **{"models": models, "base": {"training.epochs": 14}, "trial_epochs": 4, "not_trained": ["later"]},
+        **{"reference": "simgr", "trial_epochs": 4, "finalists": 1},
+        **{"models": models, "base": {"training.epochs": 14}, "not_trained": ["later"]},
         "inference": {"batch_size": 256, "batches": 4, "rounds": 5, "users": 1024},
         "failed": {"broken": "config.x: is wrong; mend it"},
     }
@@ -96,6 +96,14 @@ def test_the_notes_say_what_the_figures_are(figures):
     assert "`training.epochs=14`" in text and "Trials: `training.epochs=4`." in text
     assert "`optimizer.learning_rate=0.1`: failed; `optimizer.learning_rate=0.2`: **.0500**" in text
     assert re.search(r"\| rival \| a kind \| `model.name=rival` \| 2 \|", text)
+
+
+def test_what_was_trained_in_full_to_choose_is_said(figures):
+    figures["finalists"] = 2
+    figures["models"]["rival"]["trials"][1]["validation/NDCG@10/full"] = 0.07
+    text = table.markdown(figures)
+    assert "The best 2 of a model's were trained in full, to choose between them." in text
+    assert "`optimizer.learning_rate=0.2`: **.0500, in full .0700**" in text
 
 
 def test_without_the_reference_there_are_no_differences(figures):
