@@ -209,8 +209,8 @@ class Runs:
         for number in numbers:
             values, workdir = row.trials[number - 1], self._trial_workdir(stage, row, number)
             if _read_trial(workdir, values) is None:
-                in_full = "in full, " if stage == "finals" else ""
-                title = f"{row.name}, trial {number} of {len(row.trials)} {in_full}({describe(values)})"
+                in_full = " in full" if stage == "finals" else ""
+                title = f"{row.name}, trial {number} of {len(row.trials)}{in_full} ({describe(values)})"
                 try:
                     score = _train_trial(self._trial_config(stage, row, values), workdir, title)
                     write_json(workdir / _TRIAL_FILE, {SCORE: score})
