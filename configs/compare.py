@@ -86,8 +86,9 @@ def _semantic_ids(dataset: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _models(dataset: str) -> dict[str, Any]:
-    # A row of the batch then holds about as many items as one of item positions.
-    tokens = {"model": {"history": "tokens"}, "training": {"row_length": 4 * 64}}
+    # A batch then holds about as many items as one of item positions, four tokens each. Rows as short as the longest
+    # history allows: attention looks at a whole row, and what it costs grows with its length.
+    tokens = {"model": {"history": "tokens"}, "training": {"row_length": 2 * 64, "batch_rows": 2 * 16}}
     # TIGER's encoder reads both ways, and so reads a history anew for each of its targets: five times the time.
     causal = tokens | {"encoder_decoder": {"encoder": "causal"}}
     few_codes, many_codes = {"model": {"item_encoder": "mean_mlp"}}, {"model": {"item_encoder": "mean"}}
