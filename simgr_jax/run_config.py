@@ -18,8 +18,11 @@ FILE_NAME = "config.json"
 _PLACES = ("cache_dir", "data.path")
 
 
-def check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def check_same(config: ml_collections.ConfigDict, workdir: Path, otherwise: str = "choose another --workdir") -> None:
     """Checks `config` against the one that the workdir's run began with, if there is one.
+
+    Args:
+      otherwise: what can be done but going on with the same config.
 
     Raises:
       UserError: the workdir holds a run of another config.
@@ -31,8 +34,8 @@ def check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
     for key in sorted(now):
         if before[key] != now[key] and key not in _PLACES:
             raise UserError(
-                f"{path}:{key}: the run here has {before[key]!r}, not {now[key]!r}; go on with the same config or "
-                "choose another --workdir"
+                f"{path}:{key}: the run here has {before[key]!r}, not {now[key]!r}; "
+                f"go on with the same config or {otherwise}"
             )
 
 

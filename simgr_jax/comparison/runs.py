@@ -265,7 +265,7 @@ def _finished(workdir: Path) -> dict[str, Any] | None:
 def _check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # What has none of these never began, so that its config may be corrected.
     if any((workdir / name).exists() for name in ("checkpoints", "report", "report_validation", _TRIAL_FILE)):
-        run_config.check_same(config, workdir)
+        run_config.check_same(config, workdir, f"remove {workdir}, and it will be trained anew")
 
 
 def _begin(config: ml_collections.ConfigDict, workdir: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_run_that_was_tuned_otherwise_is_no_longer_the_rows(launched, tmp_path
     runs.train(row, 0, runs.tune(row))
     runs, (row,) = begin(tmp_path, finalists=2, a={"trials": rates(0.02, 0.1)})
     tuning = runs.tune(row)
-    with pytest.raises(UserError, match=r"optimizer.learning_rate: the run here has 0.02, not 0.1"):
+    with pytest.raises(UserError, match=r"learning_rate: the run here has 0.02, not 0.1; .* remove .*runs/a, and"):
         runs.train(row, 0, tuning)
 
 
