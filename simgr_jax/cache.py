@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import uuid
 import zipfile
 import zlib
@@ -20,7 +21,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from simgr_jax.errors import UserError
+from simgr_jax.errors import UserError, first_line
 
 
 def fingerprint(*parts: Any) -> str:
@@ -63,7 +64,8 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that becomes `path` if the block ends well, and is removed if not.
+    """Yields a temporary path beside `path`, for a file or a folder, that becomes `path` if the block ends well, and is
+    removed if not.
 
     Raises:
       UserError: the folder can't be made or written.
@@ -74,11 +76,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror}); choose a folder that can") from error
+        # `shutil` has errors that say no more than their text.
+        reason = error.strerror or first_line(error)
+        raise UserError(f"{path}: can't be written ({reason}); choose a folder that can") from error
     finally:
-        # Where the folder itself is the trouble, so is this; the error above says it better.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            # Where the folder itself is the trouble, so is this; the error above says it better.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

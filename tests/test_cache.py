@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,16 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
         temporary.write_text("half")
         raise error
     assert files(tmp_path) == {"file": "old"}
+
+
+def test_an_error_leaves_no_part_of_a_folder(tmp_path):
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.mkdir()
+    (source / "file").write_text("content")
+    (source / "no file").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"copy: can't be written .*no file"), atomic_path(copy) as temporary:
+        shutil.copytree(source, temporary)
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_a_killed_process_leaves_the_old_file_under_its_name(root, tmp_path):
