@@ -75,7 +75,7 @@ class BERT4Rec(ItemSequenceModel):
         valid, places = jax.lax.top_k(hidden.astype(jnp.int32), most)
         states = jnp.take_along_axis(states, places[..., None], axis=1)
         targets = jnp.take_along_axis(batch.inputs, places, axis=1)
-        return self.mean_loss(states, targets, valid > 0, rngs), {}
+        return self.mean_loss(states, targets, valid > 0, rngs), {"targets": jnp.sum(valid)}
 
     def users(self, batch: RankBatch) -> Float[Array, "B D"]:
         longest = self.encoder.config.max_positions

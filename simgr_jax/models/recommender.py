@@ -25,8 +25,8 @@ class Recommender(Protocol):
     windows: str
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The mean loss of the batch's targets, and scalars worth logging. `rngs` has the streams "dropout" and
-        "negatives"."""
+        """The mean loss of the batch's targets, and scalars worth logging; "targets" among them is how many there were,
+        where they are not all the batch's. `rngs` has the streams "dropout" and "negatives"."""
 
     def catalog(self) -> Float[Array, ...]:
         """What ranking needs of the catalog and may be computed once for many batches (for SimGR: item vectors)."""

@@ -83,7 +83,8 @@ def make_train_step(
             decay = jnp.minimum(ema_decay, (state.step + 1) / (state.step + 10))
             averaged = optax.incremental_update(params, averaged, 1 - decay)
         # Counted here, where the batch is whole: a process has only its own rows.
-        scalars |= {"loss": loss, "gradient_norm": optax.global_norm(gradients), "targets": jnp.sum(batch.valid)}
+        scalars = {"targets": jnp.sum(batch.valid)} | scalars
+        scalars |= {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
         return TrainState(state.step + 1, params, averaged, optimizer_state), scalars
 
     # The new state lies where the old one did.

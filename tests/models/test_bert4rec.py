@@ -96,8 +96,9 @@ def test_the_loss_is_of_the_hidden_items_alone(model):
 
     graphdef, state = nnx.split(model)
     # No dropout: the stream is asked for the hidden items alone.
-    loss, _ = jax.jit(lambda state: nnx.merge(graphdef, state).loss(batch, nnx.Rngs(dropout=5)))(state)
+    loss, scalars = jax.jit(lambda state: nnx.merge(graphdef, state).loss(batch, nnx.Rngs(dropout=5)))(state)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert scalars["targets"] == hidden.sum()
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.29, 0.5, 0.6, 0.95])
