@@ -330,7 +330,12 @@ class SimGR(nnx.Module):
 
     def log_probabilities(self, batch: RankBatch, catalog: Float[Array, "N D"]) -> Float[Array, "B N"]:
         vectors = to_similarity_space(catalog[: self.num_items], self.config.similarity)
-        return jax.nn.log_softmax(self._users(batch, catalog) @ vectors.T / self.temperature)
+        scores = self._users(batch, catalog) @ vectors.T
+        if len(self.twins):
+            # As `_share_scores`, of a catalog that is whole.
+            group = self.twin_group[: self.num_items]
+            scores = jnp.where(group >= 0, scores[:, self.twins[...]][:, group], scores)
+        return jax.nn.log_softmax(scores / self.temperature)
 
     def rank(self, batch: RankBatch, catalog: Float[Array, "N D"], k: int, filter_history: bool) -> Ranking:
         users = self._users(batch, catalog)

@@ -212,8 +212,8 @@ def _rank(model, batch, catalog, filter_history):
     return model.rank(batch, catalog, 37, filter_history)
 
 
-def ranking_of(model, histories, targets, filter_history=False, catalog=None):
-    """The ranking of at most 12 histories: one shape, compiled once."""
+def batch_of(model, histories, targets):
+    """At most 12 histories: one shape, compiled once."""
     fill = 12 - len(histories)
     size = pieces(model, [0]).shape[1]
     lengths = np.array([len(history) * size for history in histories] + [1] * fill)
@@ -221,7 +221,11 @@ def ranking_of(model, histories, targets, filter_history=False, catalog=None):
     for row, history in enumerate(histories):
         inputs[row, : lengths[row]] = pieces(model, history).reshape(-1)
         seen[row, : len(history)] = history
-    batch = RankBatch(inputs, lengths, seen, np.array(targets + [0] * fill))
+    return RankBatch(inputs, lengths, seen, np.array(targets + [0] * fill))
+
+
+def ranking_of(model, histories, targets, filter_history=False, catalog=None):
+    batch = batch_of(model, histories, targets)
     ranking = _rank(model, batch, _catalog(model) if catalog is None else catalog, filter_history)
     return jax.tree.map(lambda x: np.asarray(x)[: len(histories)], ranking)
 
@@ -260,6 +264,11 @@ def test_equal_vectors_tie_also_where_their_products_round_differently(make_simg
     scores = ranking.scores[0][np.argsort(ranking.items[0])]
     assert scores[3] == scores[17] == scores[36]
     assert ranking.target_rank[0] == 2 + (scores > scores[3]).sum()
+    exact = jax.jit(lambda model, *rest: model.log_probabilities(*rest))(
+        model, batch_of(model, [[5, 1]], [17]), catalog
+    )
+    assert exact[0, 3] == exact[0, 17] == exact[0, 36]
+    np.testing.assert_allclose(np.exp(exact[0]).sum(), 1, rtol=1e-5)
 
 
 def test_filtered_history_is_not_recommended(make_simgr):
