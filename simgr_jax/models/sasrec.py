@@ -24,6 +24,8 @@ def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> SASRec:
     shape, loss = encoder_config(config, activation="relu"), config.sasrec.loss
     if loss not in LOSSES:
         raise UserError(f'config.sasrec.loss: "{loss}" is unknown; choose one of {", ".join(LOSSES)}')
+    if loss == "binary" and config.loss.label_smoothing:
+        raise UserError('config.loss.label_smoothing: is not for config.sasrec.loss = "binary"; set it to 0')
     return SASRec(Transformer(shape, inputs.rngs), config, inputs, binary=loss == "binary")
 
 

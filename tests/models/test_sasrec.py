@@ -19,6 +19,13 @@ def make(**options) -> SASRec:
     return create(config, tiny_run.SEMANTIC_IDS, tiny_run.split().train)
 
 
+def test_label_smoothing_is_not_for_the_papers_loss():
+    config = tiny_run.config()
+    config.model.name, config.sasrec.loss, config.loss.label_smoothing = "sasrec", "binary", 0.1
+    with pytest.raises(UserError, match=r'config\.loss\.label_smoothing: is not for config\.sasrec\.loss = "binary"'):
+        create(config, tiny_run.SEMANTIC_IDS, tiny_run.split().train)
+
+
 @pytest.fixture(scope="module")
 def sasrec() -> SASRec:
     """All of its parameters are random, so that each one counts."""
