@@ -19,7 +19,7 @@ from absl import flags
 
 from simgr_jax import cli, distributed
 from simgr_jax.data.dataset import Dataset, Split
-from simgr_jax.data.load import synthetic_folder
+from simgr_jax.data.load import oracle_folder
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation import predictions, ranking_file
 from simgr_jax.evaluation.metrics import LIST_LENGTH
@@ -98,10 +98,7 @@ def _report(
     log: list[dict[str, Any]],
 ) -> None:
     cases = getattr(splits, split)
-    # The oracle's items are the generator's: it can't be asked about a catalog that was filtered since.
-    known_truth = config.data.format == "synthetic" and not config.data.k_core
-    truth = synthetic_folder(config.data, cache) if known_truth else None
-    rankings = {"model": ranking, **reference_rankings(dataset, splits, cases, truth)}
+    rankings = {"model": ranking, **reference_rankings(dataset, splits, cases, oracle_folder(config.data, cache))}
     facts |= {
         "dataset": dataset.name,
         "split": split,

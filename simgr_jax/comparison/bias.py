@@ -13,7 +13,7 @@ from jaxtyping import Float
 from simgr_jax.comparison.trained import Trained, restore
 from simgr_jax.data import synthetic
 from simgr_jax.data.dataset import EvaluationCases
-from simgr_jax.data.load import synthetic_folder
+from simgr_jax.data.load import oracle_folder
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation import bias, metrics
 from simgr_jax.evaluation.significance import paired_difference
@@ -110,8 +110,8 @@ def _measure(
             figures["off_catalog_mass"] = bias.off_catalog_mass(asked.ask("log_item_mass"))
     if joint is not None:
         figures["joint"] = bias.distance(joint, log_probabilities)
-    if trained.config.data.format == "synthetic" and not trained.config.data.k_core:
-        truth = _truth(asked)
+    if (oracle := oracle_folder(trained.config.data, cache_dir(trained.config, workdir))) is not None:
+        truth = synthetic.oracle(oracle).next_item_probabilities(list(asked.cases.histories))
         figures["truth"] = bias.distance(truth, log_probabilities)
         figures["calibration"] = bias.calibration(truth, log_probabilities)
     return figures, np.exp(log_probabilities)
@@ -141,9 +141,3 @@ def _errors(log_probabilities: Float[np.ndarray, "C N"], items: np.ndarray) -> d
     for length in LENGTHS:
         errors |= bias.search_error(log_probabilities, items, length)
     return errors
-
-
-def _truth(asked: _Asked) -> Float[np.ndarray, "C N"]:
-    config = asked.trained.config
-    folder = synthetic_folder(config.data, cache_dir(config, asked.trained.workdir))
-    return synthetic.oracle(folder).next_item_probabilities(list(asked.cases.histories))

@@ -73,9 +73,17 @@ def _is_sorted_by_id(dataset: Dataset) -> bool:
     return np.count_nonzero(dataset.sequences.lengths > 1) >= 100 and not descends.any()
 
 
-def synthetic_folder(config: ml_collections.ConfigDict, cache_dir: Path) -> Path:
+def _synthetic_folder(config: ml_collections.ConfigDict, cache_dir: Path) -> Path:
     """Where the embedded data of `config.data` lie."""
     return Path(config.path) if config.path else cache_dir / f"synthetic-{fingerprint(config.synthetic.to_dict())}"
+
+
+def oracle_folder(config: ml_collections.ConfigDict, cache_dir: Path) -> Path | None:
+    """Where the embedded data lie if `config.data` are those and whole: their true next-item distribution is known.
+
+    The oracle's items are the generator's: it can't be asked about a catalog that was filtered since.
+    """
+    return _synthetic_folder(config, cache_dir) if config.format == "synthetic" and not config.k_core else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +99,7 @@ class _Source:
 def _source(config: ml_collections.ConfigDict, cache_dir: Path) -> _Source:
     if config.format == "synthetic":
         arguments = config.synthetic.to_dict()
-        path = synthetic_folder(config, cache_dir)
+        path = _synthetic_folder(config, cache_dir)
         synthetic.ensure(path, **arguments)
         return dataclasses.replace(_sequences(p5, path, config.k_core), name="synthetic")
     if not config.path:

@@ -18,16 +18,16 @@ _ORACLE_BATCH = 1024
 
 
 def reference_rankings(
-    dataset: Dataset, split: Split, cases: EvaluationCases, synthetic_folder: Path | None
+    dataset: Dataset, split: Split, cases: EvaluationCases, oracle_folder: Path | None
 ) -> dict[str, Ranking]:
     """Rankings of `cases` by name: "popularity" (counts in training), and "oracle" for embedded data.
 
     Args:
-      synthetic_folder: where the embedded data lie (`data.load.synthetic_folder`), None for real data.
+      oracle_folder: where the embedded data lie, None where the truth is not known (`data.load.oracle_folder`).
     """
     rankings = {"popularity": popularity.rank(split.train, dataset.num_items, cases.targets, LIST_LENGTH)}
-    if synthetic_folder is not None:
-        rankings["oracle"] = _oracle(synthetic.oracle(synthetic_folder), cases)
+    if oracle_folder is not None:
+        rankings["oracle"] = _oracle(synthetic.oracle(oracle_folder), cases)
     return rankings
 
 

@@ -33,7 +33,16 @@ from simgr_jax.models.create import scratch_backbone_config
 from simgr_jax.models.inputs import ModelInputs
 from simgr_jax.models.speller import Speller
 from simgr_jax.models.token_embeddings import EMBEDDING_STD, embed_tokens
-from simgr_jax.models.transformer import MLP, REMAT_POLICIES, Linear, Norm, Transformer, TransformerConfig, apply_rotary
+from simgr_jax.models.transformer import (
+    MLP,
+    REMAT_POLICIES,
+    Linear,
+    Norm,
+    Transformer,
+    TransformerConfig,
+    apply_rotary,
+    layers_a_turn,
+)
 
 ENCODERS = ("bidirectional", "causal")
 
@@ -194,9 +203,8 @@ class Decoder(nnx.Module):
 
         if config.remat != "none":
             block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        # Layers are few; on a CPU, what a turn of the loop hands on is copied.
-        unroll = self.num_layers if sharding.platform() == "cpu" else 1
-        x, past = jax.lax.scan(block, x, (layers, history.kept, past, keys), unroll=unroll)
+        scanned = (layers, history.kept, past, keys)
+        x, past = jax.lax.scan(block, x, scanned, unroll=layers_a_turn(self.num_layers))
         return self.final_norm(x).reshape(embeddings.shape), past
 
 
@@ -240,7 +248,10 @@ class DecoderBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions, in parts: what is looked at is computed once and kept."""
+    """Grouped-query attention with rotary positions, in parts: what is looked at is computed once and kept.
+
+    XLA's own kernel, whatever `config.attention`: no packed kernel has masks of this kind.
+    """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config

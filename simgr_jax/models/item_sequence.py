@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from simgr_jax import sharding
 from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
+from simgr_jax.models.create import COMPUTATION_KEYS
 from simgr_jax.models.inputs import ModelInputs, check_label_smoothing
 from simgr_jax.models.token_embeddings import new_embedding
 from simgr_jax.models.transformer import TransformerConfig
@@ -20,7 +21,6 @@ from simgr_jax.ops.top_k import Ranking, rank_catalog, without_history
 
 # What of `config.backbone` these models have.
 _BACKBONE_KEYS = ("width", "layers", "heads", "head_width", "mlp_width", "norm_epsilon")
-_COMPUTATION_KEYS = ("dropout", "dtype", "remat", "attention")
 
 
 def encoder_config(config: ml_collections.ConfigDict, **changes) -> TransformerConfig:
@@ -39,7 +39,7 @@ def encoder_config(config: ml_collections.ConfigDict, **changes) -> TransformerC
             f'config.model.history: {config.model.name} reads items, not "{config.model.history}"; set it to "item"'
         )
     check_label_smoothing(config.loss.label_smoothing)
-    shape = {key: config.backbone[key] for key in _BACKBONE_KEYS + _COMPUTATION_KEYS}
+    shape = {key: config.backbone[key] for key in _BACKBONE_KEYS + COMPUTATION_KEYS}
     shape |= {
         "kv_heads": config.backbone.heads,
         "rope": (),

@@ -34,10 +34,14 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# Layers in one turn of the loop over them on a CPU; elsewhere one. Each turn copies what it hands on, which costs a CPU
-# much with one layer a turn (change this and run benchmarks/llm_train_step.py). What is compiled grows with this
-# number, not with depth.
-_LAYERS_A_TURN = 4
+
+def layers_a_turn(layers: int) -> int:
+    """How many layers are in one turn of the loop over them.
+
+    Each turn copies what it hands on, which costs a CPU much with one layer a turn (change this and run
+    benchmarks/llm_train_step.py). What is compiled grows with this number, not with depth.
+    """
+    return min(layers, 4) if sharding.platform() == "cpu" else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -527,6 +531,6 @@ class Transformer(nnx.Module):
 
         if config.remat != "none":
             block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        unroll = min(config.layers, _LAYERS_A_TURN) if sharding.platform() == "cpu" else 1
-        x, kept = jax.lax.scan(block, x, (layers, _Positions(config).per_layer, keys, cached), unroll=unroll)
+        scanned = (layers, _Positions(config).per_layer, keys, cached)
+        x, kept = jax.lax.scan(block, x, scanned, unroll=layers_a_turn(config.layers))
         return self.final_norm(x), kept
