@@ -24,7 +24,7 @@ def search_error(
     Args:
       log_probabilities: the model's exact ones.
       items: the search's lists, best first, -1 where a list is shorter.
-      k: <= K, how much of a list counts.
+      k: how much of a list counts, of a shorter one all.
 
     Returns:
       Means over histories: `found@k`, the share of the exact top k that is listed; `mass@k`, the probability of what is
@@ -103,7 +103,8 @@ def calibration(truth: Float[np.ndarray, "C N"], log_probabilities: Float[np.nda
         np.bincount(bins, weights, minlength=len(edges) + 1)
         for weights in (None, probabilities.reshape(-1), truth.reshape(-1))
     )
-    bounds = [0.0, *edges.tolist(), 1.0]
+    # Of few items, the last edges are no probabilities, and no item is above them.
+    bounds = [0.0, *np.minimum(edges, 1.0).tolist(), 1.0]
     return [
         {
             "from": bounds[index],

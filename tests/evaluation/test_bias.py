@@ -97,3 +97,4 @@ def test_calibration_bins_hold_all_mass():
     assert sum(row["predicted"] for row in rows) == pytest.approx(1)
     assert sum(row["true"] for row in rows) == pytest.approx(1)
     assert all(low["to"] <= high["from"] for low, high in itertools.pairwise(rows))
+    assert all(0 <= row["from"] <= row["to"] <= 1 for row in rows)
