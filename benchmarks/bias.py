@@ -12,7 +12,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from benchmarks import record
 from simgr_jax import cli, run_config
@@ -20,7 +19,7 @@ from simgr_jax.bias import define_flags
 
 
 def main() -> None:
-    workdir = Path(cli.required("workdir"))
+    workdir = cli.required_path("workdir")
     if code := subprocess.run([sys.executable, "-m", "simgr_jax.bias", *sys.argv[1:]]).returncode:
         sys.exit(code)
     figures = json.loads((workdir / "bias.json").read_text(encoding="utf-8"))

@@ -68,7 +68,7 @@ def make_checkpoint(encoder: Path, folder: Path) -> None:
 def main() -> None:
     cli.required("config")
     workdir = Path("workdirs/token_init")
-    make_checkpoint(Path(cli.required("encoder")), workdir / "backbone")
+    make_checkpoint(cli.required_path("encoder"), workdir / "backbone")
     figures = {}
     for init in TOKEN_INITS:
         train = [arg for arg in sys.argv[1:] if arg.startswith("--config")]

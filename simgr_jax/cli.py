@@ -74,7 +74,7 @@ def open_run() -> tuple[ml_collections.ConfigDict, Path]:
     Raises:
       UserError: no --workdir, or no run in it.
     """
-    workdir = Path(required("workdir"))
+    workdir = required_path("workdir")
     config = run_config.load(workdir)
     config.update_from_flattened_dict(places())
     return config, workdir
@@ -230,6 +230,15 @@ def _keys(config: ml_collections.ConfigDict, prefix: str) -> Iterator[str]:
         if isinstance(value, ml_collections.ConfigDict):
             yield from _keys(value, f"{prefix}.{name}")
         yield f"{prefix}.{name}"
+
+
+def required_path(name: str) -> Path:
+    """The path that a flag gives, "~" being the user's home.
+
+    Raises:
+      UserError: it was left out.
+    """
+    return Path(required(name)).expanduser()
 
 
 def open_workdir(path: str) -> Path:

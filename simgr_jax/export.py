@@ -48,7 +48,7 @@ class Run(NamedTuple):
 
 def main() -> None:
     dtype = flags.FLAGS.dtype
-    output = Path(cli.required("output")).expanduser()
+    output = cli.required_path("output")
     if dtype and dtype not in DTYPES:
         raise UserError(f'--dtype: "{dtype}" is unknown; choose one of {", ".join(DTYPES)}, or leave it out')
     if output.exists():

@@ -9,8 +9,6 @@ continued; with --split=test (or validation) the history before that part's targ
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from absl import flags
 
@@ -25,7 +23,7 @@ SPLITS = ("", "validation", "test")
 
 def main() -> None:
     values = flags.FLAGS
-    output = Path(cli.required("output"))
+    output = cli.required_path("output")
     if values.split not in SPLITS:
         raise UserError(f'--split: "{values.split}" is unknown; choose validation or test, or leave it out')
     config, workdir = cli.open_run()

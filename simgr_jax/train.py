@@ -28,9 +28,10 @@ def main() -> None:
 
 def _config() -> ml_collections.ConfigDict:
     """The config that was given, or the workdir's."""
-    workdir = flags.FLAGS.workdir
-    if flags.FLAGS["config"].value is None and workdir and (Path(workdir) / run_config.FILE_NAME).exists():
-        return run_config.load(Path(workdir))
+    if flags.FLAGS["config"].value is None and flags.FLAGS.workdir:
+        workdir = cli.required_path("workdir")
+        if (workdir / run_config.FILE_NAME).exists():
+            return run_config.load(workdir)
     cli.required("config")
     return flags.FLAGS.config
 
