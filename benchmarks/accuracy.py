@@ -17,20 +17,24 @@ from absl import flags
 
 from benchmarks import record
 from simgr_jax import cli, run_config
+from simgr_jax.comparison.runs import SCORE
 
 
 def main() -> None:
     cli.required("config")
     name = cli.required("name")
     workdir = Path("workdirs") / name
-    train = [arg for arg in sys.argv[1:] if arg.startswith("--config")]
-    subprocess.run([sys.executable, "-m", "simgr_jax.train", *train, f"--workdir={workdir}"], check=True)
+    train = [sys.executable, "-m", "simgr_jax.train", *record.arguments_without("--name"), f"--workdir={workdir}"]
+    if code := subprocess.run(train).returncode:
+        sys.exit(code)
     report = json.loads((workdir / "report" / "metrics.json").read_text(encoding="utf-8"))
     ids = json.loads((workdir / "semantic_ids.json").read_text(encoding="utf-8"))
-    validation = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    best = max(line["validation/NDCG@10"] for line in validation if "validation/NDCG@10" in line)
+    figures = report | {"semantic_ids": ids}
+    log = workdir / "metrics.jsonl"
+    if log.exists():  # There is none of a model without parameters.
+        lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+        figures["validation/NDCG@10"] = max(line[SCORE] for line in lines if SCORE in line)
     config = run_config.load(workdir)
-    figures = report | {"validation/NDCG@10": best, "semantic_ids": ids}
     record.write(name, figures, record.settings(config), config.seed)
 
 

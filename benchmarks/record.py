@@ -52,13 +52,17 @@ def command(without: str | None = None) -> str:
     module = sys.modules["__main__"].__spec__
     if module is None:
         raise RuntimeError("run it as python -m MODULE, so that the record can name the command")
-    kept = [
+    arguments = map(_relative, arguments_without(without))
+    return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *arguments])
+
+
+def arguments_without(flag: str | None) -> list[str]:
+    """The command line's arguments, but for that flag, like "--only", and its value."""
+    return [
         argument
         for before, argument in itertools.pairwise(sys.argv)
-        if without not in (before, argument.partition("=")[0])
+        if flag not in (before, argument.partition("=")[0])
     ]
-    arguments = map(_relative, kept)
-    return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *arguments])
 
 
 def _relative(argument: str) -> str:
