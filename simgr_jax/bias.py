@@ -20,7 +20,7 @@ from simgr_jax import cli
 from simgr_jax.cache import write_json, write_text
 from simgr_jax.comparison import pictures
 from simgr_jax.comparison.bias import measure
-from simgr_jax.comparison.runs import FINISHED_FILE
+from simgr_jax.comparison.runs import finished_workdirs
 from simgr_jax.comparison.table import console, markdown_table
 from simgr_jax.errors import UserError
 
@@ -43,21 +43,18 @@ COLUMNS = {
 
 def main() -> None:
     values = flags.FLAGS
-    folder = Path(cli.required("workdir"))
-    workdirs = {path.parent.name: path.parent for path in sorted((folder / "runs").glob(f"*/{FINISHED_FILE}"))}
+    folder = cli.required_path("workdir")
+    workdirs = finished_workdirs(folder)
     if not workdirs:
         raise UserError(f"{folder / 'runs'}: holds no finished run; run simgr_jax.compare in this workdir first")
     if flags.FLAGS["joint"].present and values.joint not in workdirs:
         raise UserError(f'--joint: "{values.joint}" is not in {folder / "runs"}; choose from {", ".join(workdirs)}')
     widths = _widths(values.beam_widths)
-    figures = measure(
-        workdirs,
-        _places(folder),
-        users=values.users,
-        batch_size=values.batch_size,
-        beam_widths=widths,
-        joint=values.joint,
-    )
+    options = {"users": values.users, "batch_size": values.batch_size, "beam_widths": widths, "joint": values.joint}
+    try:
+        figures = measure(workdirs, _places(folder), **options)
+    except UserError as error:
+        raise UserError(str(error).replace("config.evaluation.batch_size", "--batch_size")) from error
     if not figures:
         raise UserError(
             f"{folder / 'runs'}: no model there has a distribution over items; train one that has, like simgr"

@@ -9,8 +9,10 @@ Of a model that fails the others are independent: the table says why, and the ex
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,18 +47,49 @@ SHOWN = (
 def main() -> None:
     cli.required("config")
     config, folder = flags.FLAGS.config, cli.open_workdir(cli.required("workdir"))
+    with _alone(folder):
+        compare(config, folder, flags.FLAGS.only)
+
+
+def compare(config: ml_collections.ConfigDict, folder: Path, only: Sequence[str]) -> None:
+    """Trains what is missing and writes the table.
+
+    Args:
+      only: names of the rows to train; none is all.
+
+    Raises:
+      UserError: the config or the data can't be, or are not what the folder's runs had; or a row failed by a user's
+        mistake, or the speeds could not be measured, when all else is done.
+      SystemExit: a row failed by a bug.
+    """
     rows = rows_lib.read(config)
-    chosen = _chosen(rows, flags.FLAGS.only)
+    chosen = _chosen(rows, only)
     runs = Runs(folder, config, rows)
     for row in rows:
         runs.check(row)
     _check_judged_on(_load_test(config, folder), runs, rows)
     failures = _train(runs, chosen)
     finished = _finished(runs, rows)
-    if finished:
-        _report(folder, config, runs, rows, finished, failures)
+    unmeasured = _report(folder, config, runs, rows, finished, failures) if finished else None
     if failures:
         _exit(failures)
+    if unmeasured:
+        raise UserError(f"users/s: not measured: {unmeasured}")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two at work in one folder would train the same runs."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder}: another comparison is at work in it; wait for it, or choose another --workdir"
+            ) from error
+        except OSError:
+            pass  # A file system without locks.
+        yield
 
 
 def _load_test(config: ml_collections.ConfigDict, folder: Path) -> EvaluationCases:
@@ -110,10 +143,10 @@ def _train(runs: Runs, rows: Sequence[Row]) -> dict[str, RunFailed]:
                 if number == 0:
                     tunings[row.name] = runs.tune(row)
                 runs.train(row, seed, tunings[row.name])
-            except RunFailed as failure:
+            except (RunFailed, UserError) as error:
                 name = runs.workdir(row, seed).name
-                failures[name] = failure
-                print(f"{name}: failed: {failure}", flush=True)
+                failures[name] = error if isinstance(error, RunFailed) else RunFailed(str(error), by_user=True)
+                print(f"{name}: failed: {error}", flush=True)
     return failures
 
 
@@ -133,10 +166,15 @@ def _report(
     rows: Sequence[Row],
     finished: Mapping[str, Finished],
     failures: Mapping[str, RunFailed],
-) -> None:
+) -> UserError | None:
+    """Writes and shows the table of what is finished. Returns why speed was not measured, if it was not."""
     base = run_config.flat(config.base)
     workdirs = {name: next(iter(one.workdirs.values())) for name, one in finished.items()}
-    inference, speeds = _inference(folder, workdirs, runs.places, config.inference)
+    inference, speeds, unmeasured = {}, {}, None
+    try:
+        inference, speeds = _inference(folder, workdirs, runs.places, config.inference)
+    except UserError as error:
+        unmeasured = UserError(str(error).replace("config.evaluation.batch_size", "config.inference.batch_size"))
     figures = figures_lib.collect(finished, config.reference, speeds) | {
         "base": {key: base[key] for key in SHOWN if base[key] != ""},
         "trial_epochs": config.trial_epochs,
@@ -150,6 +188,7 @@ def _report(
     pictures.write(folder, figures)
     table.console().print(table.terminal(figures))
     print(f"the table, its notes and pictures are in {folder}")
+    return unmeasured
 
 
 def _inference(

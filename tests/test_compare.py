@@ -1,5 +1,6 @@
 """`simgr_jax.compare`, as the binary."""
 
+import fcntl
 import json
 import runpy
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from simgr_jax import run_config, train
 from simgr_jax.comparison import runs
 from simgr_jax.comparison.runs import RunFailed
+from simgr_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -100,7 +102,7 @@ def test_its_folder_is_as_designed(compared):
     folder, _ = compared
     there = {path.name for path in folder.iterdir()}
     pictures = {"accuracy.png", "diversity.png", "speed.png"}
-    assert there == {"runs", "cache", "comparison.json", "comparison.md", "inference.json"} | pictures
+    assert there == {"runs", "cache", "comparison.json", "comparison.md", "inference.json", ".lock"} | pictures
     lines = (folder / "comparison.md").read_text(encoding="utf-8").splitlines()
     assert [line.split()[1] for line in lines[4:7]] == list(ROWS)
     # One folder for all: no run has its own.
@@ -180,6 +182,33 @@ def test_a_failure_leaves_the_others_alone(run_binary, options, folder, launcher
     assert "- sasrec: [the] reason\n" in (folder / "comparison.md").read_text()
     error = capfd.readouterr().err
     assert error.startswith("error: sasrec: failed") and error.count("\n") == 1
+
+
+def test_a_row_that_is_refused_leaves_the_others_alone(run_binary, options, folder, launcher, capfd):
+    shutil.rmtree(folder / "runs" / "sasrec")
+    launcher.failures["sasrec"] = UserError("a file: is not there; give it")
+    assert run_binary("compare", *options, f"--workdir={folder}") == 2
+    assert read(folder / "comparison.json")["failed"] == {"sasrec": "a file: is not there; give it"}
+    assert capfd.readouterr().err == "error: sasrec: failed: a file: is not there; give it\n"
+
+
+def test_a_table_without_speeds_is_better_than_none(run_binary, options, folder, launcher, capfd):
+    """Somebody removed a finished run's checkpoints, and asks for another measurement."""
+    shutil.rmtree(folder / "runs" / "sasrec" / "checkpoints")
+    assert run_binary("compare", *options, "--config.inference.rounds=1", f"--workdir={folder}") == 2
+    figures = read(folder / "comparison.json")
+    assert list(figures["models"]) == list(ROWS)
+    assert {model["users_per_second"] for model in figures["models"].values()} == {None}
+    error = capfd.readouterr().err
+    assert error.startswith("error: users/s: not measured: ") and error.count("\n") == 1
+
+
+def test_two_comparisons_do_not_share_a_folder(run_binary, options, folder, launcher, capfd):
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run_binary("compare", *options, f"--workdir={folder}") == 2
+    assert f"error: {folder}: another comparison is at work in it; wait for it" in capfd.readouterr().err
+    assert run_binary("compare", *options, f"--workdir={folder}") == 0
 
 
 def test_a_failure_in_a_process_of_its_own(run_binary, options, tmp_path, capfd, root, monkeypatch):

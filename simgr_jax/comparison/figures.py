@@ -75,6 +75,7 @@ def _settings(finished: Finished) -> dict[str, Any]:
         {"values": trial.values}
         | ({SCORE: trial.score} if trial.failure is None else {"failed": trial.failure})
         | ({} if trial.full_score is None else {f"{SCORE}/full": trial.full_score})
+        | ({} if trial.full_failure is None else {"failed/full": trial.full_failure})
         for trial in tuning.trials
     ]
     return {

@@ -53,12 +53,14 @@ class Trial(NamedTuple):
       score: its best validation NDCG@10, None where it failed.
       failure: why it did.
       full_score: that of its settings when they were trained in full, None where they were not, or failed then.
+      full_failure: why they did.
     """
 
     values: dict[str, Any]
     score: float | None
     failure: str | None = None
     full_score: float | None = None
+    full_failure: str | None = None
 
 
 class Tuning(NamedTuple):
@@ -76,6 +78,14 @@ class Tuning(NamedTuple):
     def is_final(self) -> bool:
         """Whether what was chosen is trained in full already."""
         return self.chosen is not None and self.trials[self.chosen].full_score is not None
+
+
+def finished_workdirs(folder: Path) -> dict[str, Path]:
+    """The finished runs below a comparison's folder, by name; none that was taken over from one that is no more."""
+    workdirs = {file.parent.name: file.parent for file in sorted((folder / "runs").glob(f"*/{FINISHED_FILE}"))}
+    finished = {name: _finished(workdir) for name, workdir in workdirs.items()}
+    known = {None, *(one["finished"] for one in finished.values())}
+    return {name: workdirs[name] for name, one in finished.items() if one.get("source") in known}
 
 
 class Runs:
@@ -138,7 +148,7 @@ class Runs:
         if not best:
             return None
         for number, final in finals.items():
-            trials[number] = trials[number]._replace(full_score=final.score)
+            trials[number] = trials[number]._replace(full_score=final.score, full_failure=final.failure)
         return Tuning(tuple(trials.values()), best[0] - 1)
 
     def tune(self, row: Row) -> Tuning:
@@ -216,7 +226,8 @@ class Runs:
                     write_json(workdir / _TRIAL_FILE, {SCORE: score})
                     print(f"{title}: {SCORE} {score:.4f}", flush=True)
                 except RunFailed as failure:
-                    if not failure.by_user:
+                    # A file that was away, say, is not the settings' fault: the trial is tried again the next time.
+                    if not failure.by_user or not str(failure).startswith("config."):
                         raise
                     write_json(workdir / _TRIAL_FILE, {"failed": str(failure)})
                     print(f"{title}: failed: {failure}", flush=True)

@@ -97,9 +97,7 @@ def _short(count: float) -> str:
     return f"{count:.0f}"
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
+def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
@@ -218,7 +216,9 @@ def _trials(model: Mapping[str, Any]) -> str:
     parts = []
     for trial in model["trials"]:
         score = _number(trial[SCORE], 4) if SCORE in trial else "failed"
-        if full := trial.get(f"{SCORE}/full"):
+        if (full := trial.get(f"{SCORE}/full")) is not None:
             score += f", in full {_number(full, 4)}"
+        elif "failed/full" in trial:
+            score += ", in full failed"
         parts.append(f"{_code(trial['values'])}: " + (f"**{score}**" if trial["values"] == model["chosen"] else score))
     return "; ".join(parts)

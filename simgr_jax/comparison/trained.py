@@ -11,6 +11,8 @@ from flax import nnx
 
 from simgr_jax import run_config
 from simgr_jax.comparison.rows import with_values
+from simgr_jax.errors import UserError
+from simgr_jax.evaluation import ranking_file
 from simgr_jax.preparation import Prepared, open_mesh, prepare, restore_best
 
 
@@ -30,9 +32,17 @@ class Trained(NamedTuple):
 
 
 def restore(workdir: Path, values: Mapping[str, Any]) -> Trained:
-    """values: what is not as in the run's config, by full key: how it is asked, or where the data are now."""
+    """
+    Args:
+      values: what is not as in the run's config, by full key: how it is asked, or where the data are now.
+
+    Raises:
+      UserError: the run's files or data are not there, or the data are not those that it was judged on.
+    """
     config = with_values(run_config.load(workdir), values)
     with open_mesh(config):
         prepared = prepare(config, workdir)
         params, rest, _ = restore_best(prepared.model, workdir)
+    if not ranking_file.read(workdir / "report").is_of(prepared.split.test):
+        raise UserError(f"{workdir}: was judged on other data than are there now; give those, or train it anew")
     return Trained(workdir, config, prepared, params, rest)

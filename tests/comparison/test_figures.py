@@ -20,7 +20,11 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     rows = read(config(a={"seeds": (0, 1), "trials": rates(0.1, 0.2)}, b={"seeds": (0, 1)}, same={}))
     failed = Trial({"optimizer.learning_rate": 0.1}, None, "diverged")
-    trials = (failed, Trial({"optimizer.learning_rate": 0.2}, 0.5, full_score=0.6))
+    trials = (
+        failed,
+        Trial({"optimizer.learning_rate": 0.2}, 0.5, full_score=0.6),
+        Trial({"optimizer.learning_rate": 0.3}, 0.4, full_failure="why"),
+    )
     finished, rankings = {}, {}
     for row in rows:
         workdirs = {seed: folder / f"{row.name}-{seed}" for seed in row.seeds}
@@ -45,6 +49,7 @@ def test_facts_and_settings(figures):
     assert model["trials"] == [
         {"values": {"optimizer.learning_rate": 0.1}, "failed": "diverged"},
         {"values": {"optimizer.learning_rate": 0.2}, "validation/NDCG@10": 0.5, "validation/NDCG@10/full": 0.6},
+        {"values": {"optimizer.learning_rate": 0.3}, "validation/NDCG@10": 0.4, "failed/full": "why"},
     ]
     assert model["chosen"] == {"optimizer.learning_rate": 0.2}
     assert (model["num_parameters"], model["train_seconds"]) == (1000, 10.5)

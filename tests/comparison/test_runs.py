@@ -10,7 +10,7 @@ from comparisons import config, rates, write_report, written_config
 
 from simgr_jax.comparison import runs as runs_lib
 from simgr_jax.comparison.rows import read
-from simgr_jax.comparison.runs import RunFailed, Runs
+from simgr_jax.comparison.runs import RunFailed, Runs, finished_workdirs
 from simgr_jax.errors import UserError
 
 
@@ -110,11 +110,12 @@ def test_a_finalist_that_fails_is_not_chosen(launched, tmp_path):
     runs, (row,) = begin(tmp_path, **models)
     runs.tune(row)
     runs, (row,) = begin(tmp_path, finalists=2, **models)
-    launched[1]["a-2"] = RunFailed("the loss was not finite", by_user=True)
+    launched[1]["a-2"] = RunFailed("config.optimizer.learning_rate: the loss was not finite", by_user=True)
     tuning = runs.tune(row)
     assert tuning.chosen == 0 and tuning.trials[1].full_score is None
+    assert tuning.trials[1].full_failure.endswith("the loss was not finite")
     shutil.rmtree(tmp_path / "finals")
-    launched[1]["a-1"] = RunFailed("nor this one's", by_user=True)
+    launched[1]["a-1"] = RunFailed("config.optimizer.learning_rate: nor this one's", by_user=True)
     with pytest.raises(RunFailed, match="nor this one's"):
         runs.tune(row)
     assert runs.tuning(row) is None
@@ -122,7 +123,7 @@ def test_a_finalist_that_fails_is_not_chosen(launched, tmp_path):
 
 def test_with_one_trial_left_there_is_no_final(launched, tmp_path):
     runs, (row,) = begin(tmp_path, finalists=2, a={"trials": rates(0.02, 0.1)})
-    launched[1]["a-1"] = RunFailed("the loss was not finite", by_user=True)
+    launched[1]["a-1"] = RunFailed("config.optimizer.learning_rate: the loss was not finite", by_user=True)
     tuning = runs.tune(row)
     assert tuning.chosen == 1 and not tuning.is_final
     assert launched[0] == ["a-1", "a-2"]
@@ -188,10 +189,10 @@ def test_trials_without_anything_to_train_are_evaluated(launched, tmp_path):
 def test_a_trial_that_fails_by_its_settings_is_not_chosen(launched, tmp_path):
     models = {"a": {"trials": rates(0.02, 0.1)}}
     runs, (row,) = begin(tmp_path, **models)
-    launched[1]["a-1"] = RunFailed("the loss was not finite", by_user=True)
+    launched[1]["a-1"] = RunFailed("config.optimizer.learning_rate: the loss was not finite", by_user=True)
     tuning = runs.tune(row)
     assert tuning.chosen == 1
-    assert tuning.trials[0].score is None and tuning.trials[0].failure == "the loss was not finite"
+    assert tuning.trials[0].score is None and tuning.trials[0].failure.endswith("the loss was not finite")
     runs, (row,) = begin(tmp_path, **models)
     assert runs.tune(row) == tuning
     assert launched[0] == ["a-1", "a-2"]
@@ -199,7 +200,7 @@ def test_a_trial_that_fails_by_its_settings_is_not_chosen(launched, tmp_path):
 
 def test_where_all_trials_fail_the_row_does_and_may_be_tried_again(launched, tmp_path):
     runs, (row,) = begin(tmp_path, a={"trials": rates(0.1, 0.2)})
-    launched[1].update({name: RunFailed(f"{name} is bad", by_user=True) for name in ("a-1", "a-2")})
+    launched[1].update({name: RunFailed(f"config.{name} is bad", by_user=True) for name in ("a-1", "a-2")})
     with pytest.raises(RunFailed, match="a-1 is bad"):
         runs.tune(row)
     assert runs.tuning(row) is None
@@ -207,10 +208,11 @@ def test_where_all_trials_fail_the_row_does_and_may_be_tried_again(launched, tmp
     assert runs.tune(row).chosen == 0
 
 
-def test_a_trial_that_fails_by_a_bug_is_tried_again(launched, tmp_path):
+@pytest.mark.parametrize(("reason", "by_user"), [("IndexError", False), ("/data/log.csv: is not there", True)])
+def test_a_trial_that_does_not_fail_by_its_settings_is_tried_again(launched, tmp_path, reason, by_user):
     runs, (row,) = begin(tmp_path, a={"trials": rates(0.02, 0.1)})
-    launched[1]["a-1"] = RunFailed("IndexError", by_user=False)
-    with pytest.raises(RunFailed, match="IndexError"):
+    launched[1]["a-1"] = RunFailed(reason, by_user)
+    with pytest.raises(RunFailed, match=reason):
         runs.tune(row)
     launched[1].clear()
     assert runs.tune(row).chosen == 0
@@ -278,9 +280,10 @@ def test_what_was_taken_over_is_taken_anew_when_the_other_row_was_trained_again(
         (tmp_path / "runs" / "a" / "checkpoints" / "weights").write_text(content)
         assert runs.finished_seeds(row) == []
         shutil.rmtree(tmp_path / "runs" / "b" / "report", ignore_errors=True)
+        assert list(finished_workdirs(tmp_path)) == ["a"]
         runs.train(row, 0, runs.tune(row))
         assert (tmp_path / "runs" / "b" / "checkpoints" / "weights").read_text() == content
-        assert runs.finished_seeds(row) == [0]
+        assert runs.finished_seeds(row) == [0] and list(finished_workdirs(tmp_path)) == ["a", "b"]
         assert (
             written_config(tmp_path / "runs" / "b")["optimizer.learning_rate"] == {"first": 0.1, "second": 0.2}[content]
         )

@@ -104,6 +104,9 @@ def test_what_was_trained_in_full_to_choose_is_said(figures):
     text = table.markdown(figures)
     assert "The best 2 of a model's were trained in full, to choose between them." in text
     assert "`optimizer.learning_rate=0.2`: **.0500, in full .0700**" in text
+    del figures["models"]["rival"]["trials"][1]["validation/NDCG@10/full"]
+    figures["models"]["rival"]["trials"][1]["failed/full"] = "the loss was not finite"
+    assert "`optimizer.learning_rate=0.2`: **.0500, in full failed**" in table.markdown(figures)
 
 
 def test_without_the_reference_there_are_no_differences(figures):
