@@ -58,8 +58,8 @@ class Autoregressive(Speller):
     def _read(
         self, batch: RankBatch, catalog: Float[Array, "V D"]
     ) -> tuple[Float[Array, "B D"], HistoryCache, BranchCache | None]:
-        states, cache = self.backbone.prefill(self._embed(batch.inputs), batch.lengths)
-        return batch.at_end(states), cache, None
+        state, cache = self.backbone.prefill(self._embed(batch.inputs), batch.lengths)
+        return state, cache, None
 
     def _read_on(
         self, embeddings: Float[Array, "B W S D"], history: HistoryCache, branches: BranchCache | None

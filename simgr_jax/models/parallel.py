@@ -206,9 +206,8 @@ class Parallel(nnx.Module):
 
     def _log_codes(self, batch: RankBatch, catalog: ParallelCatalog) -> Float[Array, "L B K"]:
         """log p_l(code | u) after the users' whole histories."""
-        states = self.backbone(catalog.items[batch.inputs], batch.segment_ids, batch.positions)
-        last = batch.at_end(states)
-        return jax.lax.map(lambda level: self._log_codes_of_level(last, *level), self._levels(catalog.codes))
+        states = self.backbone.at_end(catalog.items[batch.inputs], batch.lengths)
+        return jax.lax.map(lambda level: self._log_codes_of_level(states, *level), self._levels(catalog.codes))
 
     def _score_all(self, log_codes: Float[Array, "L B K"]) -> Float[Array, "B N"]:
         """Σ_l log_codes[l, :, code of level l], of every item."""

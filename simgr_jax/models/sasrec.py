@@ -8,6 +8,7 @@ import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from simgr_jax.batch import RankBatch
 from simgr_jax.errors import UserError
 from simgr_jax.models.inputs import ModelInputs
 from simgr_jax.models.item_sequence import ItemSequenceModel, encoder_config
@@ -40,6 +41,9 @@ class SASRec(ItemSequenceModel):
     def __init__(self, encoder: Transformer, config: ml_collections.ConfigDict, inputs: ModelInputs, *, binary: bool):
         super().__init__(encoder, config, inputs)
         self.binary = binary
+
+    def users(self, batch: RankBatch) -> Float[Array, "B D"]:
+        return self.encoder.at_end(self.embed(batch.inputs), batch.lengths).astype(jnp.float32)
 
     def losses(self, states: Float[Array, "M D"], targets: Int[Array, " M"], rngs: nnx.Rngs) -> Float[Array, " M"]:
         if not self.binary:

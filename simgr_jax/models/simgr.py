@@ -213,13 +213,16 @@ class SimGR(nnx.Module):
           inputs: items with history "item"; token ids with "tokens" (see `data.prompts.Prompt`).
           item_vectors: `encode_items()` where it has been computed already; None encodes the batch's items.
         """
-        if self.config.history == "tokens":
-            embeddings = embed_tokens(self.embedding, self.text_embedding, inputs)
-        elif item_vectors is None:
-            embeddings = self.encode_items(inputs.reshape(-1)).reshape(*inputs.shape, -1)
-        else:
-            embeddings = item_vectors[inputs]
+        embeddings = self._embed(inputs, item_vectors)
         return self.user_pooling(self.backbone(embeddings, segment_ids, positions, rngs), segment_ids)
+
+    def _embed(self, inputs: Int[Array, "B T"], item_vectors: Float[Array, "N D"] | None) -> Float[Array, "B T D"]:
+        """What the backbone reads, of `user_states`' arguments."""
+        if self.config.history == "tokens":
+            return embed_tokens(self.embedding, self.text_embedding, inputs)
+        if item_vectors is None:
+            return self.encode_items(inputs.reshape(-1)).reshape(*inputs.shape, -1)
+        return item_vectors[inputs]
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         config = self.config
@@ -351,8 +354,12 @@ class SimGR(nnx.Module):
     def _users(self, batch: RankBatch, catalog: Float[Array, "N D"]) -> Float[Array, "B D"]:
         """The users after their whole histories, in the similarity's space."""
         item_vectors = None if sharding.item_axes() else catalog
-        states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors)
-        return to_similarity_space(batch.at_end(states), self.config.similarity)
+        if isinstance(self.user_pooling, user_pooling.LastToken):
+            states = self.backbone.at_end(self._embed(batch.inputs, item_vectors), batch.lengths)
+        else:
+            states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors)
+            states = batch.at_end(states)
+        return to_similarity_space(states, self.config.similarity)
 
     def _rank(
         self,

@@ -7,6 +7,7 @@ families differ in is a field of `TransformerConfig`; where their weights lie in
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from simgr_jax import sharding
 from simgr_jax.errors import UserError
@@ -41,7 +42,7 @@ def layers_a_turn(layers: int) -> int:
     Each turn copies what it hands on, which costs a CPU much with one layer a turn (change this and run
     benchmarks/llm_train_step.py). What is compiled grows with this number, not with depth.
     """
-    return min(layers, 4) if sharding.platform() == "cpu" else 1
+    return max(min(layers, 4), 1) if sharding.platform() == "cpu" else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,24 +251,30 @@ class Attention(nnx.Module):
         self.q_norm = Norm(config.head_width, config) if config.qk_norm else None
         self.k_norm = Norm(config.head_width, config) if config.qk_norm else None
 
-    def __call__(self, x, positions, rope, attend, rngs):
+    def __call__(self, x, positions, rope, attend, rngs, asking):
         """
         Args:
           rope: the layer's frequencies and scale.
           attend: (query, key, value) -> the values mixed, and what is kept of them.
+          asking: [B, Q], the positions whose attention is asked for; None is all.
         """
         config = self.config
+        asks, asking_positions = (x, positions) if asking is None else (_at(x, asking), _at(positions, asking))
         query, key, value = (
-            projection(x, rngs).reshape(*x.shape[:2], -1, config.head_width)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(y, rngs).reshape(*y.shape[:2], -1, config.head_width)
+            for projection, y in ((self.q_proj, asks), (self.k_proj, x), (self.v_proj, x))
         )
         query, key, value = (sharding.constrain(y, "batch", None, "heads", None) for y in (query, key, value))
         if config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         if config.rope:
-            query, key = (apply_rotary(y, positions, *rope) for y in (query, key))
+            query, key = apply_rotary(query, asking_positions, *rope), apply_rotary(key, positions, *rope)
         mixed, kept = attend(query, key, value)
-        return self.o_proj(mixed.reshape(*x.shape[:2], -1), rngs), kept
+        return self.o_proj(mixed.reshape(*asks.shape[:2], -1), rngs), kept
+
+
+def _at(x: Shaped[Array, "B T *D"], places: Int[Array, "B Q"]) -> Shaped[Array, "B Q *D"]:
+    return jnp.take_along_axis(x, places.reshape(*places.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 class MLP(nnx.Module):
@@ -355,9 +362,11 @@ class Block(nnx.Module):
         self.post_mlp_norm = norm() if config.post_norms else None
         self.dropout = nnx.Dropout(config.dropout)
 
-    def __call__(self, x, positions, rope, attend, rngs):
+    def __call__(self, x, positions, rope, attend, rngs, asking=None):
+        """asking: as of `Attention`; the others' states are not computed."""
         drop = lambda y: self.dropout(y, deterministic=rngs is None, rngs=rngs)  # noqa: E731
-        branch, kept = self.self_attn(self.pre_attention_norm(x), positions, rope, attend, rngs)
+        branch, kept = self.self_attn(self.pre_attention_norm(x), positions, rope, attend, rngs, asking)
+        x = x if asking is None else _at(x, asking)
         x = x + drop(branch if self.post_attention_norm is None else self.post_attention_norm(branch))
         branch = self.mlp(self.pre_mlp_norm(x), rngs)
         return x + drop(branch if self.post_mlp_norm is None else self.post_mlp_norm(branch)), kept
@@ -421,27 +430,65 @@ class Transformer(nnx.Module):
 
         return self._states(embeddings, positions, attend, rngs=rngs)[0]
 
-    def prefill(
-        self, embeddings: Float[Array, "B T D"], lengths: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B T D"], HistoryCache]:
-        """Hidden states of histories, each at the beginning of its row, and what `extend` needs to read on.
+    def at_end(self, embeddings: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B D"]:
+        """The hidden state at the end of each history, which is at the beginning of its row.
+
+        It is `__call__`'s; but in the last layer no other state is computed, which nobody would read.
 
         Args:
-          lengths: so many of the T positions are the history; the rest is padding.
+          lengths: so many of the T positions are the history, at least one; the rest is padding.
 
         Raises:
           ValueError: the decoder isn't causal, so that what comes after a history would change it.
         """
-        if not self.config.causal:
-            raise ValueError("only a causal decoder can read on from a cache")
+        return self._read(embeddings, lengths, keeps=False)[0]
+
+    def prefill(
+        self, embeddings: Float[Array, "B T D"], lengths: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B D"], HistoryCache]:
+        """As `at_end`, and what `extend` needs to read on."""
+        state, kept = self._read(embeddings, lengths, keeps=True)
+        return state, HistoryCache(*kept, lengths)
+
+    def _read(
+        self, embeddings: Float[Array, "B T D"], lengths: Int[Array, " B"], keeps: bool
+    ) -> tuple[Float[Array, "B D"], tuple[Array, Array] | None]:
+        """The state at the end of each history, and if `keeps` the keys and values of every layer."""
+        config = self.config
+        if not config.causal:
+            raise ValueError("only a causal decoder can stop at the end of a history")
         positions = jnp.broadcast_to(jnp.arange(embeddings.shape[1]), embeddings.shape[:2])
         segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+        ends = lengths[:, None] - 1
 
-        def attend(query, key, value, window_index, _):
+        def attend(query, key, value, window_index):
             return self._attention(query, key, value, segment_ids, window_index), (key, value)
 
-        states, kept = self._states(embeddings, positions, attend)
-        return states, HistoryCache(*kept, lengths)
+        def attend_at_end(query, key, value, window_index):
+            # The end is a branch of one position, which goes on from what is before it.
+            own = (_at(y, ends)[:, None] for y in (key, value))
+            options = self._attention_options(window_index)
+            mixed = branch_attention(query[:, None], key, value, lengths - 1, *own, **options)
+            return mixed[:, 0], (key, value)
+
+        graphdef, layers = nnx.split(self.layers)
+        stacked = layers, jax.tree.map(jnp.asarray, _Positions(config).per_layer)
+
+        def block(x, layer, attend=attend, asking=None):
+            # Taken one by one: a slice of all but the last would copy them.
+            of_layer = lambda y: jax.lax.dynamic_index_in_dim(y, layer, keepdims=False)  # noqa: E731
+            parameters, (*rope, window_index) = jax.tree.map(of_layer, stacked)
+            block = nnx.merge(graphdef, sharding.gather_kernels(parameters, config.dtype))
+            mix = functools.partial(attend, window_index=window_index)
+            x, kept = block(x, positions, rope, mix, None, asking)
+            return sharding.constrain(x, "batch", None, None), kept if keeps else None
+
+        x, before = self._begin(embeddings, positions), config.layers - 1
+        x, kept = jax.lax.scan(block, x, jnp.arange(before), unroll=layers_a_turn(before))
+        x, last = block(x, before, attend_at_end, ends)
+        if keeps:
+            kept = jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), kept, last)
+        return self.final_norm(x)[:, 0], kept
 
     def extend(
         self, embeddings: Float[Array, "B W S D"], history: HistoryCache, branches: BranchCache | None = None
@@ -498,6 +545,15 @@ class Transformer(nnx.Module):
             "softcap": config.attention_softcap,
         }
 
+    def _begin(
+        self, embeddings: Float[Array, "B T D"], positions: Int[Array, "B T"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "B T D"]:
+        """What the first layer reads."""
+        x = (embeddings * self.config.embedding_scale).astype(self.config.dtype)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[positions].astype(self.config.dtype)
+        return sharding.constrain(self.dropout(x, deterministic=rngs is None, rngs=rngs), "batch", None, None)
+
     def _states(
         self,
         embeddings: Float[Array, "B T D"],
@@ -512,12 +568,7 @@ class Transformer(nnx.Module):
           attend: (query, key, value, window_index, the layer's part of `cached`) -> (mixed, kept).
           cached: arrays with a leading axis for the layers.
         """
-        config = self.config
-        x = (embeddings * config.embedding_scale).astype(config.dtype)
-        if self.position_embedding is not None:
-            x = x + self.position_embedding[positions].astype(config.dtype)
-        x = sharding.constrain(self.dropout(x, deterministic=rngs is None, rngs=rngs), "batch", None, None)
-
+        config, x = self.config, self._begin(embeddings, positions, rngs)
         graphdef, layers = nnx.split(self.layers)
         keys = None if rngs is None else jax.random.split(rngs.dropout(), config.layers)
 

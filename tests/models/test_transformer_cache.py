@@ -1,4 +1,5 @@
-"""Reading on from a cache gives the states that reading everything at once gives, for every family's peculiarities."""
+"""The state at a history's end, and those of reading on from a cache, are the states that reading everything at once
+gives, for every family's peculiarities."""
 
 import dataclasses
 from typing import NamedTuple
@@ -65,13 +66,13 @@ def randomized(model, scale):
 
 @jax.jit
 def read_on(model, inputs):
-    """The history's states [B, T, D], and [B, W, NEW, D]: a token of every branch, then three more."""
-    states, history = model.prefill(inputs.history, inputs.lengths)
+    """The state at the history's end [B, D], and [B, W, NEW, D]: a token of every branch, then three more."""
+    state, history = model.prefill(inputs.history, inputs.lengths)
     first, branches = model.extend(inputs.branches[:, :, :1], history)
     first, branches = of_parents(first, 1), jax.tree.map(lambda x: of_parents(x, 2), branches)
     rest, branches = model.extend(inputs.branches[:, :, 1:], history, branches)
     assert branches.keys.shape[2:4] == (WIDTH, NEW)
-    return states, jnp.concatenate([first, rest], axis=2)
+    return state, jnp.concatenate([first, rest], axis=2)
 
 
 @jax.jit
@@ -91,10 +92,12 @@ def read_at_once(model, inputs):
 
 
 def assert_same_states(model, inputs, **tolerance):
-    states, read = (np.asarray(x, np.float32) for x in read_on(model, inputs))
+    state, read = (np.asarray(x, np.float32) for x in read_on(model, inputs))
+    alone = jax.jit(lambda model, inputs: model.at_end(*inputs[:2]))(model, inputs)
+    np.testing.assert_array_equal(np.asarray(alone, np.float32), state)
     at_once = np.asarray(read_at_once(model, inputs), np.float32)
     for row, length in enumerate(LENGTHS):
-        np.testing.assert_allclose(states[row, :length], at_once[row, 0, :length], **tolerance)
+        np.testing.assert_allclose(state[row], at_once[row, 0, length - 1], **tolerance)
         np.testing.assert_allclose(read[row], at_once[row, :, length : length + NEW], **tolerance)
 
 
@@ -111,6 +114,11 @@ def test_reading_on_equals_reading_at_once_with_adapters():
     assert_same_states(randomized(model, 0.3), reading(12), rtol=1e-4, atol=1e-4)
 
 
+def test_reading_on_equals_reading_at_once_with_one_layer():
+    model = make(dataclasses.replace(SCRATCH, layers=1, rope=SCRATCH.rope[:1], windows=(0,)))
+    assert_same_states(model, reading(12), rtol=1e-4, atol=1e-4)
+
+
 def test_reading_on_in_bfloat16_keeps_the_cache_in_it_and_errs_as_little():
     model = make(dataclasses.replace(SCRATCH, dtype="bfloat16"))
     assert_same_states(model, reading(12), rtol=0, atol=0.1)
@@ -120,5 +128,6 @@ def test_reading_on_in_bfloat16_keeps_the_cache_in_it_and_errs_as_little():
 
 def test_what_reads_backwards_has_no_cache():
     model, inputs = make(dataclasses.replace(SCRATCH, causal=False)), reading(12)
-    with pytest.raises(ValueError, match="causal"):
-        model.prefill(inputs.history, inputs.lengths)
+    for read in (model.prefill, model.at_end):
+        with pytest.raises(ValueError, match="causal"):
+            read(inputs.history, inputs.lengths)
