@@ -141,6 +141,10 @@ def test_recbole(tmp_path, files, message):
         ({"log.csv": "user,item,time\nu,a,1\nu,a,1,5\n"}, "log.csv:3: 4 fields where line 1 has 3"),
         ({"log.csv": b"user,item,time\nu,a,1\nu,caf\xe9,1\n"}, "log.csv:3: not UTF-8"),
         (
+            {"log.csv": 'user,item,time\nu,a,1\nu,"b,2\n' + "u,c,3\n" * 30_000 + "u,d"},
+            "log.csv:3: can't be read (field",
+        ),
+        (
             {"items.csv": "id,name\na,x\n"},
             "items.csv:1: no column 'title' (it has id, name); set config.data.log.items",
         ),

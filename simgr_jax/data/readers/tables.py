@@ -113,9 +113,15 @@ def _csv_rows(path: Path, separator: str | None) -> Iterator[tuple[int, list[str
     quoting = csv.QUOTE_NONE if dialect["quote_char"] is None else csv.QUOTE_MINIMAL
     # A byte that is not UTF-8 becomes a lone surrogate, which no text has.
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter=dialect["separator"], quoting=quoting)
-        for fields in reader:
-            yield reader.line_num, fields
+        reader, ended = csv.reader(file, delimiter=dialect["separator"], quoting=quoting), 0
+        try:
+            for fields in reader:
+                yield (ended := reader.line_num), fields
+        except csv.Error as error:
+            # A field without end: its quote is never closed.
+            raise UserError(
+                f"{path}:{ended + 1}: can't be read ({error}); close the quote, or correct the row"
+            ) from error
 
 
 def _place(path: Path, separator: str | None, row: int) -> str:
