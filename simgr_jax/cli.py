@@ -179,7 +179,8 @@ def _check_config(
         return
     config = _load_config(file)
     # Dictionaries, for their order: the nearest key is the first of equally near ones.
-    keys, known, required = (dict.fromkeys(_keys(one, "config")) for one in (config, *config_keys(config)))
+    allowed, must_have = config_keys(config)
+    keys, known, required = (dict.fromkeys(_keys(one, "config")) for one in (config, allowed, must_have))
     for where, names in ((f"{file}: ", keys), ("", overrides)):
         for name in names:
             if name not in known:
@@ -187,6 +188,10 @@ def _check_config(
                 raise UserError(f"{where}{name}: the config has no such key; did you mean {nearest}?")
     if missing := required.keys() - keys.keys():
         raise UserError(f"{file}: {min(missing)}: is missing; runs' keys are simgr_jax.default_config.get_config()'s")
+    defaults = run_config.flat(allowed)
+    for name, value in run_config.flat(config).items():
+        if value is None and defaults[name] is not None:
+            raise UserError(f"{file}: config.{name}: is None; give a value like {defaults[name]!r}")
     for name in overrides:
         if child := next((key for key in keys if key.startswith(f"{name}.")), None):
             raise UserError(f"{name}: is a group of keys; set them one by one, like --{child}=...")

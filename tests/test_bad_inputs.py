@@ -96,6 +96,11 @@ CASES = [
         "TMP/c.py: config.training.epoch: the config has no such key; did you mean config.training.epochs?",
     ),
     config_file(
+        "no value",
+        f"{USES_DEFAULT}    config.model.name = None\n    return config\n",
+        "TMP/c.py: config.model.name: is None; give a value like 'simgr'",
+    ),
+    config_file(
         "lost key", f"{USES_DEFAULT}    del config.seed\n    return config\n", "TMP/c.py: config.seed: is missing"
     ),
     # Overrides.
