@@ -81,7 +81,7 @@ def _top_k(scores: Float[Array, "B N"], first: Int[Array, ""] | int, k: int) -> 
     # XLA's own top_k is the fastest exact way on CPU too: block-wise variants take three times as long.
     values, items = jax.lax.top_k(scores, min(k, scores.shape[1]))
     values, items = sharding.all_gather(values, "items"), sharding.all_gather(items + first, "items")
-    if values.shape[1] == k:
+    if values.shape[1] == min(k, scores.shape[1]):  # There is one part.
         return values, items
     # The parts are in the order of their items, so that equal scores stay so.
     values, best = jax.lax.top_k(values, k)

@@ -78,3 +78,7 @@ def test_what_is_ruled_out_is_not_recommended_even_where_nothing_else_is_left():
     scores = jnp.array([[-jnp.inf, 0.5, -jnp.inf, jnp.nan], [0.1, 0.2, 0.3, 0.4]])
     ranking = top_k.rank_catalog(scores, jnp.array([1, 3]), k=3)
     np.testing.assert_array_equal(ranking.items, [[1, -1, -1], [3, 2, 1]])
+
+
+def test_a_catalog_over_devices_is_ranked_as_on_one(on_eight_devices):
+    on_eight_devices("tests.ops.sharded_top_k")
