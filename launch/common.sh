@@ -69,14 +69,13 @@ need_number() {
 
 # What is sure to fail is better refused here than after an hour in a queue.
 need_train_arguments() {
-  local argument config='' workdir=''
+  local argument workdir=''
   for argument in "$@"; do
     case $argument in
-      --config | --config=*) config=given ;;
+      # Without a --config, the run in it goes on.
       --workdir | --workdir=*) workdir=given ;;
     esac
   done
-  [[ $config ]] || die "--config: is missing; give the arguments of simgr_jax.train after --"
   [[ $workdir ]] || die "--workdir: is missing; give the arguments of simgr_jax.train after --"
 }
 

@@ -148,7 +148,6 @@ def start(launch):
         (ARGUMENTS, "N: is missing, or no number"),
         (("2", "--binary=compare", *ARGUMENTS), "--binary=compare: is none; give train, evaluate or recommend"),
         (("2", "--config=c"), "--workdir: is missing"),
-        (("2", "--workdir=w"), "--config: is missing"),
     ],
 )
 def test_bad_arguments(launch, arguments, message):
