@@ -75,7 +75,9 @@ def _is_sorted_by_id(dataset: Dataset) -> bool:
 
 def _synthetic_folder(config: ml_collections.ConfigDict, cache_dir: Path) -> Path:
     """Where the embedded data of `config.data` lie."""
-    return Path(config.path) if config.path else cache_dir / f"synthetic-{fingerprint(config.synthetic.to_dict())}"
+    if config.path:
+        return Path(config.path).expanduser()
+    return cache_dir / f"synthetic-{fingerprint(config.synthetic.to_dict())}"
 
 
 def oracle_folder(config: ml_collections.ConfigDict, cache_dir: Path) -> Path | None:
@@ -105,7 +107,7 @@ def _source(config: ml_collections.ConfigDict, cache_dir: Path) -> _Source:
     if not config.path:
         what = "the log's file" if config.format == "log" else "the folder with the data set's files"
         raise UserError(f"config.data.path: not set; set it to {what}")
-    path = Path(config.path)
+    path = Path(config.path).expanduser()
     match config.format:
         case "p5":
             return _sequences(p5, path, config.k_core)

@@ -35,8 +35,8 @@ def local_folder(name: str, key: str, *, weights: bool = True) -> Path:
     Raises:
       UserError: it is neither.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -96,10 +96,11 @@ def _embedding_fingerprint(name: str, config: ConfigDict, dataset: Dataset, trai
     if name == "tfidf":
         return fingerprint(VERSION, name, dataset.item_texts, config.dim, seed)
     if name == "text_encoder":
-        model = Path(config.encoder) if Path(config.encoder).is_dir() else config.encoder
+        folder = Path(config.encoder).expanduser()
+        model = folder if folder.is_dir() else config.encoder
         return fingerprint(VERSION, name, dataset.item_texts, model)
     if name == "npy":
-        return fingerprint(VERSION, name, _npy_path(config))
+        return fingerprint(VERSION, name, _npy_path(config), dataset.num_items)
     sequences = (train.values, train.offsets)
     return fingerprint(VERSION, name, *sequences, dataset.num_items, config.dim, config.window, seed)
 
@@ -188,7 +189,7 @@ def _weights(config: ConfigDict) -> tuple[float, ...]:
 
 
 def _npy_path(config: ConfigDict) -> Path:
-    path = Path(config.npy_path)
+    path = Path(config.npy_path).expanduser()
     if not config.npy_path or not path.is_file():
         raise UserError(f"{KEY}.embeddings.npy_path: no file {config.npy_path!r}; give the path of a .npy file")
     return path

@@ -147,6 +147,16 @@ def test_synthetic_data_in_a_folder_of_the_users(tmp_path, cache_dir):
     assert (tmp_path / "embedded/user_sequence.txt").exists()
 
 
+def test_paths_may_begin_at_the_users_home(tmp_path, cache_dir, p5_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(config_of(path="~/shop"), cache_dir)[0].item_texts[0] == "apple"
+    (tmp_path / "log.csv").write_text("user,item,time\n" + "".join(f"u,{item},{i}\n" for i, item in enumerate("abcd")))
+    (tmp_path / "items.csv").write_text("item,title\n" + "".join(f"{item},x{item}\n" for item in "abcd"))
+    config = config_of(format="log", path="~/log.csv")
+    config.log.items_file = "~/items.csv"
+    assert load(config, cache_dir)[0].item_texts == ["xa", "xb", "xc", "xd"]
+
+
 def test_raw_amazon_reviews(tmp_path, cache_dir):
     reviews = [
         {"reviewerID": f"U{u}", "asin": f"B{(u + t) % 4}", "unixReviewTime": 1000 + t, "overall": 5.0}

@@ -1,5 +1,6 @@
 """Semantic IDs from a dataset and a config."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -120,6 +121,16 @@ def test_npy_embeddings_and_their_weights(tmp_path):
     np.save(path, np.random.default_rng(1).standard_normal((120, 6)))
     second, _ = build(config, DATASET, TRAIN, tmp_path, seed=0)
     assert (first.codes[:, :3] != second.codes[:, :3]).any()  # the file's contents count, not its name
+
+
+def test_npy_embeddings_of_another_catalog_are_not_taken_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "x.npy", RNG.normal(size=(120, 6)).astype(np.float32))
+    config = make_config(**{"embeddings.names": ("npy",), "embeddings.npy_path": "~/x.npy"})
+    build(config, DATASET, TRAIN, tmp_path / "cache", seed=0)
+    smaller = dataclasses.replace(DATASET, item_ids=DATASET.item_ids[:100], item_texts=DATASET.item_texts[:100])
+    with pytest.raises(UserError, match="120"):
+        build(config, smaller, TRAIN, tmp_path / "cache", seed=0)
 
 
 def test_given_codes_are_used_as_they_are(tmp_path):

@@ -17,7 +17,9 @@ from simgr_jax.files import read_text, require_file
 
 def files(path: Path, items_file: str = "") -> list[Path]:
     log = require_file(path, "set config.data.path to the log, a CSV, TSV or Parquet file")
-    return [log, require_file(Path(items_file), "check config.data.log.items_file")] if items_file else [log]
+    if not items_file:
+        return [log]
+    return [log, require_file(Path(items_file).expanduser(), "check config.data.log.items_file")]
 
 
 def read(
@@ -44,12 +46,12 @@ def read(
       UserError: a file is missing, not UTF-8 or of another form, lacks a column or a value, a timestamp is not a
         number, an item has two rows in the items file or none, or nothing is left after k-core filtering.
     """
-    files(path, items_file)
+    _, *items = files(path, items_file)
     columns = {"user": user, "item": item, "timestamp": timestamp}
     frame = read_interactions(path, columns, "set config.data.log.user, .item and .timestamp to the log's columns")
-    if not items_file:
+    if not items:
         return from_frame(frame, name, k_core)
-    texts = _read_texts(Path(items_file), items_id, items_text)
+    texts = _read_texts(*items, items_id, items_text)
     dataset = from_frame(frame, name, k_core, texts)
     unknown = next((item for item in dataset.item_ids if item not in texts), None)
     if unknown is not None:
