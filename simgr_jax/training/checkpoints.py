@@ -24,7 +24,8 @@ class Checkpoints:
     context manager, which waits for the last write.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, read_only: bool = False):
+        """read_only: leaves alone what a run may be writing there at the same time."""
         selection = lambda metrics: metrics[SELECTION_METRIC]  # noqa: E731
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
@@ -36,7 +37,10 @@ class Checkpoints:
                         preservation_policy.BestN(get_metric_fn=selection, n=1, keep_checkpoints_without_metrics=False),
                     ]
                 ),
-                cleanup_tmp_directories=True,
+                read_only=read_only,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+                save_interval_steps=0 if read_only else 1,
             ),
         )
 

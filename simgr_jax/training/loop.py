@@ -87,6 +87,9 @@ def fit(
     # Closed whatever happens: the interpreter aborts where a prefetching thread outlives it.
     with closing(batches), Checkpoints(workdir / "checkpoints") as checkpoints:
         if checkpoints.latest_step is not None:
+            # Their values are not asked for, and there need not be room for two states.
+            for leaf in jax.tree.leaves(state):
+                leaf.delete()
             state, progress = checkpoints.restore_latest(state)
             batches.set_state(progress["input"])
         began -= progress["seconds"]
@@ -132,7 +135,8 @@ def fit(
                         "targets": timer.targets,
                         "input": batches.get_state(),
                     }
-                    checkpoints.save(state, progress, metrics)
+                    # A copy, because it is written while the loop goes on.
+                    checkpoints.save(state, dict(progress), metrics)
                     timer.start()
 
 

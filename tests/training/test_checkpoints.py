@@ -44,6 +44,19 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_reader_leaves_alone_what_is_being_written(finished, tmp_path):
+    folder = shutil.copytree(finished.workdir / "checkpoints", tmp_path / "checkpoints")
+    being_written = folder / "25.orbax-checkpoint-tmp-0" / "model"
+    being_written.mkdir(parents=True)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.latest_step == 20
+        checkpoints.restore_best(params_of(finished.config))
+    assert being_written.is_dir()
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest_step == 20
+    assert not being_written.exists()
+
+
 def test_the_cost_of_training_is_kept(finished):
     with Checkpoints(finished.workdir / "checkpoints") as checkpoints:
         cost = checkpoints.training_cost()

@@ -150,6 +150,22 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, tmp_pat
     assert_same_run(finished.config, tmp_path, finished)
 
 
+def test_a_run_that_goes_on_has_no_two_states_in_memory(finished, tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 12)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run.train(finished.config, tmp_path)
+    restore, given_up = Checkpoints.restore_latest, []
+
+    def restore_latest(self, like):
+        given_up.extend(leaf.is_deleted() for leaf in jax.tree.leaves(like))
+        return restore(self, like)
+
+    monkeypatch.setattr(Checkpoints, "restore_latest", restore_latest)
+    tiny_run.train(finished.config, tmp_path)
+    assert given_up and all(given_up)
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, tmp_path, quick_compilation):
     program = f"""
 import os, signal, sys
