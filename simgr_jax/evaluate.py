@@ -49,12 +49,12 @@ def main() -> None:
         raise UserError(f"--predictions: is judged on the data of --config; give --config.{next(iter(places))}")
     elif distributed.is_main():
         cli.required("config")
-        report_predictions(values.config, Path(values.predictions), values.split)
+        report_predictions(values.config, cli.required_path("predictions"), values.split)
 
 
 def report_run(config: ml_collections.ConfigDict, workdir: Path, prepared: Prepared, split: str) -> None:
     """Reports on the best checkpoint of a run, into `workdir/report` (test) or `workdir/report_validation`."""
-    params, rest, cost = restore_best(prepared.model, workdir)
+    params, rest, cost = restore_best(prepared, workdir)
     ranking = prepared.ranker(params, rest, getattr(prepared.split, split))
     if not distributed.is_main():
         return

@@ -73,7 +73,7 @@ def load_run(config: ml_collections.ConfigDict, workdir: Path) -> Run:
     if config.model.name != "simgr":
         raise UserError(f'{workdir / "config.json"}: holds a run of "{config.model.name}"; only SimGR can be exported')
     prepared = prepare(config, workdir)
-    params, rest, _ = restore_best(prepared.model, workdir)
+    params, rest, _ = restore_best(prepared, workdir)
     return Run(config, prepared, nnx.merge(nnx.graphdef(prepared.model), params, rest))
 
 
@@ -172,8 +172,9 @@ def _model_card(run: Run, workdir: Path) -> str:
     config, dataset, ids = run.config, run.prepared.dataset, run.prepared.semantic_ids
     checkpoint = config.backbone.checkpoint
     # A folder's place says nothing elsewhere.
-    is_folder = bool(checkpoint) and Path(checkpoint).is_dir()
-    base = Path(checkpoint).resolve().name if is_folder else checkpoint
+    folder = Path(checkpoint).expanduser()
+    is_folder = bool(checkpoint) and folder.is_dir()
+    base = folder.resolve().name if is_folder else checkpoint
     how = f"LoRA of rank {config.lora.rank}, merged" if config.lora.rank else "all weights"
     facts = {
         "base model": f"{base} ({how})" if base else "none: trained from scratch",

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
-from simgr_jax import distributed, run_config, sharding
+from simgr_jax import distributed, run_config, sharding, trained_on
 from simgr_jax.data import prompts
 from simgr_jax.data.dataset import Dataset, Split
 from simgr_jax.data.load import load
@@ -138,24 +138,25 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, k: int = LIST_LENG
     return Prepared(dataset, split, semantic_ids, id_quality, llm, tokenizer, prompt, model, ranker)
 
 
-def restore_best(model: Recommender, workdir: Path) -> tuple[nnx.State, nnx.State, dict[str, float | None]]:
+def restore_best(prepared: Prepared, workdir: Path) -> tuple[nnx.State, nnx.State, dict[str, float | None]]:
     """The parameters that did best on validation, the model's other state, and the training's cost.
 
     The model's own parameters are given up: their memory is freed. A model without any is as it is.
 
     Raises:
-      UserError: no checkpoint, or one that is damaged or another model's.
+      UserError: no checkpoint, or one that is damaged, another model's, or of other items or semantic IDs.
     """
-    _, params, rest = nnx.split(model, nnx.Param, ...)
+    _, params, rest = nnx.split(prepared.model, nnx.Param, ...)
     if not params:
         return params, rest, {"train_seconds": 0.0, "train_targets_per_second": None}
+    trained_on.check_items(prepared.dataset, prepared.semantic_ids, workdir)
     # Their values are not asked for: two copies of an LLM may be more than there is room for.
     for leaf in jax.tree.leaves(params):
         leaf.delete()
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"{folder}: is not there; train in this workdir first")
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, read_only=True) as checkpoints:
         return checkpoints.restore_best(params), rest, checkpoints.training_cost()
 
 

@@ -30,7 +30,7 @@ def main() -> None:
     with open_mesh(config):
         prepared = prepare(config, workdir, k=values.k)
         cases = getattr(prepared.split, values.split) if values.split else _whole_histories(prepared.dataset)
-        params, rest, _ = restore_best(prepared.model, workdir)
+        params, rest, _ = restore_best(prepared, workdir)
         ranking = prepared.ranker(params, rest, cases)
     if distributed.is_main():
         predictions.write(output, prepared.dataset, cases, ranking.items)

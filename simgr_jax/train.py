@@ -13,7 +13,7 @@ import ml_collections
 from absl import flags
 from rich.console import Console
 
-from simgr_jax import cli, distributed, run_config
+from simgr_jax import cli, distributed, run_config, trained_on
 from simgr_jax.cache import write_json
 from simgr_jax.evaluate import report_run
 from simgr_jax.models import parameters
@@ -43,7 +43,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, reports: bool = True
       reports: whether the test split is reported on at the end.
 
     Raises:
-      UserError: the workdir holds another config's run, or the config can't be trained.
+      UserError: the workdir holds a run of another config or other data, or the config can't be trained.
     """
     run_config.check_same(config, workdir)
     with open_mesh(config):
@@ -51,9 +51,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path, reports: bool = True
 
 
 def _train(config: ml_collections.ConfigDict, workdir: Path, prepared: Prepared, reports: bool) -> None:
+    trained_on.check(prepared.dataset, prepared.semantic_ids, prepared.split.train, workdir)
     if distributed.is_main():
         # Only now, so that a config that can't be prepared may be corrected in the same workdir.
         run_config.save(config, workdir)
+        trained_on.save(prepared.dataset, prepared.semantic_ids, prepared.split.train, workdir)
         write_json(workdir / "semantic_ids.json", prepared.id_quality)
     dataset = prepared.dataset
     print(

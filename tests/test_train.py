@@ -1,6 +1,9 @@
 """`simgr_jax.train`, as the binary."""
 
 import json
+import shutil
+
+import pytest
 
 
 def read(file):
@@ -26,3 +29,34 @@ def test_a_workdir_alone_goes_on_with_its_run(run_binary, tiny_options, trained_
 def test_a_workdir_without_a_run_needs_a_config(run_binary, tmp_path, capfd):
     assert run_binary("train", f"--workdir={tmp_path}") == 2
     assert "--config: is missing; give --config=" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("binary", ["train", "evaluate"])
+def test_a_run_is_of_its_items(run_binary, trained_workdir, tmp_path, capfd, binary):
+    """Its data are then taken for anybody's, and an item is added that comes first among all."""
+    workdir = shutil.copytree(trained_workdir, tmp_path / "workdir")
+    (folder,) = (workdir / "cache").glob("synthetic-*/")
+    sequences, texts = folder / "user_sequence.txt", folder / "item_plain_text.txt"
+    first, *others = sequences.read_text().splitlines()
+    sequences.write_text("\n".join([f"{first} 0new", *others]))
+    texts.write_text(f"0new a new thing\n{texts.read_text()}")
+    config = read(workdir / "config.json")
+    config["data"] |= {"format": "p5", "path": str(folder)}
+    (workdir / "config.json").write_text(json.dumps(config))
+    before = (workdir / "report" / "metrics.json").read_bytes()
+    assert run_binary(binary, f"--workdir={workdir}") == 2
+    assert f"error: {workdir}/trained_on.json:items: are not those of now; give the data" in capfd.readouterr().err
+    assert (workdir / "report" / "metrics.json").read_bytes() == before
+
+
+def test_a_run_goes_on_with_its_own_training_sequences_alone(
+    run_binary, tiny_options, trained_workdir, tmp_path, capfd
+):
+    """Recommending is another matter: a model may continue histories that it has not seen."""
+    workdir = shutil.copytree(trained_workdir, tmp_path / "workdir")
+    record = read(workdir / "trained_on.json")
+    assert record.keys() == {"items", "semantic_ids", "training_sequences"}
+    (workdir / "trained_on.json").write_text(json.dumps(record | {"training_sequences": "others"}))
+    assert run_binary("train", f"--workdir={workdir}") == 2
+    assert f"error: {workdir}/trained_on.json:training_sequences: are not those of now" in capfd.readouterr().err
+    assert run_binary("recommend", f"--workdir={workdir}", f"--output={tmp_path / 'lists.jsonl'}") == 0

@@ -20,7 +20,7 @@ import ml_collections
 from rich.console import Console
 from rich.markup import escape
 
-from simgr_jax import run_config
+from simgr_jax import run_config, trained_on
 from simgr_jax.cache import atomic_path, write_json
 from simgr_jax.comparison.rows import Row, with_values
 from simgr_jax.files import read_json_object, read_text
@@ -302,7 +302,9 @@ def _copy_learned(source: Path, workdir: Path) -> None:
     """What another run learned, if it did; there is then nothing left to train."""
     if (source / "checkpoints").exists():
         shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-        shutil.copy2(source / "metrics.jsonl", workdir)
+        for name in ("metrics.jsonl", trained_on.FILE_NAME):
+            if (source / name).exists():
+                shutil.copy2(source / name, workdir)
         with atomic_path(workdir / "checkpoints") as temporary:
             shutil.copytree(source / "checkpoints", temporary)
 

@@ -42,7 +42,7 @@ def restore(workdir: Path, values: Mapping[str, Any]) -> Trained:
     config = with_values(run_config.load(workdir), values)
     with open_mesh(config):
         prepared = prepare(config, workdir)
-        params, rest, _ = restore_best(prepared.model, workdir)
+        params, rest, _ = restore_best(prepared, workdir)
     if not ranking_file.read(workdir / "report").is_of(prepared.split.test):
         raise UserError(f"{workdir}: was judged on other data than are there now; give those, or train it anew")
     return Trained(workdir, config, prepared, params, rest)

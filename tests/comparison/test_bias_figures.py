@@ -75,7 +75,7 @@ def test_distances_are_from_the_truth_and_from_the_joint_model(figures, workdirs
     config = run_config.load(workdirs["simgr"])
     prepared = prepare(config, workdirs["simgr"])
     cases = prepared.split.test
-    params, rest, _ = restore_best(prepared.model, workdirs["simgr"])
+    params, rest, _ = restore_best(prepared, workdirs["simgr"])
     chosen = np.unique(np.linspace(0, len(cases) - 1, USERS).round().astype(int))
     predicted = prepared.ranker.ask("log_probabilities", params, rest, cases)[chosen]
     np.testing.assert_allclose(jax.nn.logsumexp(predicted, axis=1), 0, atol=1e-5)
