@@ -11,6 +11,7 @@ from simgr_jax import default_config
 from simgr_jax.cache import write_json
 from simgr_jax.errors import UserError
 from simgr_jax.files import read_json_object
+from simgr_jax.models.create import MODELS
 
 FILE_NAME = "config.json"
 
@@ -19,7 +20,8 @@ _PLACES = ("cache_dir", "data.path")
 
 
 def check_same(config: ml_collections.ConfigDict, workdir: Path, otherwise: str = "choose another --workdir") -> None:
-    """Checks `config` against the one that the workdir's run began with, if there is one.
+    """Checks `config` against the one that the workdir's run began with, if there is one. Where things are may differ,
+    and what concerns other models than the config's.
 
     Args:
       otherwise: what can be done but going on with the same config.
@@ -31,8 +33,9 @@ def check_same(config: ml_collections.ConfigDict, workdir: Path, otherwise: str 
     if not path.exists():
         return
     before, now = flat(load(workdir)), flat(config)
+    others = tuple(f"{model}." for model in MODELS if model != config.model.name)
     for key in sorted(now):
-        if before[key] != now[key] and key not in _PLACES:
+        if before[key] != now[key] and key not in _PLACES and not key.startswith(others):
             raise UserError(
                 f"{path}:{key}: the run here has {before[key]!r}, not {now[key]!r}; "
                 f"go on with the same config or {otherwise}"

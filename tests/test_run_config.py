@@ -42,6 +42,17 @@ def test_the_same_config_may_go_on_wherever_its_data_lie(config, tmp_path):
     run_config.check_same(config, tmp_path)
 
 
+def test_what_concerns_other_models_may_differ(config, tmp_path):
+    run_config.save(config, tmp_path)
+    config.parallel.beam_width, config.sasrec.loss = 7, "binary"
+    run_config.check_same(config, tmp_path)
+    config.model.name = "parallel"
+    run_config.save(config, tmp_path)
+    config.parallel.beam_width = 8
+    with pytest.raises(UserError, match=r"parallel\.beam_width: the run here has 7, not 8"):
+        run_config.check_same(config, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
