@@ -31,14 +31,14 @@ def main() -> None:
         prepared = prepare(config, workdir, k=values.k)
         cases = getattr(prepared.split, values.split) if values.split else _whole_histories(prepared.dataset)
         params, rest, _ = restore_best(prepared, workdir)
-        ranking = prepared.ranker(params, rest, cases)
+        lists = prepared.ranker.lists(params, rest, cases)
     if distributed.is_main():
-        predictions.write(output, prepared.dataset, cases, ranking.items)
+        predictions.write(output, prepared.dataset, cases, lists)
     print(f"{values.k} items for each of {len(cases):,} histories are in {output}")
 
 
 def _whole_histories(dataset: Dataset) -> EvaluationCases:
-    """Every user's whole sequence; there is no target yet, so item 0 stands in for it and its rank is not read."""
+    """Every user's whole sequence; there is no target yet, so item 0 stands in for it."""
     users = np.arange(len(dataset.sequences), dtype=np.int32)
     return EvaluationCases(users, dataset.sequences, np.zeros_like(users))
 

@@ -62,9 +62,10 @@ def measure(
 def _round(trained: Trained, cases: EvaluationCases) -> tuple[float, float]:
     """Ranks once. Returns the seconds that the catalog's part and the users' took."""
     ranker, state = trained.prepared.ranker, (trained.params, trained.rest)
+    # Lists alone: a service knows no target to rank.
     with open_mesh(trained.config):
         start = time.perf_counter()
         catalog = jax.block_until_ready(ranker.catalog(*state))
         middle = time.perf_counter()
-        ranker(*state, cases, catalog)
+        ranker.lists(*state, cases, catalog)
         return middle - start, time.perf_counter() - middle

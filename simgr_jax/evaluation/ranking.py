@@ -38,7 +38,10 @@ class Ranker:
         )
         self._graphdef = graphdef
         self._catalog = jax.jit(lambda params, rest: nnx.merge(graphdef, params, rest).catalog())
-        self._rank = self._compiled(lambda model, batch, catalog: model.rank(batch, catalog, k, filter_history))
+        rank = lambda model, batch, catalog: model.rank(batch, catalog, k, filter_history)  # noqa: E731
+        self._rank = self._compiled(rank)
+        # The compiler leaves out what only the targets' ranks need.
+        self._items = self._compiled(lambda *asked: rank(*asked).items)
 
     def catalog(self, params: nnx.State, rest: nnx.State) -> Any:
         """What the model computes of the items, once for all users: their vectors, say."""
@@ -52,6 +55,13 @@ class Ranker:
           catalog: of `catalog`, if it is at hand.
         """
         return self._for_all(self._rank, params, rest, cases, catalog)
+
+    def lists(self, params: nnx.State, rest: nnx.State, cases: EvaluationCases, catalog: Any = None) -> np.ndarray:
+        """The top-K lists alone, int32 [C, K], as serving has them: no target's rank is computed.
+
+        Args: as of `__call__`.
+        """
+        return self._for_all(self._items, params, rest, cases, catalog)
 
     def ask(self, question: str, params: nnx.State, rest: nnx.State, cases: EvaluationCases, **options: Any) -> Any:
         """What the model's method `question(batch, catalog, **options)`, like `log_probabilities`, says of all C cases:

@@ -23,7 +23,7 @@ def test_models_take_turns_and_are_warm(monkeypatch, trained_workdir):
             clock[0] += 0.5 if self.name in calls else 100.0
             return np.zeros(3)
 
-        def __call__(self, params, rest, cases, catalog):
+        def lists(self, params, rest, cases, catalog):
             assert catalog.shape == (3,)
             calls.append(self.name)
             clock[0] += self.seconds if calls.count(self.name) > 1 else 100.0
