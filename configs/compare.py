@@ -118,6 +118,14 @@ def _models(dataset: str) -> dict[str, Any]:
             trials=(),
             trained_as="parallel",
         ),
+        # A quarter of the work, as RPG's repository first had it for Beauty.
+        "parallel_graph_narrow": _row(
+            *(GENERATIVE, "parallel"),
+            {"parallel": {"decoding": "graph", "beam_width": 10, "graph_neighbors": 100}},
+            shares=("long_ids",),
+            trials=(),
+            trained_as="parallel",
+        ),
         "hstu": _row(TRADITIONAL, "hstu"),
         "sasrec": _row(TRADITIONAL, "sasrec", {"sasrec": {"loss": "full"}}),
         "sasrec_binary": _row(TRADITIONAL, "sasrec", {"sasrec": {"loss": "binary"}}),

@@ -164,7 +164,7 @@ def get_config() -> ml_collections.ConfigDict:
                 # As the autoregressive model's.
                 "beam_width": 20,
             },
-            # Of model "parallel" alone; the search as RPG has it for Beauty.
+            # Of model "parallel" alone; the search as RPG's repository has it for Beauty.
             "parallel": {
                 # Of each level's softmax over cosines. RPG's default; its figures for Amazon are at 0.03.
                 "temperature": 0.07,
@@ -172,9 +172,9 @@ def get_config() -> ml_collections.ConfigDict:
                 # similar items.
                 "decoding": "exhaustive",
                 # Most similar items that each item leads to.
-                "graph_neighbors": 100,
+                "graph_neighbors": 200,
                 # Items that are kept after each step.
-                "beam_width": 10,
+                "beam_width": 20,
                 "steps": 3,
             },
             "item_knn": {
