@@ -4,7 +4,7 @@
 
 Runs `simgr_jax.compare` with --config and --only in workdirs/compare_DATASET (going on where a call was cut off)
 and writes results/compare_DATASET.json and, for people, results/compare_DATASET.md and .png. With configs/scaling.py
-these are called scaling_DATASET.
+these are called scaling_DATASET, and --name=NAME calls them something else.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def main() -> None:
     cli.required("config")
     config = flags.FLAGS.config
     config_file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    name = f"{config_file.stem}_{config.base.data.name or config.base.data.format}"
+    name = flags.FLAGS.name or f"{config_file.stem}_{config.base.data.name or config.base.data.format}"
     workdir = Path("workdirs") / name
-    command = [sys.executable, "-m", "simgr_jax.compare", *sys.argv[1:], f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "simgr_jax.compare", *record.arguments_without("--name"), f"--workdir={workdir}"]
     started, comparison = time.time(), workdir / "comparison.json"
     code = subprocess.run(command).returncode
     # Where a model failed, the others' figures are kept all the same, and say so.
@@ -51,4 +51,5 @@ def main() -> None:
 if __name__ == "__main__":
     cli.define_config()
     flags.DEFINE_list("only", [], "Names of the models to train, separated by commas; all if left out.")
+    flags.DEFINE_string("name", None, "What the workdir and the results are called.")
     cli.run(main, rows.config_keys)
