@@ -37,7 +37,9 @@ class TimedTraining:
         # Copied, because the step reuses the buffers of its state and the model may serve several of these objects.
         self._state = create_state(jax.tree.map(lambda x: x.copy(), params), optimizer, config.training.ema_decay)
         self._step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, self._state)
-        windows = TrainingWindows(prepared.split.train, prepared.prompt, config.data.max_items, row_length)
+        windows = TrainingWindows(
+            prepared.split.train, prepared.prompt, config.data.max_items, row_length, prepared.model.windows
+        )
         self.max_targets = rows * windows.max_readouts  # Of a batch.
         self._batches = train_batches(windows, rows, config.seed, max_sequences_per_row)
         self.run(2)  # Compiles.
