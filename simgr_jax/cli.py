@@ -190,8 +190,11 @@ def _check_config(
         raise UserError(f"{file}: {min(missing)}: is missing; runs' keys are simgr_jax.default_config.get_config()'s")
     defaults = run_config.flat(allowed)
     for name, value in run_config.flat(config).items():
-        if value is None and defaults[name] is not None:
-            raise UserError(f"{file}: config.{name}: is None; give a value like {defaults[name]!r}")
+        if value is None and f"config.{name}" not in overrides:
+            if name not in defaults:
+                raise UserError(f"{file}: config.{name}: is None; it is a group of keys, give them or leave it out")
+            if defaults[name] is not None:
+                raise UserError(f"{file}: config.{name}: is None; give a value like {defaults[name]!r}")
     for name in overrides:
         if child := next((key for key in keys if key.startswith(f"{name}.")), None):
             raise UserError(f"{name}: is a group of keys; set them one by one, like --{child}=...")
@@ -243,7 +246,7 @@ def required_path(name: str) -> Path:
     Raises:
       UserError: it was left out.
     """
-    return Path(required(name)).expanduser()
+    return Path(os.path.expanduser(required(name)))
 
 
 def open_workdir(path: str) -> Path:
@@ -252,7 +255,7 @@ def open_workdir(path: str) -> Path:
     Raises:
       UserError: it can't be made or written.
     """
-    workdir = Path(path).expanduser()
+    workdir = Path(os.path.expanduser(path))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

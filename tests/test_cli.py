@@ -45,6 +45,12 @@ def parsed(run, *arguments):
     return found
 
 
+def test_a_placeholder_of_the_config_is_for_the_command_line_to_fill(run, tmp_path):
+    placeholder = CONFIG.replace("return", "config.data.path = config_dict.placeholder(str)\n    return")
+    (tmp_path / "config.py").write_text(f"from ml_collections import config_dict\n{placeholder}")
+    assert parsed(run, "--config=config.py", "--config.data.path=there").config.data.path == "there"
+
+
 def fail(error):
     def main():
         raise error

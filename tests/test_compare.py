@@ -226,6 +226,14 @@ def test_a_failure_in_a_process_of_its_own(run_binary, options, tmp_path, capfd,
     assert figures["failed"]["simgr"].startswith("config.model.user_pooling: ")
 
 
+def test_a_group_of_keys_without_any(run_binary, root, tmp_path, capfd):
+    text = (root / "configs" / "compare.py").read_text().replace("__file__", repr(str(root / "configs" / "compare.py")))
+    file = tmp_path / "compare.py"
+    file.write_text(text.replace('"models": models,', '"models": models | {"x": {**models["simgr"], "trials": None}},'))
+    assert run_binary("compare", f"--config={file}:synthetic", f"--workdir={tmp_path}") == 2
+    assert f"error: {file}:synthetic: config.models.x.trials: is None; it is a group" in capfd.readouterr().err
+
+
 def option(argument, message):
     """Of a comparison in which all else is right."""
     return pytest.param(("OPTIONS", argument, "--workdir=TMP"), message, id=argument)
