@@ -26,6 +26,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, read_only: bool = False):
         """read_only: leaves alone what a run may be writing there at the same time."""
+        self._read_only = read_only
         selection = lambda metrics: metrics[SELECTION_METRIC]  # noqa: E731
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
@@ -99,9 +100,11 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, OSError) as error:
             # Orbax may list a whole tree of parameters.
-            reason = first_line(error)[:150]
+            reason, path = first_line(error)[:150], folder / str(step)
+            if self._read_only and not path.exists():
+                raise UserError(f"{path}: was replaced by a run that is at work here; try again") from error
             raise UserError(
-                f"{folder / str(step)}: can't be restored ({reason}); the checkpoint is damaged or another config's: "
+                f"{path}: can't be restored ({reason}); the checkpoint is damaged or another config's: "
                 "remove it or choose another --workdir"
             ) from error
 

@@ -57,6 +57,15 @@ def test_a_reader_leaves_alone_what_is_being_written(finished, tmp_path):
     assert not being_written.exists()
 
 
+def test_a_reader_is_told_that_a_run_replaced_what_it_was_to_read(finished, tmp_path):
+    folder = shutil.copytree(finished.workdir / "checkpoints", tmp_path / "checkpoints")
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        best = folder / str(checkpoints.best_step)
+        shutil.rmtree(best)
+        with pytest.raises(UserError, match=f"^{best}: was replaced by a run that is at work here; try again$"):
+            checkpoints.restore_best(params_of(finished.config))
+
+
 def test_the_cost_of_training_is_kept(finished):
     with Checkpoints(finished.workdir / "checkpoints") as checkpoints:
         cost = checkpoints.training_cost()
