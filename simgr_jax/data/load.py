@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -76,7 +77,7 @@ def _is_sorted_by_id(dataset: Dataset) -> bool:
 def _synthetic_folder(config: ml_collections.ConfigDict, cache_dir: Path) -> Path:
     """Where the embedded data of `config.data` lie."""
     if config.path:
-        return Path(config.path).expanduser()
+        return Path(os.path.expanduser(config.path))
     return cache_dir / f"synthetic-{fingerprint(config.synthetic.to_dict())}"
 
 
@@ -107,7 +108,7 @@ def _source(config: ml_collections.ConfigDict, cache_dir: Path) -> _Source:
     if not config.path:
         what = "the log's file" if config.format == "log" else "the folder with the data set's files"
         raise UserError(f"config.data.path: not set; set it to {what}")
-    path = Path(config.path).expanduser()
+    path = Path(os.path.expanduser(config.path))
     match config.format:
         case "p5":
             return _sequences(p5, path, config.k_core)

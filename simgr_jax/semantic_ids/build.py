@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def _embedding_fingerprint(name: str, config: ConfigDict, dataset: Dataset, trai
     if name == "tfidf":
         return fingerprint(VERSION, name, dataset.item_texts, config.dim, seed)
     if name == "text_encoder":
-        folder = Path(config.encoder).expanduser()
+        folder = Path(os.path.expanduser(config.encoder))
         model = folder if folder.is_dir() else config.encoder
         return fingerprint(VERSION, name, dataset.item_texts, model)
     if name == "npy":
@@ -189,7 +190,7 @@ def _weights(config: ConfigDict) -> tuple[float, ...]:
 
 
 def _npy_path(config: ConfigDict) -> Path:
-    path = Path(config.npy_path).expanduser()
+    path = Path(os.path.expanduser(config.npy_path))
     if not config.npy_path or not path.is_file():
         raise UserError(f"{KEY}.embeddings.npy_path: no file {config.npy_path!r}; give the path of a .npy file")
     return path

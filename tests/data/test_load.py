@@ -155,6 +155,8 @@ def test_paths_may_begin_at_the_users_home(tmp_path, cache_dir, p5_folder, monke
     config = config_of(format="log", path="~/log.csv")
     config.log.items_file = "~/items.csv"
     assert load(config, cache_dir)[0].item_texts == ["xa", "xb", "xc", "xd"]
+    with pytest.raises(UserError, match=r"^~no_such_user/shop: no such folder"):
+        load(config_of(path="~no_such_user/shop"), cache_dir)
 
 
 def test_raw_amazon_reviews(tmp_path, cache_dir):

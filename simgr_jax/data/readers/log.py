@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def files(path: Path, items_file: str = "") -> list[Path]:
     log = require_file(path, "set config.data.path to the log, a CSV, TSV or Parquet file")
     if not items_file:
         return [log]
-    return [log, require_file(Path(items_file).expanduser(), "check config.data.log.items_file")]
+    return [log, require_file(Path(os.path.expanduser(items_file)), "check config.data.log.items_file")]
 
 
 def read(
