@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,7 +173,7 @@ def _model_card(run: Run, workdir: Path) -> str:
     config, dataset, ids = run.config, run.prepared.dataset, run.prepared.semantic_ids
     checkpoint = config.backbone.checkpoint
     # A folder's place says nothing elsewhere.
-    folder = Path(checkpoint).expanduser()
+    folder = Path(os.path.expanduser(checkpoint))
     is_folder = bool(checkpoint) and folder.is_dir()
     base = folder.resolve().name if is_folder else checkpoint
     how = f"LoRA of rank {config.lora.rank}, merged" if config.lora.rank else "all weights"

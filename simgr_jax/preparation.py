@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +81,7 @@ def open_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
 
 def cache_dir(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     """Where prepared data and semantic IDs are kept."""
-    return Path(config.cache_dir).expanduser() if config.cache_dir else workdir / "cache"
+    return Path(os.path.expanduser(config.cache_dir)) if config.cache_dir else workdir / "cache"
 
 
 def load_data(config: ml_collections.ConfigDict, cache: Path) -> tuple[Dataset, Split]:
@@ -149,7 +150,7 @@ def restore_best(prepared: Prepared, workdir: Path) -> tuple[nnx.State, nnx.Stat
     _, params, rest = nnx.split(prepared.model, nnx.Param, ...)
     if not params:
         return params, rest, {"train_seconds": 0.0, "train_targets_per_second": None}
-    trained_on.check_items(prepared.dataset, prepared.semantic_ids, workdir)
+    trained_on.check_items(prepared.dataset, prepared.semantic_ids, prepared.prompt, workdir)
     # Their values are not asked for: two copies of an LLM may be more than there is room for.
     for leaf in jax.tree.leaves(params):
         leaf.delete()

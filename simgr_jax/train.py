@@ -51,11 +51,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path, reports: bool = True
 
 
 def _train(config: ml_collections.ConfigDict, workdir: Path, prepared: Prepared, reports: bool) -> None:
-    trained_on.check(prepared.dataset, prepared.semantic_ids, prepared.split.train, workdir)
+    data = (prepared.dataset, prepared.semantic_ids, prepared.prompt, prepared.split.train)
+    trained_on.check(*data, workdir)
     if distributed.is_main():
         # Only now, so that a config that can't be prepared may be corrected in the same workdir.
         run_config.save(config, workdir)
-        trained_on.save(prepared.dataset, prepared.semantic_ids, prepared.split.train, workdir)
+        trained_on.save(config.model.name, *data, workdir)
         write_json(workdir / "semantic_ids.json", prepared.id_quality)
     dataset = prepared.dataset
     print(

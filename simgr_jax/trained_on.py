@@ -1,6 +1,7 @@
-"""What a run was trained on, in its workdir: written once, checked when the run goes on or its model is read.
+"""What a run learned from, in its workdir: written when it begins, checked when it goes on or its model is read.
 
-A config has the data's path, but what is there may change, and a model knows items by their index and their codes.
+A config has the data's path, but what is there may change, and a model knows items by their index, their codes and, in
+prompts with text, its tokens by their numbers.
 """
 
 from __future__ import annotations
@@ -11,48 +12,67 @@ import numpy as np
 
 from simgr_jax.cache import fingerprint, write_json
 from simgr_jax.data.dataset import Dataset, Sequences
+from simgr_jax.data.prompts import Prompt
 from simgr_jax.errors import UserError
 from simgr_jax.files import read_json_object
+from simgr_jax.models.create import BY_SEMANTIC_ID
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
 FILE_NAME = "trained_on.json"
 
 
-def save(dataset: Dataset, semantic_ids: SemanticIds, train: Sequences, workdir: Path) -> None:
-    """Writes `workdir/trained_on.json`: fingerprints of the items, their codes and the training sequences."""
-    sequences = fingerprint(train.values, train.offsets)
-    write_json(workdir / FILE_NAME, _of_items(dataset, semantic_ids) | {"training_sequences": sequences})
+def save(
+    model: str, dataset: Dataset, semantic_ids: SemanticIds, prompt: Prompt, train: Sequences, workdir: Path
+) -> None:
+    """Writes `workdir/trained_on.json`: fingerprints of the items, the training sequences, and what else `model`, a
+    name of `models.create.MODELS`, knows of the items. What a run has begun to learn from stays as it was written."""
+    if _has_learned(workdir):
+        return
+    record = _of_items(dataset, semantic_ids, prompt) | _of_sequences(train)
+    if model not in BY_SEMANTIC_ID:
+        del record["semantic_ids"]
+    write_json(workdir / FILE_NAME, record)
 
 
-def check(dataset: Dataset, semantic_ids: SemanticIds, train: Sequences, workdir: Path) -> None:
-    """Checks that the workdir's run, if there is one, can go on with these data.
-
-    Raises:
-      UserError: it began with others.
-    """
-    _check(_of_items(dataset, semantic_ids) | {"training_sequences": fingerprint(train.values, train.offsets)}, workdir)
-
-
-def check_items(dataset: Dataset, semantic_ids: SemanticIds, workdir: Path) -> None:
-    """Checks that the workdir's model knows these items: new interactions with them are no trouble.
+def check(dataset: Dataset, semantic_ids: SemanticIds, prompt: Prompt, train: Sequences, workdir: Path) -> None:
+    """Checks that the workdir's run, if it has learned anything, can go on with these data.
 
     Raises:
-      UserError: it was trained on others, or on other codes.
+      UserError: it learned from others.
     """
-    _check(_of_items(dataset, semantic_ids), workdir)
+    _check(_of_items(dataset, semantic_ids, prompt) | _of_sequences(train), workdir)
 
 
-def _of_items(dataset: Dataset, semantic_ids: SemanticIds) -> dict[str, str]:
-    return {"items": fingerprint(dataset.item_ids), "semantic_ids": fingerprint(semantic_ids.codes.astype(np.int32))}
+def check_items(dataset: Dataset, semantic_ids: SemanticIds, prompt: Prompt, workdir: Path) -> None:
+    """Checks that the workdir's model knows these items. New interactions with them are no trouble, if the semantic IDs
+    do not come from interactions.
+
+    Raises:
+      UserError: it was trained on others, or on other codes or texts where it reads these.
+    """
+    _check(_of_items(dataset, semantic_ids, prompt), workdir)
+
+
+def _of_items(dataset: Dataset, semantic_ids: SemanticIds, prompt: Prompt) -> dict[str, str]:
+    found = {"items": fingerprint(dataset.item_ids), "semantic_ids": fingerprint(semantic_ids.codes.astype(np.int32))}
+    return found | ({"text_tokens": fingerprint(prompt.text_tokens)} if len(prompt.text_tokens) else {})
+
+
+def _of_sequences(train: Sequences) -> dict[str, str]:
+    return {"training_sequences": fingerprint(train.values, train.offsets)}
+
+
+def _has_learned(workdir: Path) -> bool:
+    return any(step.name.isdigit() for step in (workdir / "checkpoints").glob("*"))
 
 
 def _check(now: dict[str, str], workdir: Path) -> None:
     path = workdir / FILE_NAME
-    if not path.exists():
+    if not path.exists() or not _has_learned(workdir):
         return
     before = read_json_object(path)
     for name, value in now.items():
-        if before.get(name) != value:
+        if before.get(name, value) != value:
             raise UserError(
                 f"{path}:{name}: are not those of now; give the data and the cache that the run here was trained with, "
                 "or train in a new workdir"

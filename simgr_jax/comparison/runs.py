@@ -303,6 +303,7 @@ def _copy_learned(source: Path, workdir: Path) -> None:
     if (source / "checkpoints").exists():
         shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
         for name in ("metrics.jsonl", trained_on.FILE_NAME):
+            (workdir / name).unlink(missing_ok=True)
             if (source / name).exists():
                 shutil.copy2(source / name, workdir)
         with atomic_path(workdir / "checkpoints") as temporary:

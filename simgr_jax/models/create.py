@@ -32,6 +32,9 @@ MODELS = (
     "hstu",
 )
 
+# Those that know an item by its semantic ID; the others know it by its index.
+BY_SEMANTIC_ID = ("simgr", "autoregressive", "encoder_decoder", "parallel")
+
 # What of `config.backbone` a checkpoint decides.
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "rope_theta", "norm_epsilon")
 # What of it is the user's choice for any decoder.
