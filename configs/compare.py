@@ -16,6 +16,7 @@ table. To add a model, add its row.
 
 from __future__ import annotations
 
+import copy
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
@@ -140,15 +141,16 @@ def _row(
     family: str, name: str, changes: Mapping[str, Any] = NOTHING, *, shares=(), trials=LEARNING_RATES, trained_as=""
 ) -> dict[str, Any]:
     overrides = {**changes, "model": {"name": name, **changes.get("model", {})}}
+    # Copies, because a ConfigDict keeps what is one dictionary one: overriding a row's key would change other rows'.
     return {
         # What kind of model it is, in words.
         "family": family,
         # Keys of `shared`, and what else is not as in `base`.
         "shares": shares,
-        "overrides": overrides,
+        "overrides": copy.deepcopy(overrides),
         # Of its runs, the first of them also of its trials; () is base's.
         "seeds": (),
-        "trials": {f"trial{number}": trial for number, trial in enumerate(trials, start=1)},
+        "trials": {f"trial{number}": copy.deepcopy(trial) for number, trial in enumerate(trials, start=1)},
         # A row above it whose trained models this one takes over, to decode them in another way.
         "trained_as": trained_as,
     }

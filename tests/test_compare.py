@@ -226,6 +226,18 @@ def test_a_failure_in_a_process_of_its_own(run_binary, options, tmp_path, capfd,
     assert figures["failed"]["simgr"].startswith("config.model.user_pooling: ")
 
 
+@pytest.mark.parametrize("dataset", ["beauty", "instruments"])
+def test_an_override_is_one_rows(root, dataset):
+    config = runpy.run_path(str(root / "configs" / "compare.py"))["get_config"](dataset)
+    config.models.encoder_decoder.overrides.training.row_length = 7
+    config.models.sasrec.trials.trial1.optimizer.learning_rate = 9.0
+    config.shared.short_ids.semantic_ids.collisions = "keep"
+    assert config.models.autoregressive.overrides.training.row_length == 128
+    assert config.models.hstu.trials.trial1.optimizer.learning_rate == 5e-4
+    assert config.models.sasrec.trials.trial2.optimizer.learning_rate == 1e-3
+    assert config.shared.long_ids.semantic_ids.collisions == "level"
+
+
 def test_a_group_of_keys_without_any(run_binary, root, tmp_path, capfd):
     text = (root / "configs" / "compare.py").read_text().replace("__file__", repr(str(root / "configs" / "compare.py")))
     file = tmp_path / "compare.py"
