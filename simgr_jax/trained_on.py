@@ -15,7 +15,7 @@ from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.data.prompts import Prompt
 from simgr_jax.errors import UserError
 from simgr_jax.files import read_json_object
-from simgr_jax.models.create import BY_SEMANTIC_ID
+from simgr_jax.models.create import BY_INDEX
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
 FILE_NAME = "trained_on.json"
@@ -29,7 +29,7 @@ def save(
     if _has_learned(workdir):
         return
     record = _of_items(dataset, semantic_ids, prompt) | _of_sequences(train)
-    if model not in BY_SEMANTIC_ID:
+    if model in BY_INDEX:
         del record["semantic_ids"]
     write_json(workdir / FILE_NAME, record)
 

@@ -32,8 +32,8 @@ MODELS = (
     "hstu",
 )
 
-# Those that know an item by its semantic ID; the others know it by its index.
-BY_SEMANTIC_ID = ("simgr", "autoregressive", "encoder_decoder", "parallel")
+# Those that know an item by its index alone, whatever its semantic ID.
+BY_INDEX = ("popularity", "item_knn", "gru4rec", "sasrec", "bert4rec", "hstu")
 
 # What of `config.backbone` a checkpoint decides.
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "rope_theta", "norm_epsilon")
