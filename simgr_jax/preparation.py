@@ -105,15 +105,21 @@ def load_data(config: ml_collections.ConfigDict, cache: Path) -> tuple[Dataset, 
 def prepare(config: ml_collections.ConfigDict, workdir: Path, k: int = LIST_LENGTH) -> Prepared:
     """Everything before training; what can be kept is kept in the cache.
 
+    A run that has learned something keeps its semantic IDs, also where new interactions would give others.
+
     Args:
       k: length of the ranker's lists.
+
+    Raises:
+      UserError: a value of the config or the data can't be, or the workdir's run learned from other items.
     """
     check(config)
     cache = cache_dir(config, workdir)
     with distributed.main_first():
         llm = open_checkpoint(config) if config.backbone.checkpoint else None
         dataset, split = load_data(config, cache)
-        semantic_ids, id_quality = build(config.semantic_ids, dataset, split.train, cache, config.seed)
+        kept = trained_on.kept_semantic_ids(dataset, workdir)
+        semantic_ids, id_quality = kept or build(config.semantic_ids, dataset, split.train, cache, config.seed)
     if k > dataset.num_items:
         raise UserError(f"--k: {k} is more than the {dataset.num_items} items of {dataset.name}; give at most that")
     sequences = (dataset.sequences.values, dataset.sequences.offsets, split.train.values, split.train.offsets)

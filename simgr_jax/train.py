@@ -14,7 +14,6 @@ from absl import flags
 from rich.console import Console
 
 from simgr_jax import cli, distributed, run_config, trained_on
-from simgr_jax.cache import write_json
 from simgr_jax.evaluate import report_run
 from simgr_jax.models import parameters
 from simgr_jax.preparation import Prepared, open_mesh, prepare
@@ -56,8 +55,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, prepared: Prepared,
     if distributed.is_main():
         # Only now, so that a config that can't be prepared may be corrected in the same workdir.
         run_config.save(config, workdir)
-        trained_on.save(config.model.name, *data, workdir)
-        write_json(workdir / "semantic_ids.json", prepared.id_quality)
+        trained_on.save(config.model.name, *data, prepared.id_quality, workdir)
     dataset = prepared.dataset
     print(
         f"{dataset.name}: {len(dataset.user_ids):,} users, {dataset.num_items:,} items, "

@@ -1,12 +1,13 @@
 """What a run learned from, in its workdir: written when it begins, checked when it goes on or its model is read.
 
 A config has the data's path, but what is there may change, and a model knows items by their index, their codes and, in
-prompts with text, its tokens by their numbers.
+prompts with text, its tokens by their numbers. The codes themselves are kept, as new interactions may give others.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,22 +17,47 @@ from simgr_jax.data.prompts import Prompt
 from simgr_jax.errors import UserError
 from simgr_jax.files import read_json_object
 from simgr_jax.models.create import BY_INDEX
+from simgr_jax.semantic_ids import files
 from simgr_jax.semantic_ids.tokenizer import SemanticIds
 
 FILE_NAME = "trained_on.json"
+_CODES = "semantic_ids.npz"
+# All that `save` writes.
+FILES = (FILE_NAME, _CODES, "semantic_ids.json")
 
 
 def save(
-    model: str, dataset: Dataset, semantic_ids: SemanticIds, prompt: Prompt, train: Sequences, workdir: Path
+    model: str,
+    dataset: Dataset,
+    semantic_ids: SemanticIds,
+    prompt: Prompt,
+    train: Sequences,
+    id_quality: dict[str, Any],
+    workdir: Path,
 ) -> None:
     """Writes `workdir/trained_on.json`: fingerprints of the items, the training sequences, and what else `model`, a
-    name of `models.create.MODELS`, knows of the items. What a run has begun to learn from stays as it was written."""
+    name of `models.create.MODELS`, knows of the items; and the semantic IDs with their quality report (see
+    `semantic_ids.files`). What a run has begun to learn from stays as it was written."""
     if _has_learned(workdir):
         return
-    record = _of_items(dataset, semantic_ids, prompt) | _of_sequences(train)
+    files.write(workdir / _CODES, semantic_ids, id_quality)
+    record = _of_items(dataset) | _as_read(semantic_ids, prompt) | _of_sequences(train)
     if model in BY_INDEX:
         del record["semantic_ids"]
     write_json(workdir / FILE_NAME, record)
+
+
+def kept_semantic_ids(dataset: Dataset, workdir: Path) -> tuple[SemanticIds, dict[str, Any]] | None:
+    """Those that the workdir's run learned with, and their quality report; None if it has learned nothing yet, or they
+    were removed.
+
+    Raises:
+      UserError: it was trained on other items; or a file is damaged.
+    """
+    if not _has_learned(workdir) or not (workdir / _CODES).exists():
+        return None
+    _check(_of_items(dataset), workdir)
+    return files.read(workdir / _CODES)
 
 
 def check(dataset: Dataset, semantic_ids: SemanticIds, prompt: Prompt, train: Sequences, workdir: Path) -> None:
@@ -40,22 +66,25 @@ def check(dataset: Dataset, semantic_ids: SemanticIds, prompt: Prompt, train: Se
     Raises:
       UserError: it learned from others.
     """
-    _check(_of_items(dataset, semantic_ids, prompt) | _of_sequences(train), workdir)
+    _check(_of_items(dataset) | _as_read(semantic_ids, prompt) | _of_sequences(train), workdir)
 
 
 def check_items(dataset: Dataset, semantic_ids: SemanticIds, prompt: Prompt, workdir: Path) -> None:
-    """Checks that the workdir's model knows these items. New interactions with them are no trouble, if the semantic IDs
-    do not come from interactions.
+    """Checks that the workdir's model knows these items. New interactions with them are no trouble.
 
     Raises:
       UserError: it was trained on others, or on other codes or texts where it reads these.
     """
-    _check(_of_items(dataset, semantic_ids, prompt), workdir)
+    _check(_of_items(dataset) | _as_read(semantic_ids, prompt), workdir)
 
 
-def _of_items(dataset: Dataset, semantic_ids: SemanticIds, prompt: Prompt) -> dict[str, str]:
-    found = {"items": fingerprint(dataset.item_ids), "semantic_ids": fingerprint(semantic_ids.codes.astype(np.int32))}
-    return found | ({"text_tokens": fingerprint(prompt.text_tokens)} if len(prompt.text_tokens) else {})
+def _of_items(dataset: Dataset) -> dict[str, str]:
+    return {"items": fingerprint(dataset.item_ids)}
+
+
+def _as_read(semantic_ids: SemanticIds, prompt: Prompt) -> dict[str, str]:
+    codes = {"semantic_ids": fingerprint(semantic_ids.codes.astype(np.int32))}
+    return codes | ({"text_tokens": fingerprint(prompt.text_tokens)} if len(prompt.text_tokens) else {})
 
 
 def _of_sequences(train: Sequences) -> dict[str, str]:

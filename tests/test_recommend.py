@@ -51,3 +51,32 @@ def test_whole_histories_are_continued_by_default_and_earlier_ones_for_a_split(r
 
 def test_the_same_command_writes_the_same_file(recommend):
     assert recommend() == recommend()
+
+
+def test_a_model_goes_on_recommending_when_interactions_are_added(run_binary, tiny_options, shop, tmp_path, capfd):
+    """Its semantic IDs are of co-occurrence: fitted anew, they would be others."""
+    log, workdir, file = tmp_path / "log.csv", tmp_path / "workdir", tmp_path / "out.jsonl"
+    rows = [(user, item, time) for user, items in shop[0].items() for time, item in enumerate(items)]
+
+    def write(rows):
+        log.write_text("user,item,timestamp\n" + "".join(f"{user},{item},{time}\n" for user, item, time in rows))
+
+    def recommend():
+        assert run_binary("recommend", f"--workdir={workdir}", f"--output={file}") == 0
+        return {line["user"]: line["items"] for line in map(json.loads, file.read_text().splitlines())}
+
+    write(rows)
+    data = ("--config.data.format=log", f"--config.data.path={log}", "--config.data.k_core=0")
+    embeddings = "--config.semantic_ids.embeddings.names=('interactions',)"
+    assert run_binary("train", *tiny_options, *data, embeddings, "--noreport", f"--workdir={workdir}") == 0
+    before, users = recommend(), list(shop[0])
+    newcomer = [("someone new", item, time) for _, item, time in rows[:3]]
+    write(rows + [(user, rows[0][1], 1000) for user in users[:100]] + newcomer)
+    after = recommend()
+    assert after.keys() == before.keys() | {"someone new"}
+    assert all(after[user] == before[user] for user in users[100:])
+    assert any(after[user] != before[user] for user in users[:100])
+
+    (workdir / "semantic_ids.npz").unlink()
+    assert run_binary("recommend", f"--workdir={workdir}", f"--output={file}") == 2
+    assert f"error: {workdir}/trained_on.json:semantic_ids: are not those of now" in capfd.readouterr().err

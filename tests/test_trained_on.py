@@ -20,10 +20,11 @@ OTHER_DATASET = dataclasses.replace(DATASET, item_ids=["a", "c", "b"])
 OTHER_IDS = SemanticIds(IDS.codes[::-1], (2, 2))
 OTHER_PROMPT = dataclasses.replace(PROMPT, text_tokens=np.array([5, 8], np.int32))
 OTHER_TRAIN = Sequences.from_lists([[0, 1, 2], [2, 0]])
+QUALITY = {"collisions": 0}
 
 
 def begin(workdir, model="simgr", prompt=PROMPT, learned=True):
-    trained_on.save(model, DATASET, IDS, prompt, TRAIN, workdir)
+    trained_on.save(model, DATASET, IDS, prompt, TRAIN, QUALITY, workdir)
     if learned:
         (workdir / "checkpoints" / "10").mkdir(parents=True)
 
@@ -65,16 +66,31 @@ def test_a_model_that_knows_items_by_their_index_does_not_mind_their_codes(tmp_p
 def test_data_may_be_corrected_until_something_is_learned_from_them(tmp_path):
     begin(tmp_path, learned=False)
     trained_on.check(OTHER_DATASET, IDS, PROMPT, TRAIN, tmp_path)
-    trained_on.save("simgr", OTHER_DATASET, IDS, PROMPT, TRAIN, tmp_path)
+    trained_on.save("simgr", OTHER_DATASET, OTHER_IDS, PROMPT, TRAIN, QUALITY, tmp_path)
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     with pytest.raises(UserError):
         trained_on.check(DATASET, IDS, PROMPT, TRAIN, tmp_path)
+    np.testing.assert_array_equal(trained_on.kept_semantic_ids(OTHER_DATASET, tmp_path)[0].codes, OTHER_IDS.codes)
+
+
+def test_semantic_ids_are_kept_once_something_is_learned_with_them(tmp_path):
+    begin(tmp_path, learned=False)
+    assert trained_on.kept_semantic_ids(DATASET, tmp_path) is None
+    begin(tmp_path)
+    trained_on.save("simgr", DATASET, OTHER_IDS, PROMPT, TRAIN, {"collisions": 7}, tmp_path)
+    kept, quality = trained_on.kept_semantic_ids(DATASET, tmp_path)
+    np.testing.assert_array_equal(kept.codes, IDS.codes)
+    assert (kept.codes.dtype, kept.codebook_sizes, quality) == (np.int32, (2, 2), QUALITY)
+    with pytest.raises(UserError, match=r"trained_on.json:items: are not those of now"):
+        trained_on.kept_semantic_ids(OTHER_DATASET, tmp_path)
+    (tmp_path / "semantic_ids.npz").unlink()
+    assert trained_on.kept_semantic_ids(DATASET, tmp_path) is None
 
 
 def test_a_run_of_before_there_was_a_record_gets_none_of_todays_data(tmp_path):
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
-    trained_on.save("simgr", DATASET, IDS, PROMPT, TRAIN, tmp_path)
-    assert not (tmp_path / trained_on.FILE_NAME).exists()
+    trained_on.save("simgr", DATASET, IDS, PROMPT, TRAIN, QUALITY, tmp_path)
+    assert not any((tmp_path / name).exists() for name in trained_on.FILES)
 
 
 def test_the_record_is_of_fingerprints(tmp_path):

@@ -302,7 +302,7 @@ def _copy_learned(source: Path, workdir: Path) -> None:
     """What another run learned, if it did; there is then nothing left to train."""
     if (source / "checkpoints").exists():
         shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-        for name in ("metrics.jsonl", trained_on.FILE_NAME):
+        for name in ("metrics.jsonl", *trained_on.FILES):
             (workdir / name).unlink(missing_ok=True)
             if (source / name).exists():
                 shutil.copy2(source / name, workdir)

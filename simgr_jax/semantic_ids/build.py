@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,12 @@ from absl import logging
 from ml_collections import ConfigDict
 from sklearn.preprocessing import normalize
 
-from simgr_jax.cache import atomic_path, fingerprint, load_arrays, write_json
+from simgr_jax.cache import atomic_path, fingerprint, load_arrays
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.semantic_ids import (
     collisions,
+    files,
     interaction_embeddings,
     product_quantization,
     quality,
@@ -64,32 +64,28 @@ def build(
         report = quality.report(codes, sizes)
     else:
         _check_fit(config, dataset)
-        codes, sizes, report = _fit_cached(config, dataset, train, Path(cache_dir), seed)
+        fitted, report = _fit_cached(config, dataset, train, Path(cache_dir), seed)
+        codes, sizes = fitted.codes, fitted.codebook_sizes
     if config.collisions == "level" and report["collisions"]:
         codes, sizes = collisions.add_disambiguating_level(codes, sizes)
     return SemanticIds(codes, sizes), report
 
 
-def _fit_cached(config, dataset, train, cache_dir, seed) -> tuple[np.ndarray, tuple[int, ...], dict[str, Any]]:
+def _fit_cached(config, dataset, train, cache_dir, seed) -> tuple[SemanticIds, dict[str, Any]]:
     parts = [_embedding_fingerprint(name, config.embeddings, dataset, train, seed) for name in config.embeddings.names]
     quantizer = config.quantizer.to_dict()
     if quantizer["name"] != "rqvae":
         quantizer.pop("rqvae", None)
-    name = f"codes-{fingerprint(VERSION, parts, list(_weights(config)), quantizer, seed)}"
-    npz, report_file = cache_dir / f"{name}.npz", cache_dir / f"{name}.json"
-    if not npz.exists():
+    file = cache_dir / f"codes-{fingerprint(VERSION, parts, list(_weights(config)), quantizer, seed)}.npz"
+    if not file.exists():
         embeddings = _embeddings(config, dataset, train, cache_dir, seed)
         logging.info("Fitting semantic IDs: %s, %d items", quantizer["name"], len(embeddings))
         codes, reconstruction = _quantize(config.quantizer, embeddings, seed)
         sizes = (config.quantizer.codebook_size,) * config.quantizer.levels
         report = quality.report(codes, sizes, embeddings, reconstruction)
         report["zero_embeddings"] = int((~embeddings.any(axis=1)).sum())
-        # The report first: codes in the cache always have theirs.
-        write_json(report_file, report)
-        with atomic_path(npz) as path:
-            np.savez(path, codes=codes, codebook_sizes=np.array(sizes))
-    arrays = load_arrays(npz)
-    return arrays["codes"], tuple(arrays["codebook_sizes"].tolist()), json.loads(report_file.read_text())
+        files.write(file, SemanticIds(codes, sizes), report)
+    return files.read(file)
 
 
 def _embedding_fingerprint(name: str, config: ConfigDict, dataset: Dataset, train: Sequences, seed: int) -> str:
