@@ -38,7 +38,8 @@ def test_metrics_json_is_the_contract(trained_workdir):
 
 def test_a_workdir_is_as_designed(trained_workdir):
     there = {path.relative_to(trained_workdir).as_posix() for path in trained_workdir.rglob("*")}
-    assert {"config.json", "metrics.jsonl", "checkpoints", "semantic_ids.npz", "trained_on.json"} <= there
+    assert {"config.json", "metrics.jsonl", "checkpoints", "semantic_ids.json", "trained_on.json"} <= there
+    assert "semantic_ids.npz" in there
     assert {f"report/{name}.png" for name in ("learning_curves", "exposure", "slices")} <= there
     assert any(name.startswith("tensorboard/events.") for name in there)
     lines = [json.loads(line) for line in (trained_workdir / "metrics.jsonl").read_text().splitlines()]
