@@ -1,11 +1,14 @@
 import shutil
 
+import jax.numpy as jnp
+import optax
 import pytest
 import tiny_run
 from flax import nnx
 
 from simgr_jax.errors import UserError
 from simgr_jax.training.checkpoints import Checkpoints
+from simgr_jax.training.state import create_state
 
 # Orbax's reading threads complain of each other when one fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -52,9 +55,19 @@ def test_a_reader_leaves_alone_what_is_being_written(finished, tmp_path):
         assert checkpoints.latest_step == 20
         checkpoints.restore_best(params_of(finished.config))
     assert being_written.is_dir()
+
+
+def test_a_run_removes_what_another_left_half_written(finished, tmp_path):
+    folder = shutil.copytree(finished.workdir / "checkpoints", tmp_path / "checkpoints")
+    half_written = folder / "25.orbax-checkpoint-tmp-0" / "model"
+    half_written.mkdir(parents=True)
+    state = create_state(params_of(finished.config), optax.sgd(0.1), 0)._replace(step=jnp.int32(25))
+    # Orbax removes it in the background, and waits for that when it writes.
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.latest_step == 20
-    assert not being_written.exists()
+        checkpoints.save(state, {}, None)
+    assert not half_written.exists()
+    assert (folder / "25" / "model").is_dir()
 
 
 def test_a_reader_is_told_that_a_run_replaced_what_it_was_to_read(finished, tmp_path):
