@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -39,13 +40,19 @@ TINY = (
 )
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For modules that compile much and compute little: half of compiling is optimizing."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def pytest_configure(config):
+    """Tests compile much, many programs again and again, and compute little; half of compiling is optimizing."""
+    folder = tempfile.TemporaryDirectory(prefix="compiled-")
+    config.add_cleanup(folder.cleanup)
+    options = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": folder.name,
+        "jax_persistent_cache_min_compile_time_secs": 0.05,
+    }
+    for name, value in options.items():
+        jax.config.update(name, value)
+        # JAX has read the environment; what the tests start has not.
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="session")
@@ -95,23 +102,28 @@ def run_binary() -> Callable[..., int]:
 
 
 @pytest.fixture(scope="session")
-def on_eight_devices() -> Callable[[str], str]:
-    """A function (module) -> what `python -m MODULE` prints on eight virtual devices. Half of its compiling, the
-    optimizing, is left out."""
+def on_eight_devices() -> Callable[..., str]:
+    """A function (module, *arguments) -> what `python -m MODULE ARGUMENTS` prints on eight virtual devices."""
 
-    def run(module: str) -> str:
+    def run(module: str, *arguments: object) -> str:
         environment = os.environ | {
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
             "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
-        ended = subprocess.run(
-            [sys.executable, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True
-        )
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr[-3000:]
         return ended.stdout
 
     return run
+
+
+@pytest.fixture(
+    params=[(2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((1, 8, 1), marks=pytest.mark.slow)]
+)
+def mesh(request) -> tuple[int, int, int]:
+    """For programs of eight devices: the sizes of the mesh's axes. One cuts along all of them, others along one."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

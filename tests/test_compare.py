@@ -13,8 +13,6 @@ from simgr_jax.comparison import runs
 from simgr_jax.comparison.runs import RunFailed
 from simgr_jax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "entropy@10", "coverage@10")
 ROWS = ("simgr", "sasrec", "popularity")
 
@@ -57,7 +55,7 @@ def launcher(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def compared(run_binary, options, tmp_path_factory, quick_compilation):
+def compared(run_binary, options, tmp_path_factory):
     """The folder of a finished comparison, and what was launched for it. Copy it before changing anything in it."""
     folder, launcher = tmp_path_factory.mktemp("compared") / "workdir", Launcher()
     with pytest.MonkeyPatch.context() as patch:

@@ -19,8 +19,6 @@ from simgr_jax.errors import UserError
 from simgr_jax.huggingface import export_readme
 from simgr_jax.models.user_pooling import LastToken
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 USERS = 6  # Whose lists are compared: all of them take as many runs of score.py.
 
 # Of seconds: 60 users of 40 embedded items, and about ten steps.

@@ -23,8 +23,6 @@ from simgr_jax.huggingface.load import embedding_name, load_transformer
 from simgr_jax.models import lora
 from simgr_jax.models.transformer import Transformer, from_scratch_config
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 GOLDEN, LENGTH, WORDS = make_golden.GOLDEN, make_golden.LENGTHS[0], make_golden.VOCABULARY
 NEW = ["<a_0>", "<a_1>", "<b_0>", "<b_1>", "<b_2>"]
 # Every family, every layout, and the config that is changed.

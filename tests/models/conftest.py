@@ -36,11 +36,6 @@ HEAD = {
 BACKBONE = from_scratch_config(width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=12)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly(quick_compilation):
-    """Every module here."""
-
-
 @pytest.fixture(scope="session")
 def codes() -> np.ndarray:
     """int [37, 3], all distinct."""

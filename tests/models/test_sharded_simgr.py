@@ -1,2 +1,2 @@
-def test_on_any_mesh_the_model_learns_and_ranks_as_on_one_device(on_eight_devices):
-    on_eight_devices("tests.models.sharded_simgr")
+def test_on_a_mesh_the_model_learns_and_ranks_as_on_one_device(on_eight_devices, mesh):
+    on_eight_devices("tests.models.sharded_simgr", *mesh)

@@ -18,11 +18,6 @@ SIZES = (3, 4, 2)
 ROWS = 2
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly(quick_compilation):
-    """Every search here."""
-
-
 def tables(seed):
     """For each level log-probabilities [ROWS, codes before ..., K_level]."""
     generator = np.random.default_rng(seed)

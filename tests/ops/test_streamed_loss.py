@@ -15,9 +15,6 @@ from simgr_jax.models.transformer import Transformer, from_scratch_config
 from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, to_similarity_space
 from simgr_jax.ops.streamed_loss import choose_chunk, streamed_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 B, N, D = 8, 23, 8
 CODEBOOK_SIZES = (4, 5, 3)
 SMOOTHINGS = (0.0, 0.1)
@@ -104,9 +101,9 @@ def with_gradients(losses):
     return jax.jit(jax.grad(weighted, has_aux=True))
 
 
-def test_every_encoders_loss_and_gradients_equal_the_dense_ones_however_the_catalog_is_split(on_eight_devices):
-    """Of each similarity, on one device and on meshes of eight."""
-    on_eight_devices("tests.ops.sharded_loss")
+def test_every_encoders_loss_and_gradients_equal_the_dense_ones_however_the_catalog_is_split(on_eight_devices, mesh):
+    """Of each similarity, on one device and on a mesh of eight."""
+    on_eight_devices("tests.ops.sharded_loss", *mesh)
 
 
 @pytest.mark.parametrize("chunk", [1, N - 1, N, 64])

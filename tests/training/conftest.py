@@ -5,32 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-import jax
 import pytest
 import tiny_run
 
 from simgr_jax.models.simgr import SimGR
-
-
-@pytest.fixture(scope="session")
-def compiled_programs(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(compiled_programs):
-    """The runs here compile the same programs again and again: plainly, and kept on disk, for subprocesses too."""
-    options = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": compiled_programs,
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for option in options.items():
-        jax.config.update(*option)
-    yield options
-    for option in before.items():
-        jax.config.update(*option)
 
 
 class Finished(NamedTuple):
@@ -44,7 +22,7 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, quick_compilation) -> Finished:
+def finished(tmp_path_factory) -> Finished:
     """A run of four epochs that nothing disturbed."""
     traces = Counter()
 

@@ -166,15 +166,13 @@ def test_a_run_that_goes_on_has_no_two_states_in_memory(finished, tmp_path, monk
     assert given_up and all(given_up)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, tmp_path, quick_compilation):
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
     program = f"""
 import os, signal, sys
 sys.path[:0] = {[str(Path(tiny_run.__file__).parent), str(Path(__file__).parents[2])]}
-import jax, tiny_run
+import tiny_run
 from pathlib import Path
 from simgr_jax.training.metric_writer import MetricWriter
-for option in {quick_compilation}.items():
-    jax.config.update(*option)
 write = MetricWriter.write
 def killing(self, step, scalars):
     write(self, step, scalars)

@@ -16,7 +16,7 @@ TRAINING = {"input_streams": 4, "log_every_steps": 1, "batch_rows": 8, "epochs":
 
 
 @pytest.fixture(scope="module")
-def run(root, quick_compilation):
+def run(root):
     """A function (workdir, count, devices, **flags) -> exit codes of so many processes of tiny_process.py."""
 
     def run(workdir, count, devices=1, **flags):
@@ -25,7 +25,7 @@ def run(root, quick_compilation):
             address = f"127.0.0.1:{listener.getsockname()[1]}"
         env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
         env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-        flags |= {"workdir": workdir, "training": json.dumps(TRAINING), "jax": json.dumps(quick_compilation)}
+        flags |= {"workdir": workdir, "training": json.dumps(TRAINING)}
         command = [sys.executable, str(root / "tests" / "training" / "tiny_process.py")]
         command += [f"--{name}={value}" for name, value in flags.items()]
         command += [f"--coordinator={address}", f"--num_processes={count}"]
@@ -73,6 +73,7 @@ def alone(run, tmp_path_factory):
     return lines(workdir)
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_four_processes_goes_on_with_two(run, alone, tmp_path):
     workdir = tmp_path / "workdir"
     assert all(code for code, _, _ in run(workdir, 4, kill_at=23))

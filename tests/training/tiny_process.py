@@ -17,8 +17,6 @@ from simgr_jax.training.metric_writer import MetricWriter
 
 def main() -> None:
     values = flags.FLAGS
-    for option in json.loads(values.jax).items():
-        jax.config.update(*option)
     if values.kill_at:
         kill_at(values.kill_at)
     config = tiny_run.config(**json.loads(values.training))
@@ -44,6 +42,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Where the run lives.")
     flags.DEFINE_string("training", "{}", "config.training's values, as JSON.")
     flags.DEFINE_string("mesh", "{}", "config.mesh's values, as JSON.")
-    flags.DEFINE_string("jax", "{}", "JAX's options, as JSON.")
     flags.DEFINE_integer("kill_at", 0, "The step to be killed at.")
     cli.run(main)
