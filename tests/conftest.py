@@ -49,10 +49,22 @@ def pytest_configure(config):
         "jax_compilation_cache_dir": folder.name,
         "jax_persistent_cache_min_compile_time_secs": 0.05,
     }
-    for name, value in options.items():
-        jax.config.update(name, value)
-        # JAX has read the environment; what the tests start has not.
-        os.environ[name.upper()] = str(value)
+    for option in options.items():
+        set_option(*option)
+
+
+def set_option(name: str, value: object) -> None:
+    """One of JAX's, which has read the environment; what the tests start has not."""
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="module")
+def optimized_programs():
+    """For modules that look at compiled programs: they are what users get."""
+    set_option("jax_disable_most_optimizations", False)
+    yield
+    set_option("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

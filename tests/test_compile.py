@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("optimized_programs")
+
 TINY_LLM = (
     "--config=configs/llm.py",
     "--config.backbone.checkpoint=tests/huggingface/golden/qwen3",

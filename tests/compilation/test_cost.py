@@ -19,6 +19,8 @@ from simgr_jax.compilation.cost import cost
 from simgr_jax.compilation.jaxpr import matmul_flops
 from tests.compilation.modules import B, D, F, L
 
+pytestmark = pytest.mark.usefixtures("optimized_programs")
+
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 FLOAT = 4
