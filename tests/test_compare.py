@@ -231,7 +231,7 @@ def test_an_override_is_one_rows(root, dataset):
     config.models.sasrec.trials.trial1.optimizer.learning_rate = 9.0
     config.shared.short_ids.semantic_ids.collisions = "keep"
     assert config.models.autoregressive.overrides.training.row_length == 128
-    assert config.models.hstu.trials.trial1.optimizer.learning_rate == 5e-4
+    assert config.models.bert4rec.trials.trial1.optimizer.learning_rate == 5e-4
     assert config.models.sasrec.trials.trial2.optimizer.learning_rate == 1e-3
     assert config.shared.long_ids.semantic_ids.collisions == "level"
 
