@@ -1,1 +1,1 @@
-"""What measures speed and memory: `python -m benchmarks.NAME` writes `results/NAME.json`."""
+"""Benchmarks of speed, memory and accuracy: `python -m benchmarks.NAME` writes `results/NAME.json`."""

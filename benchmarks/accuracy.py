@@ -1,9 +1,9 @@
-"""Trains a config and keeps its test report as a result.
+"""Trains a config and records its test report.
 
     python -m benchmarks.accuracy --name=beauty --config=configs/amazon.py:beauty --config.data.path=DIR
 
-Runs `simgr_jax.train` with the same flags in workdirs/NAME (going on where an earlier call was cut off) and writes
-results/NAME.json.
+Runs `simgr_jax.train` with the same flags in workdirs/NAME and writes results/NAME.json. If called again, it continues
+an interrupted run.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks import record
-from simgr_jax import cli, run_config
+from simgr_jax import cli
 from simgr_jax.comparison.runs import SCORE
+from simgr_jax.run import Run
 
 
 def main() -> None:
@@ -28,17 +29,18 @@ def main() -> None:
     if code := subprocess.run(train).returncode:
         sys.exit(code)
     report = json.loads((workdir / "report" / "metrics.json").read_text(encoding="utf-8"))
-    ids = json.loads((workdir / "semantic_ids.json").read_text(encoding="utf-8"))
-    figures = report | {"semantic_ids": ids}
+    figures = dict(report)
+    if (ids := workdir / "semantic_ids.json").exists():  # Some models read no semantic IDs.
+        figures["semantic_ids"] = json.loads(ids.read_text(encoding="utf-8"))
     log = workdir / "metrics.jsonl"
-    if log.exists():  # There is none of a model without parameters.
+    if log.exists():  # Models without parameters write no log.
         lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
         figures["validation/NDCG@10"] = max(line[SCORE] for line in lines if SCORE in line)
-    config = run_config.load(workdir)
+    config = Run.load(workdir).config
     record.write(name, figures, record.settings(config), config.seed)
 
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("name", None, "What the workdir and the result are called.")
+    flags.DEFINE_string("name", None, "The name of the workdir and of the result.")
     cli.run(main)

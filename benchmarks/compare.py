@@ -1,10 +1,10 @@
-"""Compares models on a dataset and keeps the table as a result.
+"""Compares models on a dataset and records the table.
 
     python -m benchmarks.compare --config=configs/compare.py:beauty --config.base.data.path=DIR
 
-Runs `simgr_jax.compare` with --config and --only in workdirs/compare_DATASET (going on where a call was cut off)
-and writes results/compare_DATASET.json and, for people, results/compare_DATASET.md and .png. With configs/scaling.py
-these are called scaling_DATASET, and --name=NAME calls them something else.
+Runs `simgr_jax.compare` with --config and --only in workdirs/compare_DATASET. If called again, it continues an
+interrupted comparison. Writes results/compare_DATASET.json, and a table and a picture as results/compare_DATASET.md and
+.png. With configs/scaling.py the name is scaling_DATASET; --name=NAME sets another.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ml_collections import config_flags
 
 from benchmarks import record
 from simgr_jax import cli
-from simgr_jax.comparison import rows
+from simgr_jax.comparison.rows import COMPARISON_CONFIG
 
-# The best there is of them is kept.
+# The first of these that exists is recorded.
 PICTURES = ("scaling.png", "diversity.png", "accuracy.png")
 
 
@@ -36,11 +36,11 @@ def main() -> None:
     command = [sys.executable, "-m", "simgr_jax.compare", *record.arguments_without("--name"), f"--workdir={workdir}"]
     started, comparison = time.time(), workdir / "comparison.json"
     code = subprocess.run(command).returncode
-    # Where a model failed, the others' figures are kept all the same, and say so.
+    # If a model failed, the others' figures are still recorded, and so is the failure.
     if comparison.exists() and comparison.stat().st_mtime >= started:
         settings = config.to_dict() | {"base": record.settings(config.base)}
         figures = json.loads(comparison.read_text(encoding="utf-8"))
-        # However often it was called for some of the rows: without --only it trains them all.
+        # Several calls with --only give the same result as one call without it.
         record.write(name, figures, settings, config.base.seed, without="--only")
         picture = next(file for file in PICTURES if (workdir / file).exists())
         for file in ("comparison.md", picture):
@@ -50,6 +50,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_list("only", [], "Names of the models to train, separated by commas; all if left out.")
-    flags.DEFINE_string("name", None, "What the workdir and the results are called.")
-    cli.run(main, rows.config_keys)
+    flags.DEFINE_list("only", [], "Names of the models to train, separated by commas; all by default.")
+    flags.DEFINE_string("name", None, "The name of the workdir and of the results.")
+    cli.run(main, COMPARISON_CONFIG)

@@ -1,6 +1,6 @@
 """Train-step time on a Linux CPU with and without glibc's huge pages, in alternating processes.
 
-Logits of tens of megabytes are allocated in every step; with 4 KiB pages their page faults take much of its time.
+Every step allocates tens of megabytes of logits. With 4 KiB pages, much of the step's time goes to page faults.
 
     python -m benchmarks.huge_pages --config=configs/amazon.py:beauty --config.data.path=DIR
 
@@ -28,7 +28,8 @@ def main() -> None:
     cli.required("config")
     config = flags.FLAGS.config
     if flags.FLAGS.measure:
-        training = TimedTraining(prepare_run(config), config, config.training.batch_rows, config.training.row_length)
+        run = prepare_run(config)
+        training = TimedTraining(run, config.training.batch_rows, run.row_length)
         print(training.run(STEPS)[1] / STEPS)
         return
     seconds = {name: [] for name in TUNABLES}
@@ -47,5 +48,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_boolean("measure", False, "Print one measurement; what the benchmark calls itself with.")
+    flags.DEFINE_boolean("measure", False, "Print one measurement. The benchmark calls itself with this flag.")
     cli.run(main)

@@ -1,8 +1,8 @@
-"""Compares the item encoders: the same run with each, judged on validation.
+"""Compares the item encoders by their validation metrics after otherwise equal runs.
 
     python -m benchmarks.item_encoders --config=configs/amazon.py:instruments --data=DIR [--epochs=8] [--workdir=DIR]
 
-Writes results/item_encoders.json. The defaults of `configs/` were chosen from it.
+Writes results/item_encoders.json. The defaults in `configs/` are based on it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
             f"--config.data.path={args.data}",
             f"--workdir={workdir}",
         ]
-        train += [f"--config.model.item_encoder={name}", f"--config.training.epochs={args.epochs}"]
+        train += [f"--config.simgr.item_encoder={name}", f"--config.training.epochs={args.epochs}"]
         for command in (train, ["simgr_jax.evaluate", f"--workdir={workdir}", "--split=validation"]):
             subprocess.run([sys.executable, "-m", *command], check=True)
         metrics = json.loads((workdir / "report_validation" / "metrics.json").read_text(encoding="utf-8"))

@@ -1,11 +1,11 @@
-"""A train step of a 0.5B LLM backbone here and in torch + Transformers: seconds and peak memory.
+"""Time and peak memory of a train step of a 0.5B LLM backbone, in this library and in torch + Transformers.
 
     python -m benchmarks.llm_train_step [--rows=8] [--row_length=64]
 
-Both train all weights of Qwen2.5-0.5B's decoder, in float32, on the same batch: whole rows of bare semantic-ID tokens,
-four an item, no padding; the state after each item is scored against the whole catalog by cosine similarity with the
-mean of each item's token embeddings; gradients are clipped, and AdamW makes the update. The processes alternate.
-Writes results/llm_train_step.json. torch and Transformers must be installed (`make torch`).
+Both train all weights of Qwen2.5-0.5B's decoder in float32 on the same batch: full rows of semantic-ID tokens, four per
+item, without text or padding. The state after each item is scored against the whole catalog by cosine similarity with
+the mean of each item's token embeddings. Gradients are clipped, and the optimizer is AdamW. The two run in alternating
+processes. Writes results/llm_train_step.json. Needs torch and Transformers (`make torch`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ QWEN = Qwen2Config(
 
 
 def make_data(rows: int, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens of the catalog [N, L], the items that each row reads [B, T / L], and those it is to foresee."""
+    """The catalog's tokens [N, L], the items in each row [B, T / L], and the target after each item [B, T / L]."""
     generator = np.random.default_rng(0)
     catalog = generator.integers(0, CODES, (ITEMS, LEVELS)) + CODES * np.arange(LEVELS)
     items = generator.integers(0, ITEMS, (rows, row_length // LEVELS + 1))
@@ -51,31 +51,32 @@ def make_data(rows: int, row_length: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def jax_step(rows: int, row_length: int) -> Callable[[], float]:
-    """A function that trains a step and returns the loss."""
+    """A function that trains one step and returns the loss."""
     import jax
     from flax import nnx
 
     from simgr_jax import default_config
-    from simgr_jax.batch import TrainBatch
     from simgr_jax.data.dataset import Sequences
     from simgr_jax.huggingface.families import transformer_config
-    from simgr_jax.models.create import create
-    from simgr_jax.models.inputs import Backbone
+    from simgr_jax.inputs.batch import TrainBatch
+    from simgr_jax.models.model_inputs import Backbone, ModelInputs
+    from simgr_jax.models.registry import create
     from simgr_jax.models.transformer import Transformer
-    from simgr_jax.semantic_ids.tokenizer import SemanticIds
+    from simgr_jax.semantic_ids.codes import SemanticIds
     from simgr_jax.training import optimizer as optimizers
     from simgr_jax.training.state import create_state, make_train_step
 
     catalog, items, targets = make_data(rows, row_length)
     config = default_config.get_config()
-    config.model.update({"history": "tokens", "item_encoder": "mean", "temperature": TEMPERATURE})
+    config.simgr.update({"history": "tokens", "item_encoder": "mean", "temperature": TEMPERATURE})
     config.optimizer.update(
         {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "clip_norm": CLIP_NORM, "warmup_fraction": 0.0}
     )
     backbone = Transformer(transformer_config(QWEN, max_length=row_length), nnx.Rngs(0))
     codes = catalog - CODES * np.arange(LEVELS, dtype=np.int32)
     semantic_ids = SemanticIds(codes, (CODES,) * LEVELS)
-    model = create(config, semantic_ids, Sequences.from_lists([]), Backbone(backbone))
+    rngs, nobody = nnx.Rngs(config.seed), Sequences.from_lists([])
+    model = create(config, ModelInputs(ITEMS, semantic_ids, nobody, lambda: Backbone(backbone), rngs))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     optimizer = optimizers.create(config.optimizer, num_steps=1000)
     state = create_state(params, optimizer, 0.0)
@@ -102,7 +103,7 @@ def jax_step(rows: int, row_length: int) -> Callable[[], float]:
 
 
 def torch_step(rows: int, row_length: int) -> Callable[[], float]:
-    """As `jax_step`."""
+    """Like `jax_step`, in torch."""
     import torch
     from transformers import Qwen2Model
 
@@ -144,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--row_length", type=int, default=64)
-    parser.add_argument("--measure", choices=STEP_MAKERS, help="one measurement; what the benchmark calls itself with")
+    parser.add_argument("--measure", choices=STEP_MAKERS, help="print one measurement; used by the benchmark itself")
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.measure, args.rows, args.row_length)))

@@ -2,13 +2,13 @@
 
     python -m benchmarks.load_checkpoint
 
-writes results/load_checkpoint.json. The checkpoint (Llama's tensors, random, a shard a layer) is generated, untimed; it
-is then loaded by three processes, one after another, for each pair of dtypes: the seconds are their median, the memory
-their most. Loading is what training does: the decoder's weights go to the device, and the embedding is read through for
-the new tokens' start. The files have just been written, so they are read from the system's cache.
+writes results/load_checkpoint.json. The checkpoint (a Llama with random weights, one shard per layer) is generated
+first, untimed. For each pair of dtypes, three processes then load it, one at a time; the figures are their median time
+and maximum memory. Loading does the same as training: it copies the decoder's weights to the device, and reads the
+whole embedding to initialise the new tokens. The files were just written, so they are read from the system's cache.
 
-"Beyond the parameters" is the process's peak memory less what it had when everything was imported and JAX started, and
-less the parameters, where these lie in the host's memory, too.
+"Beyond the parameters" is the process's peak memory minus its memory after all imports and JAX's start, and minus the
+parameters if they are in host memory as well.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def layer_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def generate(folder: Path, dtype: str, gigabytes: float, seed: int) -> None:
-    """Writes a checkpoint of about so many gigabytes, in as many layers as that takes."""
+    """Writes a checkpoint of about `gigabytes`, with as many layers as that takes."""
     import ml_dtypes
     from safetensors.numpy import save_file
     from transformers import LlamaConfig
@@ -81,18 +81,18 @@ def generate(folder: Path, dtype: str, gigabytes: float, seed: int) -> None:
         intermediate_size=MLP_WIDTH,
         vocab_size=VOCABULARY,
     ).save_pretrained(folder)
-    os.sync()  # else the disk would be busy with it while it is loaded
+    os.sync()  # Otherwise the disk would still be writing it during the loading.
 
 
 def load(folder: Path, param_dtype: str) -> dict[str, float]:
-    """Loads the checkpoint in this process. Returns the figures."""
+    """Loads the checkpoint in this process and returns the figures."""
     import jax
     from flax import nnx
-    from transformers import AutoConfig  # noqa: F401, else opening the checkpoint imports it
+    from transformers import AutoConfig  # noqa: F401, so that opening the checkpoint does not import it
 
     from simgr_jax.huggingface import families
     from simgr_jax.huggingface.checkpoint import Checkpoint
-    from simgr_jax.huggingface.load import embedding_statistics, load_transformer
+    from simgr_jax.huggingface.load_weights import embedding_statistics, load_transformer
 
     on_host = jax.numpy.zeros(()).device.platform == "cpu"
     baseline = _resident_bytes()
@@ -103,8 +103,7 @@ def load(folder: Path, param_dtype: str) -> dict[str, float]:
     embedding_statistics(checkpoint)
     jax.block_until_ready(parameters)
     seconds = time.perf_counter() - start
-    # Kilobytes on Linux. A process starts with the peak of the one it is forked from, which is why the checkpoint is
-    # generated in a process of its own, too.
+    # Linux gives kilobytes. A process inherits its parent's peak, so the checkpoint is generated in a separate process.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(parameters))
     return {

@@ -1,8 +1,8 @@
-"""A train step over ten million items: its time and the memory that the whole process takes.
+"""Time of a train step over ten million items, and the peak memory of the whole process.
 
     python -m benchmarks.many_items
 
-The model is the default one, 256 wide, with the catalog's chunk chosen by memory; items' codes are random, and a batch
+The model is the default one with width 256 and a catalog chunk chosen by memory. The items' codes are random. A batch
 is 8 rows of 64 items. Writes results/many_items.json.
 """
 
@@ -17,10 +17,12 @@ from flax import nnx
 
 from benchmarks import record
 from simgr_jax import default_config
-from simgr_jax.batch import TrainBatch
 from simgr_jax.data.dataset import Sequences
-from simgr_jax.models.create import create
-from simgr_jax.semantic_ids.tokenizer import SemanticIds
+from simgr_jax.inputs.batch import TrainBatch
+from simgr_jax.models.model_inputs import ModelInputs
+from simgr_jax.models.registry import create
+from simgr_jax.models.scratch import scratch_backbone
+from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.state import create_state, make_train_step
 
@@ -30,7 +32,7 @@ STEPS, SEED = 2, 0
 
 
 def make_batch(rng: np.random.Generator) -> TrainBatch:
-    """Rows of one user each, every position trained."""
+    """One user per row, with a target at every position."""
     items = rng.integers(0, ITEMS, (ROWS, LENGTH + 1), np.int32)
     positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
     valid = np.ones((ROWS, LENGTH), bool)
@@ -43,7 +45,9 @@ def main() -> None:
     config.backbone.update({"width": 256, "head_width": 64, "dropout": 0.0})
     config.training.update({"batch_rows": ROWS, "row_length": LENGTH})
     semantic_ids = SemanticIds(rng.integers(0, CODES, (ITEMS, LEVELS), np.int32), (CODES,) * LEVELS)
-    model = create(config, semantic_ids, Sequences.from_lists([]))
+    rngs = nnx.Rngs(config.seed)
+    nobody = Sequences.from_lists([])
+    model = create(config, ModelInputs(ITEMS, semantic_ids, nobody, lambda: scratch_backbone(config, rngs), rngs))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     optimizer = optimizers.create(config.optimizer, num_steps=100)
     state = create_state(params, optimizer, 0.0)

@@ -1,5 +1,6 @@
-"""Packed against padded rows: targets trained per second, same model, as many positions a batch, alternating in one
-run.
+"""Targets trained per second with packed and with padded rows.
+
+Both have the same model and the same number of positions per batch, and alternate in one run.
 
     python -m benchmarks.packing --config=configs/amazon.py:beauty --config.data.path=DIR
 
@@ -22,11 +23,11 @@ ROUNDS, STEPS = 8, 10
 def main() -> None:
     cli.required("config")
     config = flags.FLAGS.config
-    prepared = prepare_run(config)
-    rows, row_length = config.training.batch_rows, config.training.row_length
-    longest = min(row_length, prepared.prompt.longest(config.data.max_items))
+    run = prepare_run(config)
+    rows, row_length = config.training.batch_rows, run.row_length
+    longest = min(row_length, run.prompt.longest(config.data.max_items))
     shapes = {"packed": (rows, row_length, None), "padded": (rows * row_length // longest, longest, 1)}
-    trainings = {name: TimedTraining(prepared, config, *shape) for name, shape in shapes.items()}
+    trainings = {name: TimedTraining(run, *shape) for name, shape in shapes.items()}
     speeds, fill = {name: [] for name in shapes}, {}
     for _ in range(ROUNDS):
         for name, training in trainings.items():

@@ -1,9 +1,9 @@
-"""Time and memory of preparing a log of 10 million interactions: CSV to 5-core to leave-one-out.
+"""Time and memory of preparing a log of 10 million interactions, from CSV through 5-core to leave-one-out.
 
     python -m benchmarks.prepare_interactions
 
-writes results/prepare_interactions.json. The log is generated (long-tail items, from a seed), untimed; it is then
-prepared in a process of its own, whose wall time (imports included) and peak memory are the figures.
+writes results/prepare_interactions.json. The log (long-tail items, from a seed) is generated first, untimed. A separate
+process then prepares it; the figures are its wall time, with imports, and its peak memory.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ DAYS = 3650
 
 
 def generate_log(path: Path, num_interactions: int, seed: int) -> None:
-    """Writes `user_id,item_id,timestamp` in order of time: users' activity and items' popularity have long tails."""
+    """Writes `user_id,item_id,timestamp` ordered by time. Users' activity and items' popularity have long tails."""
     rng = np.random.default_rng(seed)
     scale = num_interactions / 10_000_000
     users = _long_tail(rng, max(int(NUM_USERS * scale), 1), num_interactions, exponent=0.5)
     items = _long_tail(rng, max(int(NUM_ITEMS * scale), 1), num_interactions, exponent=0.9)
-    # Whole minutes, so that some of a user's interactions tie.
+    # Whole minutes, so that some of a user's timestamps tie.
     minutes = np.sort(rng.integers(0, DAYS * 24 * 60, num_interactions))
     frame = pl.DataFrame({"user": users, "item": items, "timestamp": 1_400_000_000 + 60 * minutes})
-    # 14 and 10 characters, as in Amazon's logs.
+    # IDs have 14 and 10 characters, as in Amazon's logs.
     ids = {"user": pl.format("A{}", pl.col("user").cast(pl.String).str.zfill(13))}
     ids["item"] = pl.format("B{}", pl.col("item").cast(pl.String).str.zfill(9))
     frame.lazy().select(user_id=ids["user"], item_id=ids["item"], timestamp="timestamp").sink_csv(path)
 
 
 def _long_tail(rng: np.random.Generator, size: int, count: int, exponent: float) -> np.ndarray:
-    """int64 [count], below `size`: rank r with a probability in proportion to r^-exponent; ranks are shuffled."""
+    """int64 [count], below `size`: draws with probability proportional to rank^-exponent; ranks are shuffled."""
     cumulative = np.cumsum(np.arange(1, size + 1, dtype=np.float64) ** -exponent)
     ranks = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")
     return rng.permutation(size)[np.minimum(ranks, size - 1)]
 
 
 def prepare(log: Path, cache_dir: Path, k_core: int) -> dict[str, float]:
-    """Prepares the log in this process. Returns the figures."""
+    """Prepares the log in this process and returns the figures."""
     from simgr_jax.data.load import load
 
     config = ml_collections.ConfigDict({"format": "log", "path": str(log), "name": "", "k_core": k_core})
@@ -64,8 +64,7 @@ def prepare(log: Path, cache_dir: Path, k_core: int) -> dict[str, float]:
         "interactions": len(dataset.sequences.values),
         "train_sequences": len(split.train),
         "test_cases": len(split.test),
-        # Kilobytes on Linux. A process starts with the peak of the one it is forked from, which is why the log is
-        # generated in a process of its own too.
+        # Linux gives kilobytes. A process inherits its parent's peak, so the log is generated in a separate process.
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
     }
 

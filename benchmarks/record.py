@@ -1,4 +1,4 @@
-"""Writes a benchmark's figures to `results/`, with all that it takes to get them again."""
+"""Writes a benchmark's figures to `results/` with everything needed to reproduce them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any
 
 import ml_collections
 
-from simgr_jax.cache import write_json
+from simgr_jax.workdir.atomic_write import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "flax", "optax", "numpy", "polars")
 
 
 def write(name: str, figures: dict[str, Any], config: dict[str, Any], seed: int, without: str | None = None) -> Path:
-    """Writes `results/NAME.json`: the command, seed and config, the figures, versions, git commit and the machine.
+    """Writes `results/NAME.json`: the command, seed, config, figures, versions, git commit and machine.
 
-    without: a flag that the command is recorded without.
+    without: a flag to leave out of the recorded command.
     """
     record = {
         "command": command(without),
@@ -41,23 +41,23 @@ def write(name: str, figures: dict[str, Any], config: dict[str, Any], seed: int,
 
 
 def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """A run's config as a record keeps it: without where things lie on one machine."""
+    """A run's config without the paths of this machine."""
     values = config.to_dict()
     del values["data"]["path"], values["cache_dir"]
     return values
 
 
 def command(without: str | None = None) -> str:
-    """The command that runs, as typed at the repository's root, but for the flag `without` and its value."""
+    """The running command as typed at the repository's root, without the flag `without` and its value."""
     module = sys.modules["__main__"].__spec__
     if module is None:
-        raise RuntimeError("run it as python -m MODULE, so that the record can name the command")
+        raise RuntimeError("the benchmark's command is unknown; run it as python -m MODULE")
     arguments = map(_relative, arguments_without(without))
     return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *arguments])
 
 
 def arguments_without(flag: str | None) -> list[str]:
-    """The command line's arguments, but for that flag, like "--only", and its value."""
+    """The command line's arguments without `flag`, e.g. "--only", and its value."""
     return [
         argument
         for before, argument in itertools.pairwise(sys.argv)
@@ -71,7 +71,7 @@ def _relative(argument: str) -> str:
 
 
 def commit() -> str | None:
-    """The git commit, "-dirty" if files have changed since, but for other results; None outside a repository."""
+    """The git commit, with "-dirty" if any file outside results/ has changed since; None outside a repository."""
     git = lambda *arguments: subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)  # noqa: E731
     head = git("rev-parse", "HEAD").stdout.strip()
     changed = git("diff", "--quiet", "HEAD", "--", ".", ":!results").returncode
@@ -79,7 +79,7 @@ def commit() -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """cpu: the model; cores: those this process may use; memory_gib; accelerator, if the benchmark uses JAX on one."""
+    """The CPU's model, the cores that this process may use, the memory in GiB, and JAX's accelerator, if any."""
     cpuinfo = Path("/proc/cpuinfo")
     models = [line.split(":", 1)[1].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
     description = {

@@ -1,10 +1,10 @@
-"""The streamed, sampled and in-batch losses: time of a step as the catalog grows, and what each learns on a small shop.
+"""Compares the streamed, sampled and in-batch losses: time per step as the catalog grows, and accuracy on a small shop.
 
     python -m benchmarks.sampled_loss
 
-A timed step is that of benchmarks/streamed_loss.py: 512 users, `mean_mlp`, gradients of all that is learned; steps
-alternate in one run. The quickstart is then trained with each loss, for the same epochs, in workdirs/sampled_loss, and
-judged on validation. Writes results/sampled_loss.json.
+The timed step is that of benchmarks/streamed_loss.py, with 512 users, `mean_mlp` and gradients of all learned values;
+the losses alternate in one run. The quickstart is then trained with each loss for the same number of epochs in
+workdirs/sampled_loss, and evaluated on validation. Writes results/sampled_loss.json.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from simgr_jax.ops.sampled_loss import (
 from simgr_jax.ops.similarity_loss import in_batch_cross_entropy
 
 ENCODER, NEGATIVES = "mean_mlp", 4096
-# Catalogs, and how often a step with each is timed.
+# Catalog sizes, and the number of timed rounds for each.
 ROUNDS = {100_000: 9, 1_000_000: 5, 10_000_000: 1}
 TRAINED_NEGATIVES = (64, 256, 1024)
 KEPT = ("NDCG@10", "NDCG@10/ci95_low", "NDCG@10/ci95_high", "HR@10", "coverage@10")
 
 
 def times(num_items: int, rounds: int) -> dict[str, float]:
-    """Least seconds of a step with each loss, and the memory they took."""
+    """The minimum seconds per step with each loss, and the process's peak memory."""
     problem = Problem(ENCODER)
     tokens, targets = random_items(num_items)
     cumulative = jnp.asarray(cumulative_weights(np.random.default_rng(SEED).zipf(1.5, num_items).clip(max=10**6)))
@@ -62,7 +62,7 @@ def times(num_items: int, rounds: int) -> dict[str, float]:
         steps[name] = partial(step, problem.learned, tokens, targets, *others)
     seconds = time_steps(steps, rounds)
     figures = {f"{name}_seconds": round(min(values), 4) for name, values in seconds.items()}
-    # Of the process: kilobytes on Linux.
+    # Linux gives kilobytes.
     return figures | {"peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
 
 
@@ -100,8 +100,8 @@ def train(name: str, options: dict[str, object]) -> dict[str, float]:
     if options:
         options = {"full_catalog_weight": 0.0} | options
     flags = ["--config=configs/quickstart.py", "--config.cache_dir=workdirs/sampled_loss/cache"]
-    flags += [f"--config.loss.{key}={value}" for key, value in options.items()]
-    # The epochs are the same only if none ends early.
+    flags += [f"--config.simgr.{key}={value}" for key, value in options.items()]
+    # No early stopping, so that all losses train for the same number of epochs.
     flags += ["--config.training.patience=1000", f"--workdir={workdir}"]
     for command in (["simgr_jax.train", *flags], ["simgr_jax.evaluate", f"--workdir={workdir}", "--split=validation"]):
         subprocess.run([sys.executable, "-m", *command], check=True)

@@ -1,11 +1,11 @@
-"""Train steps of Qwen3 compiled for slices of TPUs: what they need, and what bounds their speed.
+"""Compiles train steps of Qwen3 for TPU slices and records their memory and the bounds on their speed.
 
     python -m benchmarks.scale [--part=table|weak_scaling] [--only=qwen3-8b,v5e]
-    python -m benchmarks.scale --markdown    # compiles nothing: prints the results as docs/scale.md has them
+    python -m benchmarks.scale --markdown    # compiles nothing; prints the tables of results/scale.md
 
-Takes libtpu (pip install "jax[tpu]"), no TPU. Each case is compiled in a process of its own and takes a minute or two.
-Cases that results/scale.json or results/weak_scaling.json has already are left out, so that a run that was cut off can
-go on; remove the file to begin anew.
+Needs libtpu (pip install "jax[tpu]") but no TPU. Each case is compiled in a separate process and takes a minute or two.
+Cases that are already in results/scale.json or results/weak_scaling.json are skipped, so that an interrupted run can
+continue; remove the file to start again.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from absl import flags
 
 from benchmarks import record
 from simgr_jax import cli
-from simgr_jax.compilation.chips import CHIPS, Chip
+from simgr_jax.devices.chips import CHIPS, Chip
 
 MODELS = Path(__file__).parent / "scale_models"
 ITEMS = (100_000, 1_000_000, 10_000_000)
 ROW_LENGTH = 512
-# Of each model, as many chips of any kind.
+# Each model has the same number of chips of every kind.
 SLICES = {
     "qwen3-0.6b": {"v5e": "4x4", "v5p": "2x2x4", "v6e": "4x4"},
     "qwen3-4b": {"v5e": "8x8", "v5p": "4x4x4", "v6e": "8x8"},
     "qwen3-8b": {"v5e": "16x16", "v5p": "4x8x8", "v6e": "16x16"},
 }
-# The faster a chip computes beside its links, the more rows it needs to be busy while parameters travel.
+# The faster a chip is relative to its links, the more rows it needs to stay busy while parameters travel.
 ROWS_PER_CHIP = {"v5e": 4, "v5p": 8, "v6e": 16}
 OPTIONS = {"mesh.data": 4, "backbone.remat": "full"}
 
@@ -45,7 +45,7 @@ WEAK_SLICES = ("2x2", "4x4", "8x8", "16x16")
 
 
 def table() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name of each case, and `measure`'s arguments."""
+    """Each case's name and the arguments for `measure`."""
     for model in reversed(SLICES):
         for kind, shape in SLICES[model].items():
             for way in ("full", "lora"):
@@ -64,7 +64,7 @@ def table() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def weak_scaling() -> Iterator[tuple[str, dict[str, Any]]]:
-    """As `table`: the same work for each chip on more and more of them, on one fsdp axis and with a data axis of 4."""
+    """Like `table`: constant work per chip on growing slices, with an fsdp axis alone and with a data axis of 4."""
     for data in (1, 4):
         for shape in WEAK_SLICES:
             yield (
@@ -87,11 +87,12 @@ def measure(model: str, way: str, num_items: int, topology: str, rows: int, opti
     """Compiles one case.
 
     Args:
-      rows: of each chip.
-      options: keys of the config and their values.
+      rows: rows per chip.
+      options: config keys and their values.
     """
-    from simgr_jax.compilation import report, train_step
+    from simgr_jax.compilation import step_report
     from simgr_jax.compilation.topology import open_topology
+    from simgr_jax.compilation.train_step import PlannedRun
 
     opened = open_topology(topology)
     config = runpy.run_path(str(record.ROOT / "configs" / "llm.py"))["get_config"](way)
@@ -100,11 +101,10 @@ def measure(model: str, way: str, num_items: int, topology: str, rows: int, opti
     config.training.batch_rows = config.evaluation.batch_size = rows * len(opened.devices)
     config.update_from_flattened_dict(options)
     with tempfile.TemporaryDirectory() as folder:
-        plan = train_step.plan(config, Path(folder), num_items)
-    found = report.compile_step(plan, opened)
+        found = step_report.compile_step(PlannedRun(config, Path(folder), num_items), opened)
     figures = {
         "fits": found.fits,
-        "peak_gib": round(found.peak / report.GIB, 2),
+        "peak_gib": round(found.peak / step_report.GIB, 2),
         "hbm_gib": opened.chip.hbm_gib,
         "chips": len(opened.devices),
         "mesh": found.mesh,
@@ -134,7 +134,7 @@ def _speed(found) -> dict[str, Any]:
 
 
 def _markdown(part: str, figures: dict[str, dict[str, Any]]) -> None:
-    """Prints a part's table, a line for each case."""
+    """Prints a part's table, one row per case."""
     if part == "table":
         columns = ["model", "trained", "items", "slice", "rows", "fits", "peak GiB", "at best ms", "utilisation"]
         columns += ["in sequence ms", "utilisation"]
@@ -178,7 +178,7 @@ def main() -> None:
         path = record.ROOT / "results" / f"{name}.json"
         figures = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else {}
         if flags.FLAGS.markdown:
-            # In the order of the cases, whatever was compiled first.
+            # Print in the order of the cases, not of compilation.
             _markdown(part, {case: figures[case] for case, _ in cases() if case in figures})
             continue
         config = {
@@ -191,7 +191,7 @@ def main() -> None:
         for case, arguments in cases():
             if case in figures or not all(word in case for word in only):
                 continue
-            # A process of its own gives back all of its memory.
+            # A separate process returns all of its memory.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 figures[case] = pool.submit(measure, **arguments).result()
             print(case, figures[case], flush=True)
@@ -199,7 +199,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("part", None, list(PARTS), "One of the two; both if left out.")
+    flags.DEFINE_enum("part", None, list(PARTS), "The part to run; both by default.")
     flags.DEFINE_bool("markdown", False, "Print the results as tables.")
-    flags.DEFINE_string("only", "", "Words, separated by commas, that a case's name must have.")
+    flags.DEFINE_string("only", "", "Words, separated by commas, that a case's name must contain.")
     cli.run(main)

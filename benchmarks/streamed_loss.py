@@ -1,9 +1,9 @@
-"""The streamed full-catalog loss against the dense one: memory with a million items, and time where both fit.
+"""Compares the streamed full-catalog loss with the dense one: memory with a million items, and time where both fit.
 
     python -m benchmarks.streamed_loss
 
-Both make item vectors from codes, score 512 users and take the gradients of users, embeddings, encoder and temperature.
-Memory is that of the temporaries in the compiled program, which needn't run; times alternate in one run.
+Both encode items from codes, score 512 users and compute the gradients of users, embeddings, encoder and temperature.
+Memory is that of the compiled program's temporaries; the program need not run. The timed steps alternate in one run.
 Writes results/streamed_loss.json.
 """
 
@@ -25,16 +25,16 @@ from simgr_jax.models import item_encoders
 from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, to_similarity_space
 from simgr_jax.ops.streamed_loss import streamed_cross_entropy
 
-USERS, WIDTH, HEADS, LEVELS, CODEBOOK_SIZE = 512, 256, 4, 4, 256  # Codes as in configs/llm.py.
+USERS, WIDTH, HEADS, LEVELS, CODEBOOK_SIZE = 512, 256, 4, 4, 256  # The codes of configs/llm.py.
 MANY_ITEMS, TIMED_ITEMS, CHUNK = 1_000_000, 50_000, 4096
 ROUNDS, SEED = 15, 0
 
 
 class Problem:
-    """Users, a table of embeddings and an item encoder, all at random.
+    """Random users, embedding table and item encoder.
 
     Attributes:
-      learned: ((encoder's state, table), users, temperature), what gradients are taken of.
+      learned: ((encoder's state, table), users, temperature), the values that gradients are computed for.
     """
 
     def __init__(self, encoder_name: str):
@@ -46,7 +46,7 @@ class Problem:
         self.learned = (state, table), users, jnp.float32(0.07)
 
     def with_tables(self, learned: tuple) -> tuple:
-        """`learned`, with the encoder's own tables in the table's place."""
+        """`learned` with the encoder's own tables in place of the table."""
         (state, table), users, temperature = learned
         return (state, nnx.merge(self._graphdef, state).tables(table)), users, temperature
 
@@ -82,7 +82,7 @@ def random_items(num_items: int) -> tuple[Int[Array, "N L"], Int[Array, " B"]]:
 
 
 def time_steps(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step, `rounds` times, alternating; a round before them warms up."""
+    """Seconds of each step in `rounds` alternating rounds, after one round to warm up."""
     seconds = {name: [] for name in steps}
     for _ in range(rounds + 1):
         for name, step in steps.items():

@@ -1,11 +1,11 @@
-"""Where new semantic-ID tokens should begin: around the mean of an LLM's embeddings, or at their items' words.
+"""Compares the initial embeddings of new semantic-ID tokens: around the mean of the LLM's, or from their items' words.
 
     python -m benchmarks.token_init --encoder=DIR [--config=configs/llm.py:full --config.data.path=DIR ...]
 
-Trains the config twice, once for each `config.backbone.token_init`, and writes results/token_init.json with the
-validation metrics after each evaluation. Both runs have one backbone: a small decoder with random layers and the
-pretrained word embeddings and tokenizer of a BERT-like encoder (the folder of one, as sentence-transformers has them),
-so that words mean something to it and everything else is learned.
+Trains the config with each `config.backbone.token_init` and writes the validation metrics of every evaluation to
+results/token_init.json. Both runs have the same backbone: a small decoder with random layers, and the pretrained word
+embeddings and tokenizer of a BERT-like encoder (--encoder is its folder in the layout of sentence-transformers). Its
+word embeddings carry meaning; everything else is learned.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from safetensors.numpy import load_file, save_file
 from transformers import SmolLM3Config
 
 from benchmarks import record
-from simgr_jax import cli, run_config
-from simgr_jax.huggingface.token_embeddings import TOKEN_INITS
+from simgr_jax import cli
+from simgr_jax.huggingface.token_init import TOKEN_INITS
+from simgr_jax.run import Run
 
 LAYERS, HEADS, SEED = 3, 6, 0
 KEPT = ("HR@10", "NDCG@10", "coverage@10")
 
 
 def make_checkpoint(encoder: Path, folder: Path) -> None:
-    """Writes the decoder with the encoder's word embeddings."""
+    """Writes a decoder with the encoder's word embeddings."""
     folder.mkdir(parents=True, exist_ok=True)
     [embedding] = [x for name, x in load_file(encoder / "model.safetensors").items() if "word_embeddings" in name]
     vocabulary, width = embedding.shape
@@ -86,11 +87,11 @@ def main() -> None:
             if "validation/NDCG@10" in line
         ]
         print(init, figures[init][-1])
-    config = run_config.load(workdir / TOKEN_INITS[0])
+    config = Run.load(workdir / TOKEN_INITS[0]).config
     record.write("token_init", figures, record.settings(config), config.seed)
 
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("encoder", None, "The folder of an encoder with safetensors and a fast tokenizer.")
+    flags.DEFINE_string("encoder", None, "The folder of an encoder with safetensors weights and a fast tokenizer.")
     cli.run(main)

@@ -23,13 +23,13 @@ def get_config(dataset: str = "") -> ml_collections.ConfigDict:
     if dataset == "instruments":
         config.data.format = "lcrec"
         config.semantic_ids.source = "given"
-        # Four codes tell few items apart by their mean alone (docs/item_encoders.md).
-        config.model.item_encoder = "mean_mlp"
+        # The mean of only four codes tells few items apart (docs/item_encoders.md).
+        config.simgr.item_encoder = "mean_mlp"
         config.training.epochs = 30
     else:
         config.data.format = "p5"
         config.semantic_ids.embeddings.names = ("tfidf", "interactions")
-        config.model.item_encoder = "mean"
+        config.simgr.item_encoder = "mean"
         config.backbone.width = 256
         config.backbone.head_width = 64
         config.training.epochs = 14

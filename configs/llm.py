@@ -19,16 +19,17 @@ def get_config(way: str = "lora") -> ml_collections.ConfigDict:
     if way not in WAYS:
         raise UserError(f"--config=configs/llm.py:{way}: no such way to train; choose one of {', '.join(WAYS)}")
     config = default_config.get_config()
-    # Few levels: the LLM reads each as a token.
+    # Few levels, because the LLM reads each as a token.
     config.semantic_ids.embeddings.names = ("tfidf", "interactions")
     config.semantic_ids.quantizer.name = "residual_kmeans"
     config.semantic_ids.quantizer.levels = 4
-    config.model.history = "tokens"
+    config.simgr.history = "tokens"
     config.backbone.dropout = 0.0
     config.backbone.dtype = "bfloat16"
     config.backbone.remat = "dots"
     config.lora.rank = 16 if way == "lora" else 0
-    # The semantic-ID tokens and the item encoder learn from nothing, adapters nearly so; an LLM's weights do not.
+    # Semantic-ID tokens, item encoder and adapters start from scratch, so they need a higher rate than an LLM's
+    # weights.
     config.optimizer.learning_rate = 1e-3 if way == "lora" else 2e-4
     config.training.epochs = 5
     config.training.batch_rows = 16

@@ -1,6 +1,6 @@
-"""SimGR on the embedded data (a generated shop): minutes on a laptop.
+"""SimGR on the embedded data, a generated shop: a minute on a laptop.
 
-python -m simgr_jax.train --config=configs/quickstart.py --workdir=workdirs/quickstart
+python -m simgr_jax.train --config=quickstart --workdir=workdirs/quickstart
 """
 
 import ml_collections
@@ -16,6 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.semantic_ids.quantizer.levels = 16
     config.semantic_ids.quantizer.codebook_size = 32
 
-    config.model.item_encoder = "mean"
+    config.simgr.item_encoder = "mean"
     config.training.epochs = 10
     return config

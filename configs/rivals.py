@@ -1,4 +1,4 @@
-"""One model of a comparison, on its own: what configs/compare.py says of it, as a run's config.
+"""One row of configs/compare.py, as a run's config of its own.
 
     python -m simgr_jax.train --config=configs/rivals.py:beauty-sasrec --config.data.path=DIR --workdir=DIR
 

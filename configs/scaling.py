@@ -14,9 +14,10 @@ from pathlib import Path
 import ml_collections
 
 from simgr_jax.errors import UserError
+from simgr_jax.models import registry
 
-MODELS = ("simgr", "autoregressive", "parallel", "sasrec")
-# Width, layers and heads; a head has 32, and the MLPs are four times as wide.
+MODELS = ("simgr", "lcrec", "rpg", "sasrec")
+# Width, layers and heads. Heads are 32 wide, MLPs four times as wide as the model.
 SIZES = {"tiny": (32, 1, 1), "small": (64, 2, 2), "medium": (128, 2, 4), "large": (256, 4, 8)}
 
 
@@ -36,6 +37,8 @@ def get_config(dataset: str = "") -> ml_collections.ConfigDict:
 def _row(row: ml_collections.ConfigDict, size: str) -> ml_collections.ConfigDict:
     width, layers, heads = SIZES[size]
     backbone = {"width": width, "layers": layers, "heads": heads, "kv_heads": heads, "head_width": width // heads}
+    backbone["mlp_width"] = 4 * width
     row = copy.deepcopy(row)
-    row.overrides.backbone = backbone | {"mlp_width": 4 * width}
+    read = registry.module_of(row.overrides.model).Options.backbone_keys
+    row.overrides.backbone = {key: value for key, value in backbone.items() if key in read}
     return row

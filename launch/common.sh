@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# What the launch scripts share; it is sourced.
+# Functions that the launch scripts share. Source this file.
 
-# shellcheck disable=SC2034  # used by those who source it
+# shellcheck disable=SC2034  # used by the scripts that source this
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dry_run=0
 
-# A user's mistake: one line, WHERE: what is wrong; what to do.
+# Reports a user's mistake in one line: WHERE: what is wrong; what to do.
 die() {
   echo "error: $*" >&2
   exit 2
 }
 
-# The words as one line that bash reads back unchanged. Before bash sees a container's command, Kubernetes replaces
-# $(NAME) and $$ in it; %q leaves a bare $ in $'...' alone, so there it becomes \044.
+# Prints the words as one line that bash reads back unchanged. Kubernetes replaces $(NAME) and $$ in a container's
+# command before bash sees it, and %q does not escape a $ inside $'...', so it is written as \044 there.
 quote() {
   local word quoted dollar='\044' line=''
   for word in "$@"; do
@@ -26,12 +26,12 @@ quote() {
   printf '%s\n' "$line"
 }
 
-# Runs a command; with --dry_run prints it, as it can be given to bash.
+# Runs a command; with --dry_run, prints it in a form that bash can run.
 call() {
   if ((dry_run)); then show "$@"; else "$@"; fi
 }
 
-# Like quote, but easier to read where a word is itself a quoted line.
+# Like quote, but easier to read if a word is itself a quoted line.
 show() {
   local word line='' apostrophe="'\\''"
   for word in "$@"; do
@@ -47,7 +47,7 @@ show() {
 
 # need_tool NAME WHERE_TO_GET_IT
 need_tool() {
-  ((dry_run)) || command -v "$1" >/dev/null || die "$1: is not installed; see $2"
+  ((dry_run)) || command -v "$1" >/dev/null || die "$1: is not installed; get it from $2"
 }
 
 # need_option NAME VALUE
@@ -55,31 +55,31 @@ need_option() {
   [[ -n $2 ]] || die "--$1: is missing; give --$1=..."
 }
 
-# need_name OPTION VALUE: what Google Cloud and Kubernetes take for a name.
+# need_name OPTION VALUE: checks a name by the rules of Google Cloud and Kubernetes.
 need_name() {
   need_option "$1" "$2"
   [[ $2 =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-    die "--$1=$2: is no name; give up to 40 of a-z, 0-9 and -, beginning with a letter"
+    die "--$1=$2: is not a valid name; give up to 40 of a-z, 0-9 and -, starting with a letter"
 }
 
 # need_number OPTION VALUE
 need_number() {
-  [[ $2 =~ ^[0-9]+$ ]] || die "--$1=$2: is no number; give digits"
+  [[ $2 =~ ^[0-9]+$ ]] || die "--$1=$2: is not a number; give digits only"
 }
 
-# What is sure to fail is better refused here than after an hour in a queue.
+# Refuses arguments that are sure to fail now, not after an hour in a queue.
 need_train_arguments() {
   local argument workdir=''
   for argument in "$@"; do
     case $argument in
-      # Without a --config, the run in it goes on.
+      # --config may be missing: the run in the workdir then continues.
       --workdir | --workdir=*) workdir=given ;;
     esac
   done
   [[ $workdir ]] || die "--workdir: is missing; give the arguments of simgr_jax.train after --"
 }
 
-# The comment at the head of the script, without its #.
+# Prints the comment at the top of the script without its #.
 usage() {
   sed -n '2,/^[^#]/ { s/^# \{0,1\}//p; }' "$0"
 }

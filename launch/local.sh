@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Trains with several processes on this machine's CPU, which find each other over loopback: to try out what several
-# hosts will do. On a machine with GPUs one process uses them all, so give JAX_PLATFORMS=cpu or nothing.
+# Trains with several processes on this machine's CPU, connected over loopback, to try out a run on several hosts.
+# With GPUs, one process would use all of them, so leave JAX_PLATFORMS unset or set it to cpu.
 #
 #     launch/local.sh N [options] [--] arguments of simgr_jax.train
 #
-#     N              how many processes
-#     --binary=NAME  simgr_jax.NAME instead: evaluate, recommend
-#     --dry_run      prints the commands instead
+#     N              the number of processes
+#     --binary=NAME  runs simgr_jax.NAME instead of train: evaluate or recommend
+#     --dry_run      prints the commands instead of running them
 #
-# Process 0 has the terminal. The first that fails ends all, and gives the exit code.
-# PYTHON is the interpreter (python, unless set), JAX_PLATFORMS what JAX runs on (cpu, unless set).
+# Only process 0 writes to the terminal. If a process fails, all are ended, and its exit code is returned.
+# Environment: PYTHON is the interpreter (default python), JAX_PLATFORMS the platform for JAX (default cpu).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -17,7 +17,7 @@ source "$(dirname "$0")/common.sh"
 binary=train
 pids=()
 
-# Without the ports that the system gives out itself.
+# Picks a port below the range that the system assigns itself.
 free_port() {
   local port=0
   until ((port)) && ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
@@ -39,10 +39,10 @@ stop() {
   rm -rf "$logs"
 }
 
-# A process has ended with CODE: so does everything.
+# fail CODE NUMBER: process NUMBER ended with CODE, so end all.
 fail() {
   local code=$1 number=$2
-  sleep 1 # Most mistakes are everybody's: then process 0 says it, and ends, too.
+  sleep 1 # Most mistakes hit all processes: then process 0 reports the mistake and ends as well.
   if kill -0 "${pids[0]}" 2>/dev/null && ((number)); then
     echo "process $number ended with exit code $code:" >&2
     tail -n 30 "$logs/$number" >&2
@@ -54,7 +54,7 @@ fail() {
 main() {
   [[ ${1:-} != --help ]] || { usage && exit; }
   local number=${1:-} ended code address i
-  [[ $number =~ ^[1-9][0-9]*$ ]] || die "N: is missing, or no number; give launch/local.sh the number of processes first"
+  [[ $number =~ ^[1-9][0-9]*$ ]] || die "N: is missing or not a number; give the number of processes first"
   shift
   while (($#)); do
     case $1 in
@@ -65,7 +65,7 @@ main() {
     esac
     shift
   done
-  [[ $binary =~ ^(train|evaluate|recommend)$ ]] || die "--binary=$binary: is none; give train, evaluate or recommend"
+  [[ $binary =~ ^(train|evaluate|recommend)$ ]] || die "--binary=$binary: is unknown; give train, evaluate or recommend"
   [[ $binary != train ]] || need_train_arguments "$@"
 
   address=127.0.0.1:$(free_port)

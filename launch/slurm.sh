@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Trains on a SLURM cluster, one process a GPU (or a node, without GPUs).
+# Trains on a SLURM cluster, with one process per GPU (or per node, without GPUs).
 #
 #     launch/slurm.sh [options] -- arguments of simgr_jax.train
 #
-# submits launch/slurm_job.sh. The job goes back to the queue when it is preempted, when a node fails and when its time
-# is up, and goes on from its latest checkpoint when its turn comes again.
+# submits launch/slurm_job.sh. The job returns to the queue when it is preempted, when a node fails and when its time is
+# up. It then continues from its latest checkpoint when its turn comes again.
 #
-#     --name=NAME            of the job; simgr_jax, unless given
-#     --nodes=N              1, unless given
-#     --gpus_per_node=N      1, unless given; 0 for a cluster of CPUs
-#     --time=TIME            as 4:00:00; the partition's, unless given
-#     --partition=PARTITION  the cluster's, unless given
-#     --python=FILE          an interpreter that all nodes see; .venv/bin/python of this checkout, unless given
-#     --extra=FLAG           a flag of sbatch's, like --extra=--account=NAME; may be repeated
-#     --dry_run              prints the command instead
+#     --name=NAME            the job's name (default simgr_jax)
+#     --nodes=N              the number of nodes (default 1)
+#     --gpus_per_node=N      GPUs per node (default 1; 0 for a cluster of CPUs)
+#     --time=TIME            the time limit, e.g. 4:00:00 (default: the partition's)
+#     --partition=PARTITION  the partition (default: the cluster's)
+#     --python=FILE          an interpreter that all nodes see (default: this checkout's .venv/bin/python)
+#     --extra=FLAG           a flag for sbatch, e.g. --extra=--account=NAME; may be repeated
+#     --dry_run              prints the command instead of running it
 #
-# docs/launch.md tells more.
+# See docs/launch_clusters.md for more.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -37,14 +37,14 @@ parse() {
       --extra=*) flags+=("${1#*=}") ;;
       --dry_run) dry_run=1 ;;
       --) shift && train=("$@") && break ;;
-      *) die "$1: is no option; see launch/slurm.sh --help" ;;
+      *) die "$1: is not an option; see launch/slurm.sh --help" ;;
     esac
     shift
   done
 }
 
-# JAX takes from SLURM that a process owns the GPU of its local number, so all tasks of a node must see all its GPUs:
-# they are asked for by node, not by task.
+# On SLURM, JAX gives each process the GPU with its local number. All tasks of a node must therefore see all its GPUs,
+# so request GPUs per node, not per task.
 submit() {
   if ((gpus_per_node > 0)); then
     flags=(--ntasks-per-node="$gpus_per_node" --gpus-per-node="$gpus_per_node" "${flags[@]}")
@@ -67,11 +67,11 @@ main() {
     submit
     return
   fi
-  [[ -x $python ]] || die "--python=$python: is no program; give an interpreter that has the requirements"
-  mkdir -p "$logs" # sbatch does not, and without it there is no log
+  [[ -x $python ]] || die "--python=$python: is not a program; give an interpreter with the requirements installed"
+  mkdir -p "$logs" # sbatch does not create the log's folder
   local job
   job=$(submit)
-  job=${job%%;*} # ;CLUSTER follows where there are several
+  job=${job%%;*} # sbatch appends ;CLUSTER if there are several
   echo "job $job; its log: $logs/$job.log; to end it: scancel $job"
 }
 

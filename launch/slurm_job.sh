@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# The batch script of launch/slurm.sh, given PYTHON and the arguments of simgr_jax.train. sbatch and srun hand these on
-# as they are.
+# The batch script of launch/slurm.sh. Its arguments are PYTHON and the arguments of simgr_jax.train, which sbatch and
+# srun pass on unchanged.
 set -euo pipefail
 
-# srun has not taken this from sbatch since SLURM 22.05.
+# Since SLURM 22.05, srun does not inherit this from sbatch.
 step=(srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
 
-# SLURM sends USR1 shortly before the time is up.
+# SLURM sends USR1 shortly before the time limit.
 requeued=''
 trap 'requeued=yes; scontrol requeue "$SLURM_JOB_ID" || true' USR1
 
 "${step[@]}" "$1" -m simgr_jax.train "${@:2}" &
 code=0
 wait $! || code=$?
-# The signal ends the wait, not the training: SLURM does that when it takes the job back.
+# The signal ends only the wait. SLURM ends the training when it requeues the job.
 if [[ $requeued ]]; then
   code=0
   wait $! || code=$?

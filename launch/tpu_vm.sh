@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM, of one host or many.
+# Trains on a Cloud TPU VM with one or more hosts.
 #
 #     launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [options] [-- arguments of simgr_jax.train]
 #
-#     up       all of it: queue, setup, run; queues and sets up anew after a preemption until the run has ended.
-#              Given again, it takes up again what it finds. Exits 0, or 2 if the run ended with a user's mistake
-#     queue    requests the TPU; it is there when status says ACTIVE and READY
-#     create   makes the TPU at once, or fails if there is none
-#     setup    copies the checkout (what git tracks, and new files) to all workers, and installs what it needs
-#     run      begins training on all workers, where it goes on without this terminal
+#     up       does everything: queue, setup and run. After a preemption, queues and sets up again until the run ends.
+#              If called again, continues from the state it finds. Exits 0, or 2 after a user's mistake in the run
+#     queue    requests the TPU; it is available when status says ACTIVE and READY
+#     create   creates the TPU immediately, or fails if none is available
+#     setup    copies the checkout (tracked and new files) to all workers and installs the requirements
+#     run      starts training on all workers; it does not need this terminal
 #     logs     follows the log of worker 0
-#     status   of the request, the TPU, and the run on each worker
-#     stop     ends the run on all workers; the TPU stays, and costs
+#     status   shows the state of the request, the TPU and the run on each worker
+#     stop     ends the run on all workers; the TPU remains and costs money
 #     delete   deletes the TPU and its request
 #
-#     --name=NAME        of the TPU
-#     --zone=ZONE        as us-west4-a
-#     --project=PROJECT  gcloud's, unless given
-#     --type=TYPE        as v5litepod-16, v5p-8, v6e-16 (create, queue, up)
-#     --version=VERSION  the runtime; the one for the type, unless given (create, queue, up)
-#     --spot             cheap, and preempted at any time (create, queue, up)
-#     --extra=FLAG       a flag of gcloud's, like --extra=--reserved; may be repeated (create, queue, up)
-#     --bucket=BUCKET    is mounted as /mnt/bucket on all workers (setup, up)
-#     --worker=N         whose log; 0, unless given (logs)
-#     --poll=SECONDS     between two looks; 60, unless given (up)
-#     --max_failures=N   crashes of one TPU's run before giving up; 3, unless given; preemptions don't count (up)
-#     --delete           deletes the TPU when the run has ended, however it did (up)
-#     --dry_run          prints the commands instead
+#     --name=NAME        the TPU's name
+#     --zone=ZONE        its zone, e.g. us-west4-a
+#     --project=PROJECT  the project (default: gcloud's)
+#     --type=TYPE        the TPU type, e.g. v5litepod-16, v5p-8 or v6e-16 (create, queue, up)
+#     --version=VERSION  the runtime version (default: the one for the type) (create, queue, up)
+#     --spot             uses cheaper capacity that can be preempted at any time (create, queue, up)
+#     --extra=FLAG       a flag for gcloud, e.g. --extra=--reserved; may be repeated (create, queue, up)
+#     --bucket=BUCKET    mounts this bucket as /mnt/bucket on all workers (setup, up)
+#     --worker=N         the worker whose log is shown (default 0) (logs)
+#     --poll=SECONDS     the time between two checks (default 60) (up)
+#     --max_failures=N   crashes on one TPU before giving up (default 3); preemptions do not count (up)
+#     --delete           deletes the TPU when the run has ended, successfully or not (up)
+#     --dry_run          prints the commands instead of running them
 #
-# docs/launch.md tells more.
+# See docs/launch_tpu_vm.md for more.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -55,7 +55,7 @@ parse() {
       --delete) delete_after=1 ;;
       --dry_run) dry_run=1 ;;
       --) shift && train=("$@") && break ;;
-      *) die "$1: is no option; see launch/tpu_vm.sh --help" ;;
+      *) die "$1: is not an option; see launch/tpu_vm.sh --help" ;;
     esac
     shift
   done
@@ -68,12 +68,12 @@ version_of_type() {
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
     v[234]-*) echo tpu-ubuntu2204-base ;;
-    tpu7x-*) die "--type=$type: is to be had on GKE alone; use launch/xpk.sh" ;;
-    *) die "--version: is not known for --type=$type; give --version=..." ;;
+    tpu7x-*) die "--type=$type: is only available on GKE; use launch/xpk.sh" ;;
+    *) die "--version: has no default for --type=$type; give --version=..." ;;
   esac
 }
 
-# tpus GROUP VERB ...: every call of gcloud, with the place.
+# tpus GROUP VERB ...: calls gcloud with the zone and project.
 tpus() {
   call gcloud compute tpus "$@" --zone="$zone" ${project:+--project="$project"}
 }
@@ -87,12 +87,12 @@ queue() {
     "${create_flags[@]}"
 }
 
-# on WORKER LINE: runs a line of bash there. It passes gcloud and ssh as it is.
+# on WORKER LINE: runs a line of bash on a worker. gcloud and ssh pass it on unchanged.
 on() {
   tpus tpu-vm ssh "$name" --worker="$1" --command="$2"
 }
 
-# worker_script WORKER WORD...: runs tpu_worker.sh there; the words arrive as they are, whatever is in them.
+# worker_script WORKER WORD...: runs tpu_worker.sh on a worker. Any words arrive unchanged.
 worker_script() {
   on "$1" "bash simgr_jax/launch/tpu_worker.sh $(quote "${@:2}")"
 }
@@ -105,7 +105,7 @@ setup() {
  bash simgr_jax.new/launch/tpu_worker.sh setup${bucket:+ $(quote "$bucket")}"
 }
 
-# pack FILE: the checkout as it is, without what git ignores or the user deleted.
+# pack FILE: archives the working tree, without ignored or deleted files.
 pack() {
   local list=(git -C "$root" ls-files -z --cached --others --exclude-standard)
   local tar=(tar --create --gzip --file="$1" --directory="$root" --null --files-from=-)
@@ -113,7 +113,7 @@ pack() {
     echo "$(show "${list[@]}") | $(show "${tar[@]}")"
     return
   fi
-  git -C "$root" rev-parse --git-dir >/dev/null 2>&1 || die "$root: is no git checkout; setup copies what git tracks"
+  git -C "$root" rev-parse --git-dir >/dev/null 2>&1 || die "$root: is not a git checkout; clone the repository"
   "${list[@]}" |
     while IFS= read -r -d '' file; do [[ ! -e $root/$file ]] || printf '%s\0' "$file"; done |
     "${tar[@]}"
@@ -131,14 +131,14 @@ status() {
   run_status
 }
 
-# The request's state, as ACTIVE; nothing if there is no request, and a failure if gcloud can't tell.
+# Prints the request's state, e.g. ACTIVE, or nothing if there is no request. Fails if gcloud does.
 request_state() {
   tpus queued-resources list --filter="name~/queuedResources/$name\$" --format='value(state.state)'
 }
 
 tpu_state() { tpus tpu-vm describe "$name" --format='value(state)'; }
 
-# A line of each worker, of the run with these arguments if there are some: see status in tpu_worker.sh.
+# Prints one line per worker; with training arguments, about the run with these. See status in tpu_worker.sh.
 run_status() {
   on all "if [ -e simgr_jax ]; then bash simgr_jax/launch/tpu_worker.sh status $(quote "${train[@]}");\
  else echo simgr_jax: none; fi"
@@ -146,9 +146,9 @@ run_status() {
 
 delete() {
   if ((dry_run)); then
-    echo '# If it was queued:'
+    echo '# If the TPU was queued:'
     tpus queued-resources delete "$name" --force --quiet
-    echo '# If it was created:'
+    echo '# If the TPU was created:'
     tpus tpu-vm delete "$name" --quiet
     return
   fi
@@ -163,10 +163,10 @@ delete() {
 
 say() { echo "$(date +%H:%M:%S) $name: $*" >&2; }
 
-# All that up knows of what was before is how often it failed, so it can be ended and begun again at any time.
+# up keeps no state but its count of failures, so it can be ended and started again at any time.
 up() {
   if ((dry_run)); then
-    echo "# Every $poll s until the run has ended, what is missing of:"
+    echo "# Every $poll s until the run has ended, whatever is still missing of:"
     request_state && queue && setup && run && run_status
     if ((delete_after)); then delete; fi
     return
@@ -174,16 +174,16 @@ up() {
   answered=0 failures=0 ended=''
   while step && [[ ! $ended ]]; do sleep "$poll"; done
   if ! ((delete_after)) || ! delete; then
-    say "is still there, and costs; delete it: launch/tpu_vm.sh delete --name=$name --zone=$zone"
+    say "still exists and costs money; delete it: launch/tpu_vm.sh delete --name=$name --zone=$zone"
   fi
   exit "$ended"
 }
 
-# Looks what there is, and does the next thing. Sets `ended` to up's exit code when there is nothing more to do.
+# Checks the state and takes the next step. When nothing is left to do, sets `ended` to up's exit code.
 step() {
   local state
   if ! state=$(request_state); then
-    ((answered)) || exit 1 # A wrong zone, or no login: gcloud has said it.
+    ((answered)) || exit 1 # E.g. a wrong zone or no login; gcloud has reported it.
     say "gcloud does not answer"
     return
   fi
@@ -196,7 +196,7 @@ step() {
     ACTIVE) step_of_run ;;
     SUSPENDED) preempted ;;
     FAILED)
-      say "the request failed; gcloud compute tpus queued-resources describe $name says why"
+      say "the request failed; see gcloud compute tpus queued-resources describe $name"
       ended=1
       ;;
     *) say "$state" ;;
@@ -206,13 +206,13 @@ step() {
 
 preempted() {
   say "preempted"
-  delete || say "could not be deleted yet"
+  delete || say "cannot be deleted yet"
 }
 
 step_of_run() {
   local lines state
   if ! lines=$(run_status 2>/dev/null); then
-    # Workers that don't answer may be in maintenance, or behind a broken network: they come back.
+    # Workers that do not answer may come back after maintenance or a network failure.
     state=$(tpu_state) || state=unknown
     case $state in
       PREEMPTED | TERMINATED | STOPPED) preempted ;;
@@ -222,7 +222,7 @@ step_of_run() {
   fi
   case $lines in
     *'simgr_jax: other '*)
-      say "another run goes on there; stop it first"
+      say "another run is active; stop it first"
       ended=2
       ;;
     *'simgr_jax: ended 2 '*)
@@ -245,17 +245,17 @@ step_of_run() {
       say "finished"
       ended=0
       ;;
-    *) say "the workers say nothing" ;;
+    *) say "the workers report no state" ;;
   esac
 }
 
-# One process that dies takes the others with it, sooner or later: so all begin again, from the latest checkpoint.
+# A process that dies sooner or later ends the others, so all start again from the latest checkpoint.
 begin() {
   say "setting up"
   if on all "[ ! -e simgr_jax ] || bash simgr_jax/launch/tpu_worker.sh reset" && setup && run; then
     say "running"
   else
-    failed "could not begin"
+    failed "could not start"
   fi
 }
 
@@ -275,13 +275,13 @@ main() {
   case $command in
     up | queue | create | setup | run | logs | status | stop | delete) ;;
     '') die "COMMAND: is missing; see launch/tpu_vm.sh --help" ;;
-    *) die "$command: is no command; see launch/tpu_vm.sh --help" ;;
+    *) die "$command: is not a command; see launch/tpu_vm.sh --help" ;;
   esac
   parse "${@:2}"
   need_name name "$name"
   need_option zone "$zone"
-  [[ $bucket =~ ^[-_.a-z0-9]*$ ]] || die "--bucket=$bucket: is no bucket; give its name alone, without gs://"
-  [[ $worker =~ ^([0-9]+|all)$ ]] || die "--worker=$worker: is no worker; give its number, or all"
+  [[ $bucket =~ ^[-_.a-z0-9]*$ ]] || die "--bucket=$bucket: is not a bucket; give only its name, without gs://"
+  [[ $worker =~ ^([0-9]+|all)$ ]] || die "--worker=$worker: is not a worker; give its number, or all"
   need_number poll "$poll"
   need_number max_failures "$max_failures"
   case $command in
@@ -292,7 +292,7 @@ main() {
   esac
   case $command in
     up | run) need_train_arguments "${train[@]}" ;;
-    *) ((${#train[@]} == 0)) || die "--: $command takes no arguments of simgr_jax.train; run and up do" ;;
+    *) ((${#train[@]} == 0)) || die "--: $command takes no arguments; leave them out" ;;
   esac
   need_tool gcloud https://cloud.google.com/sdk/docs/install
   "$command"

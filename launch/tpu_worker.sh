@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh runs on each worker of a TPU, as
+# launch/tpu_vm.sh runs this on each worker of a TPU as
 #
 #     tpu_worker.sh setup [BUCKET] | run ARGUMENTS... | status [ARGUMENTS...] | logs | end | stop | reset
 #
-# It keeps in the home folder
+# It keeps these folders in the home folder:
 #
-#     simgr_jax/        the code; simgr_jax.new/ until setup has moved it there
-#     simgr_jax_venv/   its Python
-#     simgr_jax_run/    the latest run's arguments, log, pid (of its session), exit_code; lock is held while it goes on
+#     simgr_jax/        the code; named simgr_jax.new/ until setup moves it
+#     simgr_jax_venv/   the virtual environment
+#     simgr_jax_run/    the latest run's arguments, log, pid (of its session) and exit_code; the run holds lock
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -21,10 +21,10 @@ running() {
 }
 
 setup() {
-  ! running || die "$HOSTNAME: a run goes on; stop it first"
+  ! running || die "$HOSTNAME: a run is active; stop it first"
   rm -rf "$HOME/simgr_jax"
   mv "$HOME/simgr_jax.new" "$HOME/simgr_jax"
-  # The images' own Python is too old; uv brings one.
+  # The images' own Python is too old; uv installs a newer one.
   PATH=$HOME/.local/bin:$PATH
   command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
   [[ -e $venv/bin/python ]] || uv venv --quiet --python=3.12 "$venv"
@@ -35,13 +35,13 @@ setup() {
 mount_bucket() {
   if mountpoint --quiet "$mount_point"; then
     [[ $(findmnt --noheadings --output=SOURCE "$mount_point") == "$1" ]] ||
-      die "$HOSTNAME: $mount_point holds another bucket; delete the TPU, or sudo umount $mount_point on all workers"
+      die "$HOSTNAME: $mount_point has another bucket; delete the TPU, or sudo umount $mount_point on all workers"
     return
   fi
   command -v gcsfuse >/dev/null || install_gcsfuse
   sudo mkdir -p "$mount_point"
   sudo chown "$(id -u)" "$mount_point"
-  # Without a cache of metadata each worker sees at once what another has written.
+  # Without a metadata cache, each worker immediately sees what another has written.
   gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$1" "$mount_point"
 }
 
@@ -51,16 +51,16 @@ install_gcsfuse() {
   curl -LsSf https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
   echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
     sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-  # A new machine upgrades itself at first, and holds apt's lock.
+  # A new machine first upgrades itself and holds apt's lock meanwhile.
   sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
   sudo apt-get -qq -o DPkg::Lock::Timeout=600 install gcsfuse
 }
 
-# Begins the run in a session of its own, which outlives the ssh connection; the lock goes over to it.
+# Starts the run in a new session, which outlives the ssh connection and inherits the lock.
 run() {
   mkdir -p "$state"
   exec 9>"$state/lock"
-  flock --nonblock 9 || die "$HOSTNAME: a run goes on already; stop it first"
+  flock --nonblock 9 || die "$HOSTNAME: a run is already active; stop it first"
   rm -f "$state/exit_code"
   quote "$@" >"$state/arguments"
   setsid bash "$0" foreground "$@" </dev/null >>"$state/log" 2>&1 &
@@ -81,8 +81,8 @@ set_exit_code() {
   mv "$state/exit_code.new" "$state/exit_code"
 }
 
-# simgr_jax: none | running | ended EXIT_CODE | ended stopped | lost (killed, or the machine started anew) | other (a
-# run goes on that has other arguments than the given ones).
+# Prints simgr_jax: none | running | ended EXIT_CODE | ended stopped | lost (killed, or the machine restarted) | other
+# (a run with other arguments than the given ones is active).
 status() {
   local what=lost other=''
   [[ ! -e $state/arguments || $given == '' || $given == "$(<"$state/arguments")" ]] || other=yes
@@ -97,7 +97,7 @@ status() {
   echo "simgr_jax: $what on $HOSTNAME"
 }
 
-# The log from its beginning, until the run ends.
+# Prints the log from its beginning and follows it until the run ends.
 logs() {
   [[ -e $state/log ]] || die "$HOSTNAME: nothing has run here; see launch/tpu_vm.sh run"
   if running; then
@@ -108,7 +108,7 @@ logs() {
   status
 }
 
-# How a run ended that did not go well.
+# Prints the end of the log of a run that did not succeed.
 end() {
   if ! running && [[ $(status) != *' ended 0 '* && -e $state/log ]]; then
     echo "== $(status)"
@@ -118,7 +118,7 @@ end() {
 
 stop() {
   if running; then
-    set_exit_code stopped # first, lest up takes it for a crash
+    set_exit_code stopped # First, so that up does not see a crash.
     kill -TERM -- "-$(<"$state/pid")" || true
     if ! flock --wait=30 "$state/lock" true; then
       kill -KILL -- "-$(<"$state/pid")" || true

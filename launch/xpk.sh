@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# Trains on TPUs of a GKE cluster, through xpk; also on several slices.
+# Trains on one or more TPU slices of a GKE cluster, through xpk.
 #
 #     launch/xpk.sh COMMAND [options] [-- arguments of simgr_jax.train]
 #
-#     build    makes the container image of this checkout, and pushes it
-#     run      begins training; the cluster starts it again after a preemption or a crash
+#     build    makes the container image of this checkout and pushes it
+#     run      starts training; the cluster restarts it after a preemption or a crash
 #     logs     follows the log of process 0
-#     status   of the workload
-#     delete   ends the workload, and deletes it; the cluster stays
+#     status   shows the workload's state
+#     delete   ends and deletes the workload; the cluster remains
 #
-#     --name=NAME          of the workload (all but build)
-#     --cluster=CLUSTER    xpk's (run, status, delete)
-#     --project=PROJECT    gcloud's, unless given
-#     --zone=ZONE          gcloud's, unless given
-#     --image=IMAGE        as us-docker.pkg.dev/PROJECT/REPOSITORY/simgr_jax:TAG (build, run)
-#     --type=TYPE          as v5litepod-16 (run)
-#     --num_slices=N       1, unless given (run)
-#     --storage=STORAGE    one of xpk storage list, mounted in the containers; may be repeated (run)
-#     --max_restarts=N     100, unless given (run)
-#     --extra=FLAG         a flag of xpk's, like --extra=--priority=high; may be repeated (run)
-#     --dry_run            prints the commands instead
+#     --name=NAME          the workload's name (all but build)
+#     --cluster=CLUSTER    the name of xpk's cluster (run, status, delete)
+#     --project=PROJECT    the project (default: gcloud's)
+#     --zone=ZONE          the zone (default: gcloud's)
+#     --image=IMAGE        the image, e.g. us-docker.pkg.dev/PROJECT/REPOSITORY/simgr_jax:TAG (build, run)
+#     --type=TYPE          the TPU type, e.g. v5litepod-16 (run)
+#     --num_slices=N       the number of slices (default 1) (run)
+#     --storage=STORAGE    mounts an entry of `xpk storage list` in the containers; may be repeated (run)
+#     --max_restarts=N     the number of restarts before giving up (default 100) (run)
+#     --extra=FLAG         a flag for xpk, e.g. --extra=--priority=high; may be repeated (run)
+#     --dry_run            prints the commands instead of running them
 #
-# docs/launch.md tells more.
+# See docs/launch_clusters.md for more.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -46,7 +46,7 @@ parse() {
       --extra=*) create_flags+=("${1#*=}") ;;
       --dry_run) dry_run=1 ;;
       --) shift && train=("$@") && break ;;
-      *) die "$1: is no option; see launch/xpk.sh --help" ;;
+      *) die "$1: is not an option; see launch/xpk.sh --help" ;;
     esac
     shift
   done
@@ -59,8 +59,8 @@ build() {
   call docker push "$image"
 }
 
-# Exit codes above 126 (signals, as at a preemption) make xpk restart the workload, 1 (an exception: also what the other
-# processes get when one is lost) by our wish, and 2 (a user's mistake) doesn't. exec, so that the signals reach Python.
+# xpk restarts the workload after exit codes above 126 (signals, e.g. at a preemption). We also request a restart after
+# 1 (an exception, or the loss of another process), but not after 2 (a user's mistake). With exec, signals reach Python.
 run() {
   need_name name "$name"
   need_option cluster "$cluster"
@@ -105,10 +105,10 @@ main() {
   case $command in
     build | run | logs | status | delete) ;;
     '') die "COMMAND: is missing; see launch/xpk.sh --help" ;;
-    *) die "$command: is no command; see launch/xpk.sh --help" ;;
+    *) die "$command: is not a command; see launch/xpk.sh --help" ;;
   esac
   parse "${@:2}"
-  [[ $command == run ]] || ((${#train[@]} == 0)) || die "--: $command takes no arguments of simgr_jax.train; run does"
+  [[ $command == run ]] || ((${#train[@]} == 0)) || die "--: $command takes no arguments; leave them out"
   "$command"
 }
 

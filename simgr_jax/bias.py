@@ -1,10 +1,11 @@
 """Measures the bias of a comparison's trained models: what decoding loses, and how far they are from the truth.
 
-    python -m simgr_jax.bias --workdir=DIR [--users=256] [--beam_widths=5,10,20,50,100] [--joint=autoregressive]
+    python -m simgr_jax.bias --workdir=DIR [--users=256] [--beam_widths=5,10,20,50,100] [--joint=lcrec]
 
-DIR is of `simgr_jax.compare`. Writes DIR/bias.json, DIR/bias.md and DIR/bias.png (docs/compare.md) with all models that
-have an item distribution. One that spells items has to score every one of them for that, like a beam as wide as the
-catalog: on a CPU, 256 users take minutes.
+DIR is a workdir of `simgr_jax.compare`. Writes DIR/bias.json, DIR/bias.md and DIR/bias.png (docs/compare.md) with all
+models that have an item distribution. A model that spells items has to score every item for that, like a beam as wide
+as
+the catalog: on a CPU, 256 users take minutes.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from absl import flags
 from rich.markdown import Markdown
 
 from simgr_jax import cli
-from simgr_jax.cache import write_json, write_text
 from simgr_jax.comparison import pictures
-from simgr_jax.comparison.bias import measure
-from simgr_jax.comparison.runs import finished_workdirs
+from simgr_jax.comparison.decoding_bias import measure
+from simgr_jax.comparison.runs import finished_runs, finished_workdirs
 from simgr_jax.comparison.table import console, markdown_table
 from simgr_jax.errors import UserError
+from simgr_jax.workdir.atomic_write import write_json, write_text
 
-# Header of a column: where its figure is, and in how many digits.
+# From a column's header to its figure's key, and how many digits are shown.
 COLUMNS = {
     "exact NDCG@10": ("exact/NDCG@10", 4),
     "decoded": ("decoded/NDCG@10", 4),
@@ -50,9 +51,9 @@ def main() -> None:
     if flags.FLAGS["joint"].present and values.joint not in workdirs:
         raise UserError(f'--joint: "{values.joint}" is not in {folder / "runs"}; choose from {", ".join(workdirs)}')
     widths = _widths(values.beam_widths)
-    options = {"users": values.users, "batch_size": values.batch_size, "beam_widths": widths, "joint": values.joint}
     try:
-        figures = measure(workdirs, _places(folder), **options)
+        runs = finished_runs(folder, _places(folder) | {"evaluation.batch_size": values.batch_size})
+        figures = measure(runs, users=values.users, beam_widths=widths, joint=values.joint)
     except UserError as error:
         raise UserError(str(error).replace("config.evaluation.batch_size", "--batch_size")) from error
     if not figures:
@@ -76,13 +77,13 @@ def _widths(texts: list[str]) -> list[int]:
 
 
 def _places(folder: Path) -> dict[str, str]:
-    """What may not be where the runs' configs have it, by full key."""
+    """Where the runs' files are now, by full config key."""
     cache = folder.resolve() / "cache"
     return ({"cache_dir": str(cache)} if cache.is_dir() else {}) | cli.places()
 
 
 def markdown(figures: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
-    """A table of all models, and one of the beams' widths."""
+    """A table of all models, and one of beam widths."""
     flat = {name: _flat(found) for name, found in figures.items()}
     columns = {header: place for header, place in COLUMNS.items() if any(place[0] in found for found in flat.values())}
     rows = [
@@ -118,7 +119,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("users", 256, "How many cases of the test split are asked about.", lower_bound=2)
     flags.DEFINE_integer("batch_size", 16, "Users at once.", lower_bound=1)
     flags.DEFINE_list("beam_widths", ["5", "10", "20", "50", "100"], "Of models with a beam.")
-    flags.DEFINE_string("joint", "autoregressive", "The model that others' distributions are measured from.")
+    flags.DEFINE_string("joint", "lcrec", "The model that others' distributions are measured from.")
 
 
 if __name__ == "__main__":

@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import itertools
 import logging
 import operator
 import os
 import re
-import runpy
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from simgr_jax import default_config, distributed, run_config
+from simgr_jax import config_files
+from simgr_jax.config_files import RUN_CONFIG, ConfigKind
+from simgr_jax.devices import distributed
 from simgr_jax.errors import UserError
+from simgr_jax.run import Run
 
-
-class ConfigKeys(NamedTuple):
-    """What keys a config file's config may have, and which of them it must have."""
-
-    known: ml_collections.ConfigDict
-    required: ml_collections.ConfigDict
-
-
-# Keys of a run's config that say where things are, by the flags that say where they are now.
+# The flags that say where a run's files are now, and the config keys that said where they were.
 _PLACES = {"data_path": "data.path", "cache_dir": "cache_dir", "checkpoint": "backbone.checkpoint"}
 
 
-def run_keys(_: ml_collections.ConfigDict) -> ConfigKeys:
-    """A run's config has all keys of the default config, and no others."""
-    default = default_config.get_config()
-    return ConfigKeys(default, default)
-
-
 def define_config() -> None:
-    """Defines `--config=FILE.py[:argument]` with `--config.key=value` overrides of its (locked) keys."""
+    """Defines `--config=FILE.py[:argument]` or `--config=NAME[:argument]`, with `--config.key=value` overrides."""
     config_flags.DEFINE_config_file(
-        "config", None, "A file of configs/, like configs/amazon.py:beauty.", lock_config=True
+        "config", None, "A config file, or the name of one in configs/, like amazon:beauty.", lock_config=True
     )
 
 
@@ -68,16 +52,13 @@ def define_run() -> None:
     define_places()
 
 
-def open_run() -> tuple[ml_collections.ConfigDict, Path]:
-    """The config of the run that the flags name, with the places that they give, and its workdir.
+def open_run() -> Run:
+    """The run that the flags name, with the places that they give.
 
     Raises:
       UserError: no --workdir, or no run in it.
     """
-    workdir = required_path("workdir")
-    config = run_config.load(workdir)
-    config.update_from_flattened_dict(places())
-    return config, workdir
+    return Run.load(required_path("workdir"), places())
 
 
 def define_processes() -> None:
@@ -87,10 +68,8 @@ def define_processes() -> None:
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
-def run(main: Callable[[], None], config_keys: Callable[[ml_collections.ConfigDict], ConfigKeys] = run_keys) -> None:
+def run(main: Callable[[], None], kind: ConfigKind = RUN_CONFIG) -> None:
     """Parses the flags, runs `main`, and ends the process.
-
-    config_keys: from what a config file returns to the keys that it may have.
 
     A `UserError` becomes one line on stderr and exit code 2; any other exception keeps its traceback, as it is our bug.
     Of several processes that fail alike, the first says why; one that fails alone does not wait for the others.
@@ -98,7 +77,7 @@ def run(main: Callable[[], None], config_keys: Callable[[ml_collections.ConfigDi
     _silence_libraries()
     app.define_help_flags()
     try:
-        _parse(sys.argv, config_keys)
+        _parse(sys.argv, kind)
         if "coordinator" in flags.FLAGS:
             distributed.initialize(
                 *(flags.FLAGS[name].value for name in ("coordinator", "num_processes", "process_id"))
@@ -144,100 +123,58 @@ def required(name: str) -> str:
     return value
 
 
-def _parse(argv: list[str], config_keys: Callable[[ml_collections.ConfigDict], ConfigKeys]) -> None:
-    file = _config_file(argv) if "config" in flags.FLAGS else None
-    if "config" in flags.FLAGS:
-        _check_config(argv, file, config_keys)
+def _parse(argv: list[str], kind: ConfigKind) -> None:
+    has_config = "config" in flags.FLAGS
+    argv, file = _find_config(argv) if has_config else (argv, None)
+    overridden = _overridden(argv) if has_config else []
+    if file:
+        config_files.check_keys(config_files.run_file(file), file, kind, overridden)
+    elif overridden:
+        raise UserError(f"{overridden[0]}: there is no --config to change; give --config=FILE.py before it")
     try:
         remaining = flags.FLAGS(argv)
     except flags.Error as error:
         raise _flag_error(str(error).removeprefix("flag "), file) from error
     if len(remaining) > 1:
         raise UserError(f"{remaining[1]}: is no flag; flags look like --name=value")
+    if file:
+        kind.check_overrides(flags.FLAGS.config, [key.removeprefix("config.") for key in overridden])
 
 
 def _flag_error(message: str, file: str | None) -> UserError:
     """message: absl's, `--NAME=VALUE: what is wrong` where the value has the wrong type."""
     if file and (match := re.match(r"--(?:no)?(config\.[\w.]+)=(.*?): ", message)):
         key, value = match.groups()
-        default = functools.reduce(operator.getitem, key.split(".")[1:], _load_config(file))
+        default = functools.reduce(operator.getitem, key.split(".")[1:], config_files.run_file(file))
         return UserError(f"{key}: {value!r} is no {type(default).__name__}; give a value like {default!r}")
     return UserError(f"{message}; see --help")
 
 
-def _check_config(
-    argv: list[str], file: str | None, config_keys: Callable[[ml_collections.ConfigDict], ConfigKeys]
-) -> None:
-    """Loads the config file and checks the names of its keys and of the overrides.
-
-    ml_collections would do it too, but what it raises does not say where in the file, or of which key.
-    """
-    overrides = [match[1] for arg in argv[1:] if (match := re.match(r"--?(?:no)?(config\.[^=]+)", arg))]
-    if file is None:
-        if overrides:
-            raise UserError(f"{overrides[0]}: there is no --config to change; give --config=FILE.py before it")
-        return
-    config = _load_config(file)
-    # Dictionaries, for their order: the nearest key is the first of equally near ones.
-    allowed, must_have = config_keys(config)
-    keys, known, required = (dict.fromkeys(_keys(one, "config")) for one in (config, allowed, must_have))
-    for where, names in ((f"{file}: ", keys), ("", overrides)):
-        for name in names:
-            if name not in known:
-                nearest = difflib.get_close_matches(name, known, 1, cutoff=0)[0]
-                raise UserError(f"{where}{name}: the config has no such key; did you mean {nearest}?")
-    if missing := required.keys() - keys.keys():
-        raise UserError(f"{file}: {min(missing)}: is missing; runs' keys are simgr_jax.default_config.get_config()'s")
-    defaults = run_config.flat(allowed)
-    for name, value in run_config.flat(config).items():
-        if value is None and f"config.{name}" not in overrides:
-            if name not in defaults:
-                raise UserError(f"{file}: config.{name}: is None; it is a group of keys, give them or leave it out")
-            if defaults[name] is not None:
-                raise UserError(f"{file}: config.{name}: is None; give a value like {defaults[name]!r}")
-    for name in overrides:
-        if child := next((key for key in keys if key.startswith(f"{name}.")), None):
-            raise UserError(f"{name}: is a group of keys; set them one by one, like --{child}=...")
-        if name not in keys:
-            raise UserError(f"{name}: is not set in {file}, so there is nothing to override; set it there")
+def _overridden(argv: list[str]) -> list[str]:
+    """The keys that --config.KEY flags set."""
+    return [match[1] for arg in argv[1:] if (match := re.match(r"--?(?:no)?(config\.[^=]+)", arg))]
 
 
-def _config_file(argv: list[str]) -> str | None:
-    """FILE of `--config=FILE` or `--config FILE`."""
-    files = []
-    for arg, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
-        if match := re.fullmatch(r"--?config(?:=(.*))?", arg):
-            files.append(match[1] if match[1] is not None else following)
+def _find_config(argv: list[str]) -> tuple[list[str], str | None]:
+    """The arguments with the path of the file that `--config=FILE` or `--config FILE` names, and that path."""
+    argv, files = list(argv), []
+    for place, arg in enumerate(argv):
+        if match := re.fullmatch(r"(--?config)(=.*)?", arg):
+            # A value may be an argument of its own.
+            following = place + 1 < len(argv)
+            value = match[2][1:] if match[2] else argv[place + 1] if following else ""
+            files.append((value, place))
     if len(files) > 1:
-        raise UserError(f"--config={files[1]}: is a second --config; give one")
-    return files[0] if files else None
-
-
-def _load_config(file: str) -> ml_collections.ConfigDict:
-    """file: FILE.py or FILE.py:argument."""
-    path, colon, argument = file.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"--config={file}: there is no such file; give --config=configs/NAME.py")
-    try:
-        config = runpy.run_path(path)["get_config"](*[argument] if colon else [])
-    except UserError:
-        raise
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
-        raise UserError(
-            f"{path}:{line}: fails with {type(error).__name__}: {error}; mend the file, or its argument after the colon"
-        ) from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f"{path}: get_config() returns a {type(config).__name__}; return a ConfigDict")
-    return config
-
-
-def _keys(config: ml_collections.ConfigDict, prefix: str) -> Iterator[str]:
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _keys(value, f"{prefix}.{name}")
-        yield f"{prefix}.{name}"
+        raise UserError(f"--config={files[1][0]}: is a second --config; give one")
+    if not files:
+        return argv, None
+    (value, place) = files[0]
+    file = config_files.find(value)
+    if "=" in argv[place]:
+        argv[place] = f"--config={file}"
+    else:
+        argv[place + 1] = file
+    return argv, file
 
 
 def required_path(name: str) -> Path:

@@ -2,9 +2,9 @@
 
     python -m simgr_jax.compare --config=configs/compare.py:beauty --config.base.data.path=DIR --workdir=DIR
 
-The same command again goes on where it was cut off; what is finished is not trained again. Each model's run is an
+The same command again continues where it was cut off; finished models are not trained again. Each model's run is an
 ordinary workdir, DIR/runs/MODEL. With --only=sasrec,simgr only those are trained; the table has all that are finished.
-Of a model that fails the others are independent: the table says why, and the exit code is 2, or 1 for a bug of ours.
+A model that fails does not stop the others: the table says why, and the exit code is 2, or 1 for a bug of ours.
 """
 
 from __future__ import annotations
@@ -19,23 +19,21 @@ from typing import Any, NoReturn
 import ml_collections
 from absl import flags
 
-from simgr_jax import cli, run_config
-from simgr_jax.cache import write_json, write_text
+from simgr_jax import cli
 from simgr_jax.comparison import figures as figures_lib
-from simgr_jax.comparison import inference as inference_lib
-from simgr_jax.comparison import pictures, table
+from simgr_jax.comparison import pictures, speed, table
 from simgr_jax.comparison import rows as rows_lib
-from simgr_jax.comparison.figures import Finished
-from simgr_jax.comparison.inference import Speeds
-from simgr_jax.comparison.rows import Row
-from simgr_jax.comparison.runs import FINISHED_FILE, RunFailed, Runs
+from simgr_jax.comparison.rows import COMPARISON_CONFIG, Row
+from simgr_jax.comparison.runs import FINISHED_FILE, RunFailed, Runs, load_finished
+from simgr_jax.comparison.speed import Speeds
+from simgr_jax.config_keys import flat
 from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.errors import UserError
-from simgr_jax.evaluation import ranking_file
-from simgr_jax.files import read_json_object
-from simgr_jax.preparation import cache_dir, load_data
+from simgr_jax.run import Run
+from simgr_jax.workdir.atomic_write import write_json, write_text
+from simgr_jax.workdir.read_files import read_json_object
 
-# What the table says of the config that all models begin with.
+# The keys of the shared config that the table shows.
 SHOWN = (
     *(f"training.{key}" for key in ("epochs", "batch_rows", "row_length", "patience")),
     *(f"backbone.{key}" for key in ("checkpoint", "width", "layers", "heads", "mlp_width", "dropout")),
@@ -58,8 +56,8 @@ def compare(config: ml_collections.ConfigDict, folder: Path, only: Sequence[str]
       only: names of the rows to train; none is all.
 
     Raises:
-      UserError: the config or the data can't be, or are not what the folder's runs had; or a row failed by a user's
-        mistake, or the speeds could not be measured, when all else is done.
+      UserError: the config or the data can't be used, or are not those of the folder's runs; or a row failed by a
+        user's mistake, or the speeds could not be measured, after all else is done.
       SystemExit: a row failed by a bug.
     """
     rows = rows_lib.read(config)
@@ -69,8 +67,8 @@ def compare(config: ml_collections.ConfigDict, folder: Path, only: Sequence[str]
         runs.check(row)
     _check_judged_on(_load_test(config, folder), runs, rows)
     failures = _train(runs, chosen)
-    finished = _finished(runs, rows)
-    unmeasured = _report(folder, config, runs, rows, finished, failures) if finished else None
+    is_finished = any(runs.tuning(row) is not None and runs.finished(row) for row in rows)
+    unmeasured = _report(folder, config, runs, rows, failures) if is_finished else None
     if failures:
         _exit(failures)
     if unmeasured:
@@ -79,7 +77,7 @@ def compare(config: ml_collections.ConfigDict, folder: Path, only: Sequence[str]
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Two at work in one folder would train the same runs."""
+    """Locks the folder: two comparisons in it would train the same runs."""
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,9 +91,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _load_test(config: ml_collections.ConfigDict, folder: Path) -> EvaluationCases:
-    """The test split; before any process is started for it, so that data that can't be read fail once."""
+    """The test split, read before any process is started, so that unreadable data fail once."""
     try:
-        return load_data(config.base, cache_dir(config.base, folder))[1].test
+        return Run(config.base, folder).split.test
     except UserError as error:
         raise UserError(str(error).replace("config.data.", "config.base.data.")) from error
 
@@ -103,17 +101,16 @@ def _load_test(config: ml_collections.ConfigDict, folder: Path) -> EvaluationCas
 def _check_judged_on(cases: EvaluationCases, runs: Runs, rows: Sequence[Row]) -> None:
     """The data may have changed since a run was trained."""
     for row in rows:
-        for seed in runs.finished_seeds(row):
-            workdir = runs.workdir(row, seed)
-            if not ranking_file.read(workdir / "report").is_of(cases):
+        for run in runs.finished(row).values():
+            if not run.saved_ranking().is_of(cases):
                 raise UserError(
-                    f"{workdir}: was judged on other data than config.base.data are now; give those, or remove the "
+                    f"{run.workdir}: was judged on other data than config.base.data are now; give those, or remove the "
                     "folder and its trials, and they will be trained anew"
                 )
 
 
 def _exit(failures: Mapping[str, RunFailed]) -> NoReturn:
-    """With the code 1 if any failed by a bug, else 2."""
+    """Exits with code 1 if any row failed by a bug, else 2."""
     names, bugs = ", ".join(failures), [name for name, failure in failures.items() if not failure.by_user]
     if bugs:
         print(f"error: {names}: failed; what {bugs[0]} said is in its output.log", file=sys.stderr)
@@ -150,32 +147,23 @@ def _train(runs: Runs, rows: Sequence[Row]) -> dict[str, RunFailed]:
     return failures
 
 
-def _finished(runs: Runs, rows: Sequence[Row]) -> dict[str, Finished]:
-    finished = {}
-    for row in rows:
-        tuning, seeds = runs.tuning(row), runs.finished_seeds(row)
-        if tuning is not None and seeds:
-            finished[row.name] = Finished(row, tuning, {seed: runs.workdir(row, seed) for seed in seeds})
-    return finished
-
-
 def _report(
     folder: Path,
     config: ml_collections.ConfigDict,
     runs: Runs,
     rows: Sequence[Row],
-    finished: Mapping[str, Finished],
     failures: Mapping[str, RunFailed],
 ) -> UserError | None:
     """Writes and shows the table of what is finished. Returns why speed was not measured, if it was not."""
-    base = run_config.flat(config.base)
-    workdirs = {name: next(iter(one.workdirs.values())) for name, one in finished.items()}
+    base = flat(config.base)
+    finished = {row.name: one for row in rows if (one := runs.finished(row)) and runs.tuning(row) is not None}
+    workdirs = {name: next(iter(one.values())).workdir for name, one in finished.items()}
     inference, speeds, unmeasured = {}, {}, None
     try:
         inference, speeds = _inference(folder, workdirs, runs.places, config.inference)
     except UserError as error:
         unmeasured = UserError(str(error).replace("config.evaluation.batch_size", "config.inference.batch_size"))
-    figures = figures_lib.collect(finished, config.reference, speeds) | {
+    figures = figures_lib.collect(rows, runs, config.reference, speeds, config.base.evaluation.ks) | {
         "base": {key: base[key] for key in SHOWN if base[key] != ""},
         "trial_epochs": config.trial_epochs,
         "finalists": config.finalists,
@@ -194,7 +182,7 @@ def _report(
 def _inference(
     folder: Path, workdirs: Mapping[str, Path], places: Mapping[str, str], config: ml_collections.ConfigDict
 ) -> tuple[dict[str, Any], dict[str, Speeds]]:
-    """How speed was measured, and the speeds; those of before where nothing has changed since."""
+    """How speed was measured, and the speeds; earlier ones are kept where nothing has changed since."""
     file = folder / "inference.json"
     settings = config.to_dict()
     if file.exists():
@@ -207,7 +195,9 @@ def _inference(
                 name: Speeds(**one) for name, one in before["speeds"].items()
             }
     print(f"measuring inference: {', '.join(workdirs)}", flush=True)
-    users, speeds = inference_lib.measure(workdirs, places, **settings)
+    values = {**places, "evaluation.batch_size": config.batch_size}
+    models = {name: load_finished(workdir, values) for name, workdir in workdirs.items()}
+    users, speeds = speed.measure(models, batches=config.batches, rounds=config.rounds)
     kept = {name: one._asdict() for name, one in speeds.items()}
     write_json(file, {"settings": settings, "users": users, "speeds": kept})
     return settings | {"users": users}, speeds
@@ -217,4 +207,4 @@ if __name__ == "__main__":
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Where the comparison lives: runs, trials, table, pictures.")
     flags.DEFINE_list("only", [], "Names of the models to train, separated by commas; all if left out.")
-    cli.run(main, rows_lib.config_keys)
+    cli.run(main, COMPARISON_CONFIG)

@@ -3,8 +3,8 @@
     python -m simgr_jax.compile --config=configs/llm.py:full --config.backbone.checkpoint=DIR --topology=v5e:16x16 \\
         --config.training.batch_rows=256 --num_items=10000000
 
-Of a checkpoint only config.json is needed. With --num_items a catalog is assumed; without it the config's own data are
-prepared, as for training. Exit code 1 says that the step does not fit the memory (docs/scale.md).
+A checkpoint needs only its config.json. With --num_items a catalog is assumed; without it the config's own data are
+prepared, as for training. Exit code 1 means that the step does not fit into memory (docs/scale.md).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pathlib import Path
 from absl import flags
 
 from simgr_jax import cli
-from simgr_jax.compilation import report, train_step
+from simgr_jax.compilation import step_report
 from simgr_jax.compilation.topology import open_topology
+from simgr_jax.compilation.train_step import PlannedRun
 from simgr_jax.errors import UserError
 
 
@@ -30,9 +31,8 @@ def main() -> None:
         raise UserError(f"--num_items: {num_items} is not positive; give at least 1, or leave it out")
     topology = open_topology(cli.required("topology"))
     with _workdir() as workdir:
-        plan = train_step.plan(flags.FLAGS.config, workdir, num_items)
-    found = report.compile_step(plan, topology)
-    print("\n".join(report.lines(found)))
+        found = step_report.compile_step(PlannedRun(flags.FLAGS.config, workdir, num_items), topology)
+    print("\n".join(step_report.lines(found)))
     sys.exit(0 if found.fits else 1)
 
 
@@ -48,6 +48,8 @@ def _workdir() -> Iterator[Path]:
 if __name__ == "__main__":
     cli.define_config()
     flags.DEFINE_string("topology", None, "A slice of TPUs, like v5e:16x16, v5p:4x4x4 or v6e:16x16; or cpu:8.")
-    flags.DEFINE_integer("num_items", None, "Assume a catalog of so many items; the data are not needed then.")
-    flags.DEFINE_string("workdir", None, "Where data are prepared and kept, as for training; not kept if left out.")
+    flags.DEFINE_integer("num_items", None, "Assumes a catalog of so many items, without reading data.")
+    flags.DEFINE_string(
+        "workdir", None, "The folder that keeps prepared data, as for training; a temporary one if left out."
+    )
     cli.run(main)

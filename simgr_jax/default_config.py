@@ -1,34 +1,43 @@
-"""Every option, with its default. The files in `configs/` begin here and change what they are about."""
+"""Every option, with its default. The files in `configs/` begin with these and change what they are about.
+
+A model's own options are documented in its module: `config.simgr` is `simgr_jax.models.simgr.Options`, and so on. The
+groups below are shared; each model reads only some of their keys, and an override of a key that it does not read is
+refused (see `simgr_jax.config_checks`).
+"""
 
 from __future__ import annotations
 
 import ml_collections
 
+from simgr_jax.models import registry
+
 
 def get_config() -> ml_collections.ConfigDict:
-    """All keys that exist: a config or an override can't add others."""
+    """All keys that exist. A config file or an override can't add others."""
     return ml_collections.ConfigDict(
         {
             "seed": 0,
-            # Where prepared data and semantic IDs are kept; "" is WORKDIR/cache. Runs that share a folder share the
-            # work.
+            # The folder that keeps prepared data and semantic IDs; "" is WORKDIR/cache. Runs that share it share work.
             "cache_dir": "",
+            # One of `simgr_jax.models.registry.MODELS`; its own options are in the group of its name.
+            "model": "simgr",
+            **registry.default_options(),
             "data": {
                 # "p5", "lcrec", "minionerec", "recbole", "log", "amazon_reviews" or "synthetic" (docs/data.md).
                 "format": "p5",
                 "path": "",
-                # What reports call the dataset; "" takes the folder's name.
+                # The dataset's name in reports; "" takes the folder's name.
                 "name": "",
-                # Users and items with fewer interactions are removed, again and again until none is left; 0 keeps all.
+                # Removes users and items with fewer interactions, repeatedly, until none is left; 0 keeps all.
                 "k_core": 0,
-                # "leave_one_out", "temporal" (shares of the interactions, by time) or "given" (as the files have it).
+                # "leave_one_out", "temporal" (shares of the interactions, by time) or "given" (as published).
                 "split": "leave_one_out",
+                # Shares of a temporal split.
                 "validation_fraction": 0.1,
                 "test_fraction": 0.1,
-                # The newest items of a history that the model sees; longer training sequences are cut into such
-                # windows.
+                # The model sees this many of a history's newest items; longer training sequences are cut into windows.
                 "max_items": 20,
-                # format "log": the columns of a CSV or Parquet file, and a file of item texts if there is one.
+                # Format "log": the columns of a CSV or Parquet file, and a file of item texts if there is one.
                 "log": {
                     "user": "user",
                     "item": "item",
@@ -37,9 +46,9 @@ def get_config() -> ml_collections.ConfigDict:
                     "items_id": "item",
                     "items_text": ("title",),
                 },
-                # format "amazon_reviews": version "2014", "2018" or "2023", category as in the file names.
+                # Format "amazon_reviews": version "2014", "2018" or "2023", category as in the file names.
                 "amazon_reviews": {"version": "2023", "category": "All_Beauty"},
-                # format "synthetic": what is generated.
+                # Format "synthetic": the size of the generated shop.
                 "synthetic": {"num_users": 6000, "num_items": 1200, "seed": 0},
             },
             "semantic_ids": {
@@ -51,11 +60,11 @@ def get_config() -> ml_collections.ConfigDict:
                     # One factor for each name; () is all one.
                     "weights": (),
                     "dim": 256,
-                    # A sentence-transformers or Hugging Face encoder: a folder or a hub id (pip install
-                    # simgr_jax[text]).
+                    # "text_encoder": a sentence-transformers or Hugging Face encoder, as a folder or a hub id
+                    # (pip install simgr_jax[text]).
                     "encoder": "",
                     "npy_path": "",
-                    # How many items apart two items of a sequence still count as neighbours.
+                    # "interactions": two items of a sequence up to this many places apart count as neighbours.
                     "window": 5,
                 },
                 "quantizer": {
@@ -75,39 +84,21 @@ def get_config() -> ml_collections.ConfigDict:
                 # Items with equal codes: "level" tells them apart by one more level, "keep" lets them tie.
                 "collisions": "level",
             },
-            "model": {
-                # "simgr", whose are the keys below, or a rival: see `models.create.MODELS`. A rival's own keys are in
-                # the group of its name.
-                "name": "simgr",
-                # "item": one position an item, its vector; "tokens": `prompt`, a position a token, as an LLM reads.
-                "history": "item",
-                # "last", "mean" or "attention".
-                "user_pooling": "last",
-                # "mean" (the paper's), "gated", "attention", "cross_attention", "mlp" or "mean_mlp".
-                "item_encoder": "mean_mlp",
-                "item_encoder_width": 256,
-                # "cosine" or "dot".
-                "similarity": "cosine",
-                "temperature": 0.07,
-                "learn_temperature": False,
-                "temperature_min": 0.01,
-                "temperature_max": 1.0,
-            },
-            # Of history "tokens".
+            # How an LLM reads a history, for models that read tokens.
             "prompt": {
                 # Text before the first item.
                 "prefix": "",
-                # Of each item. {codes} ends it: the user's state is read there. Before it, an LLM can read text and
-                # the item's {title}: "\n{title} {codes}".
+                # The text of one item. It ends with {codes}, where the user's state is read; before it, an LLM can read
+                # text and the item's {title}: "\n{title} {codes}".
                 "item": "{codes}",
-                # Of the item's text, {title} is so many of the LLM's tokens.
+                # {title} is cut to this many of the LLM's tokens.
                 "max_title_tokens": 32,
             },
             "backbone": {
                 # A Hugging Face decoder: a folder, or a hub id. "" trains one from scratch, of the shape below.
                 "checkpoint": "",
-                # Where a checkpoint's new semantic-ID tokens begin: "mean" (around the mean of its embeddings) or
-                # "words" (the embeddings of the words of the items that carry each code).
+                # Initial embeddings of a checkpoint's new semantic-ID tokens: "mean" (around the mean of its
+                # embeddings) or "words" (from the words of the items that carry each code).
                 "token_init": "mean",
                 "width": 128,
                 "layers": 2,
@@ -118,80 +109,22 @@ def get_config() -> ml_collections.ConfigDict:
                 "rope_theta": 10_000.0,
                 "norm_epsilon": 1e-6,
                 "dropout": 0.3,
-                # Of the computation; "bfloat16" on accelerators. Parameters, norms, logits and losses are float32.
+                # The computation's type; "bfloat16" on accelerators. Parameters, norms, logits and losses are float32.
                 "dtype": "float32",
-                # What a layer's backward pass computes again to save memory: "none", "dots" (all but the large
-                # matrix products) or "full".
+                # What a layer's backward pass recomputes to save memory: "none", "dots" (all but the large matrix
+                # products) or "full".
                 "remat": "none",
                 # "auto", "xla", "cudnn" (NVIDIA GPUs, bfloat16) or "splash" (TPUs).
                 "attention": "auto",
             },
-            # Low-rank adapters: above rank 0 a checkpoint's own weights stay as they are.
+            # Low-rank adapters: above rank 0 a checkpoint's own weights are frozen.
             "lora": {
                 "rank": 0,
                 "alpha": 32.0,
                 "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
                 "dropout": 0.0,
-                # Of the weights that stay; "bfloat16" halves their memory.
+                # The frozen weights' type; "bfloat16" halves their memory.
                 "base_dtype": "bfloat16",
-            },
-            "loss": {
-                "full_catalog_weight": 1.0,
-                # Against items drawn at random for each batch, for catalogs too large to go through
-                # (docs/large_catalogs.md).
-                "sampled_weight": 0.0,
-                "sampled_negatives": 4096,
-                # "uniform" or "popularity".
-                "sampled_from": "uniform",
-                "in_batch_weight": 0.0,
-                "log_q": True,
-                "label_smoothing": 0.0,
-                # Items (of each device's) that the full-catalog loss encodes and scores at once, so that memory does
-                # not grow with the catalog; 0 takes all at once, -1 what the device's memory has room for.
-                "catalog_chunk": -1,
-            },
-            # Of model "autoregressive" alone.
-            "autoregressive": {
-                # Beginnings of items that beam search keeps; at least the length of the lists.
-                "beam_width": 20,
-            },
-            # Of model "encoder_decoder" alone (TIGER); the encoder has the backbone's layers.
-            "encoder_decoder": {
-                # "bidirectional" (TIGER's), which reads a history anew for each of its targets, or "causal", which
-                # reads it once for all of them.
-                "encoder": "bidirectional",
-                "decoder_layers": 2,
-                # As the autoregressive model's.
-                "beam_width": 20,
-            },
-            # Of model "parallel" alone; the search as RPG's repository has it for Beauty.
-            "parallel": {
-                # Of each level's softmax over cosines. RPG's default; its figures for Amazon are at 0.03.
-                "temperature": 0.07,
-                # "exhaustive" scores every item; "graph" walks from random items to ever better ones, along a graph of
-                # similar items.
-                "decoding": "exhaustive",
-                # Most similar items that each item leads to.
-                "graph_neighbors": 200,
-                # Items that are kept after each step.
-                "beam_width": 20,
-                "steps": 3,
-            },
-            "item_knn": {
-                # The most alike items of each that count.
-                "neighbors": 20,
-                # Users more, as it were, that a pair of items does not share: against chance where few tell.
-                "shrinkage": 30.0,
-            },
-            "sasrec": {
-                # "full" (over the catalog) or "binary" (the paper's: against one other item).
-                "loss": "full",
-            },
-            "bert4rec": {
-                # Of the items of a training sequence, those that are hidden; at least one is.
-                "mask_fraction": 0.2,
-                # Of the training sequences, those of which the last item alone is hidden.
-                "last_fraction": 0.5,
             },
             "optimizer": {
                 "learning_rate": 2e-3,
@@ -205,31 +138,32 @@ def get_config() -> ml_collections.ConfigDict:
                 "clip_norm": 1.0,
                 "accumulate_steps": 1,
             },
-            # How many devices a batch ("data"), the parameters and the catalog ("fsdp"), and heads and inner widths
-            # ("tensor") are split over; -1 takes what is left (docs/scale.md).
+            # The number of devices that split a batch ("data"), the parameters and the catalog ("fsdp"), and heads and
+            # inner widths ("tensor"); -1 takes what is left (docs/scale.md).
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "training": {
                 "epochs": 30,
-                # A batch is [batch_rows, row_length] positions of the backbone (an item each, or a token), packed with
+                # A batch is [batch_rows, row_length] positions of the backbone (items or tokens), packed with
                 # sequences.
                 "batch_rows": 16,
-                "row_length": 64,
-                # Parts of a batch that are shuffled and packed each on its own, by the process that reads it; 0 is one
-                # for each process. With a multiple of all their numbers, a run can go on with more or fewer processes.
+                # 0 chooses: 64, or the longest prompt where that is longer.
+                "row_length": 0,
+                # A batch has this many parts, each shuffled and packed on its own by the process that reads it; 0 is
+                # one per process. A common multiple of several process counts lets a run continue with any of them.
                 "input_streams": 0,
-                # Decay of the parameters' moving average, which is then what is evaluated; 0 keeps none.
+                # Decay of the parameters' moving average, which is then evaluated in their place; 0 keeps none.
                 "ema_decay": 0.0,
                 "log_every_steps": 50,
                 "evaluate_every_epochs": 1,
-                # A checkpoint is taken at each evaluation, and between them every so many steps; 0 takes none between.
+                # A checkpoint is taken at each evaluation, and between evaluations every so many steps; 0 takes none.
                 "checkpoint_every_steps": 0,
-                # Evaluations without a better validation NDCG@10 before training stops.
+                # Training stops after this many evaluations without a better validation NDCG@10.
                 "patience": 5,
             },
             "evaluation": {
                 "batch_size": 512,
-                # Leave the items of a user's history out of their list (published figures do not).
-                "filter_history": False,
+                # Reports give HR@K and NDCG@K for each K; 10 must be one, as validation NDCG@10 selects the checkpoint.
+                "ks": (1, 5, 10),
             },
         }
     )

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and what it says of a library's."""
+"""The exception for users' mistakes, and the text of libraries' exceptions."""
 
 
 class UserError(Exception):
@@ -13,5 +13,5 @@ class UserError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, without the lists that libraries put under it; its type's name where it says nothing."""
+    """The first line of an exception's message, because libraries add long lists; its type's name if that is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

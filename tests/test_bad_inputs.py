@@ -115,10 +115,10 @@ CASES = [
     option("--config.loss.log_q=perhaps", message="config.loss.log_q: 'perhaps' is no bool; give a value like True"),
     option("--config.optimizer.learning_rate=fast", message="config.optimizer.learning_rate: 'fast' is no float"),
     option("--config.backbone=big", message="config.backbone: is a group of keys; set them one by one"),
-    option("--config.data.format=p6", message="config.data.format: there is no 'p6'; use one of p5, "),
-    option("--config.data.split=random", message="config.data.split: there is no 'random'; use one of leave_one_out"),
+    option("--config.data.format=p6", message="config.data.format: 'p6' is unknown; choose from p5, "),
+    option("--config.data.split=random", message="config.data.split: 'random' is unknown; choose from leave_one_out"),
     option("--config.data.split=temporal", message="config.data.split: temporal needs timestamps"),
-    option("--config.data.k_core=99", message="config.data.k_core: no user and no item has 99"),
+    option("--config.data.k_core=99", message="config.data.k_core: 99 leaves no interactions"),
     option("--config.data.synthetic.num_items=9", message="config.data.path: synthetic has 9 items"),
     option(
         "--config.model.name=autoregressive",
@@ -283,13 +283,13 @@ CASES = [
     option(
         "--config.backbone.checkpoint=TMP", message="config.backbone.width: is decided by config.backbone.checkpoint"
     ),
-    llm("no such folder", {}, message="config.backbone.checkpoint: no folder TMP/llm, and no such model"),
+    llm("no such folder", {}, message="config.backbone.checkpoint: TMP/llm is not a folder, and can't"),
     llm("no config", {"x.txt": "x"}, message="TMP/llm/config.json: no such file; give the folder of a Hugging Face"),
     llm("an encoder", {"config.json": {"model_type": "bert"}}, message="model_type: 'bert' is not supported; use"),
     llm(
         "a pickle",
         {"config.json": {"model_type": "llama"}, "pytorch_model.bin": "x"},
-        message="TMP/llm/pytorch_model.bin: is a pickle, which may run code when read; convert it to safetensors",
+        message="TMP/llm/pytorch_model.bin: is a pickle, which can run code when it is read; if you trust it, convert",
     ),
     flags("export", "--workdir=TMP/none", "--output=TMP/o", message="TMP/none/config.json: is not there; give the"),
     flags("export", "--workdir=TRAINED", "--output=TMP", message="TMP: is there already; remove it, or choose another"),

@@ -8,10 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
-from simgr_jax import run_config, train
+from simgr_jax import train
 from simgr_jax.comparison import runs
 from simgr_jax.comparison.runs import RunFailed
 from simgr_jax.errors import UserError
+from simgr_jax.workdir import config_file
 
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "entropy@10", "coverage@10")
 ROWS = ("simgr", "sasrec", "popularity")
@@ -44,7 +45,7 @@ class Launcher:
         if workdir.name in self.failures:
             raise self.failures[workdir.name]
         assert arguments == ["simgr_jax.train", f"--workdir={workdir}"]
-        train.train(run_config.load(workdir), workdir)
+        train.train(config_file.load(workdir), workdir)
 
 
 @pytest.fixture

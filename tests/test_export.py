@@ -12,12 +12,13 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from simgr_jax import export, run_config
-from simgr_jax.data.batches import rank_batches
+from simgr_jax import export
 from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.errors import UserError
-from simgr_jax.huggingface import export_readme
+from simgr_jax.inputs.batches import rank_batches
 from simgr_jax.models.user_pooling import LastToken
+from simgr_jax.serving import export_readme
+from simgr_jax.workdir import config_file
 
 USERS = 6  # Whose lists are compared: all of them take as many runs of score.py.
 
@@ -146,7 +147,7 @@ def test_transformers_computes_the_hidden_states_that_were_trained(exported):
     from transformers import AutoModel
 
     workdir, output = exported
-    run = export.load_run(run_config.load(workdir), workdir)
+    run = export.load_run(config_file.load(workdir), workdir)
     config, prompt, dataset = run.config, run.prepared.prompt, run.prepared.dataset
     users = np.arange(len(dataset.sequences))
     cases = EvaluationCases(users, dataset.sequences, np.zeros_like(users)).take(range(USERS))
@@ -210,7 +211,7 @@ def test_a_base_model_that_was_moved_is_told_in_one_line(exported, run_binary, t
     (workdir / "config.json").write_text(json.dumps(config))
     assert run_binary("export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}") == 2
     error = capfd.readouterr().err
-    assert error.startswith(f"error: config.backbone.checkpoint: no folder {tmp_path / 'moved'}, and no such model")
+    assert error.startswith(f"error: config.backbone.checkpoint: {tmp_path / 'moved'} is not a folder, and can't")
     assert error.count("\n") == 1
 
 
@@ -223,7 +224,7 @@ def scratch(run_binary, trained_workdir, tmp_path_factory):
 
 
 def test_the_item_index_has_the_catalogs_ids_codes_and_vectors(scratch, trained_workdir):
-    run = export.load_run(run_config.load(trained_workdir), trained_workdir)
+    run = export.load_run(config_file.load(trained_workdir), trained_workdir)
     items = load_file(scratch / "item_index" / "items.safetensors")
     assert {name: array.dtype for name, array in items.items()} == {"codes": np.int32, "vectors": np.float32}
     np.testing.assert_array_equal(items["codes"], run.prepared.semantic_ids.codes)

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
-from simgr_jax.cache import atomic_path
 from simgr_jax.evaluation.report import STYLE
+from simgr_jax.workdir.atomic_write import atomic_path
 
 # Of families, in their order.
 COLORS = ("#1f6fb2", "#e08e45", "#8a8f98", "#5a9e6f", "#8e6bb0", "#c0392b")

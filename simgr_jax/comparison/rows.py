@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
 
-from simgr_jax import default_config, run_config
-from simgr_jax.cli import ConfigKeys
+from simgr_jax import default_config
+from simgr_jax.config_checks import check
+from simgr_jax.config_files import ConfigKind
+from simgr_jax.config_keys import check_overrides, flat, unread
 from simgr_jax.errors import UserError
-from simgr_jax.models.create import MODELS
-from simgr_jax.preparation import check
 
-# What a table's rows have in common, or they could not be compared.
-_SAME = ("data.", "evaluation.filter_history", "cache_dir")
+# Keys that all rows of a table share, so that they can be compared.
+_SAME = ("data.", "evaluation.ks", "cache_dir")
 _NOT_SAME = ("data.max_items",)
 
 
@@ -24,11 +24,11 @@ class Row(NamedTuple):
     """A row of the table.
 
     Attributes:
-      name: also of its folders.
-      family: what kind of model it is, in words.
-      config: of its runs, but for seed and trial.
-      overrides: how that differs from the comparison's `base`, by full key; a value of the base is no difference.
-      seeds: of its runs, at least one.
+      name: also names its folders.
+      family: the kind of model, in words.
+      config: its runs' config, but for seed and trial.
+      overrides: the values that differ from the comparison's `base`, by full key.
+      seeds: its runs' seeds, at least one.
       trials: what each trial changes in `config`, by full key.
       trained_as: the row whose trials and trained models it takes over; "" trains its own.
     """
@@ -42,8 +42,8 @@ class Row(NamedTuple):
     trained_as: str
 
 
-def config_keys(config: ml_collections.ConfigDict) -> ConfigKeys:
-    """For `cli.run`: `config.base` has all keys of a run's config; what is shared, overrides and trials have some."""
+def _keys(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
+    """`config.base` has all keys of a run's config; `shared`, `overrides` and `trials` have some of them."""
     run = default_config.get_config()
     top = {
         "base": run,
@@ -61,7 +61,20 @@ def config_keys(config: ml_collections.ConfigDict) -> ConfigKeys:
     }
     known = top | {"shared": dict.fromkeys(shared, run), "models": known_rows}
     required = top | {"shared": {}, "models": dict.fromkeys(models, row)}
-    return ConfigKeys(ml_collections.ConfigDict(known), ml_collections.ConfigDict(required))
+    return ml_collections.ConfigDict(known), ml_collections.ConfigDict(required)
+
+
+def _check_base_overrides(config: ml_collections.ConfigDict, keys: Collection[str]) -> None:
+    """Refuses an override of `base` that no row reads. Overrides of single rows are checked in `read`."""
+    keys = [key.removeprefix("base.") for key in keys if key.startswith("base.")]
+    ignored = [unread(row.config) for row in read(config)] if keys else []
+    for key in keys:
+        if all(key in one for one in ignored):
+            raise UserError(f"config.base.{key}: no model of config.rows reads it; leave it out")
+
+
+# For `cli.run`.
+COMPARISON_CONFIG = ConfigKind(_keys, _check_base_overrides)
 
 
 def _groups(config: Any, name: str) -> dict[str, Any]:
@@ -96,7 +109,7 @@ def read(config: ml_collections.ConfigDict) -> list[Row]:
                 "or none to a model with nothing to tune"
             )
     limits = {"trial_epochs": 0, "finalists": 1} | {f"inference.{key}": 1 for key in config.inference}
-    for key, value in run_config.flat(config).items():
+    for key, value in flat(config).items():
         if key in limits and value < limits[key]:
             raise UserError(f"config.{key}: can't be {value}; give at least {limits[key]}")
     return list(rows.values())
@@ -113,35 +126,40 @@ def _row(config: ml_collections.ConfigDict, name: str) -> Row:
     if len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
         raise UserError(f"{key}.seeds: can't be {seeds}; give different whole numbers of 0 or more")
 
-    run = config.base
+    run, given = config.base, {f"{key}.overrides.": values.overrides}
     for share in values.shares:
         run = override(run, config.shared[share], f"config.shared.{share}")
+        given[f"config.shared.{share}."] = config.shared[share]
     run = override(run, values.overrides, f"{key}.overrides")
     _check_run(run, f"{key}.overrides")
-    before, now = run_config.flat(config.base), run_config.flat(run)
+    for where, changes in given.items():
+        check_overrides(run, flat(changes), where)
+    before, now = flat(config.base), flat(run)
     overrides = {key: now[key] for key in now if now[key] != before[key]}
     numbers = sorted(values.trials, key=lambda number: (len(number), number)) if config.trial_epochs else ()
     trials = {number: values.trials[number] for number in numbers}
     for number, trial in trials.items():
-        if "training.epochs" in run_config.flat(trial):
+        if "training.epochs" in flat(trial):
             raise UserError(
                 f"{key}.trials.{number}.training.epochs: is the same in all trials; set config.trial_epochs"
             )
-        _check_run(override(run, trial, f"{key}.trials.{number}"), f"{key}.trials.{number}")
-    flat_trials = tuple(run_config.flat(trial) for trial in trials.values())
+        changed = override(run, trial, f"{key}.trials.{number}")
+        _check_run(changed, f"{key}.trials.{number}")
+        check_overrides(changed, flat(trial), f"{key}.trials.{number}.")
+    flat_trials = tuple(flat(trial) for trial in trials.values())
     return Row(name, values.family, run, overrides, seeds, flat_trials, values.trained_as)
 
 
 def _taken_over(row: Row, above: Mapping[str, Row]) -> Row:
-    """A row with the seeds and trials of the one that it is trained as."""
+    """The row with the seeds and trials of the row that it is trained as."""
     key, source = f"config.models.{row.name}", above.get(row.trained_as)
     if source is None or source.trained_as:
         raise UserError(f'{key}.trained_as: "{row.trained_as}" is no row above it that is trained; give one, or ""')
     if row.trials:
         raise UserError(f"{key}.trials: are those of {source.name}, whose models it takes over; leave them out")
-    before, now = run_config.flat(source.config), run_config.flat(row.config)
+    before, now = flat(source.config), flat(row.config)
     for name in now:
-        if now[name] != before[name] and not name.startswith((f"{row.config.model.name}.", "evaluation.")):
+        if now[name] != before[name] and not name.startswith((f"{row.config.model}.", "evaluation.")):
             raise UserError(f"{key}: {name} is not as {source.name}'s, whose models it takes over; set it alike")
     return row._replace(seeds=source.seeds, trials=source.trials)
 
@@ -154,8 +172,6 @@ def _check_base(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_run(config: ml_collections.ConfigDict, where: str) -> None:
-    if config.model.name not in MODELS:
-        raise UserError(f'{where}.model.name: "{config.model.name}" is unknown; choose one of {", ".join(MODELS)}')
     try:
         check(config)
     except UserError as error:
@@ -167,12 +183,13 @@ def override(
 ) -> ml_collections.ConfigDict:
     """A run's config with `changes`.
 
-    where: the key of `changes`, for messages.
+    Args:
+      where: the key of `changes`, for messages.
 
     Raises:
-      UserError: a value has the wrong type, or is one that all rows have in common.
+      UserError: a value has the wrong type, or is one that all rows share.
     """
-    for key in run_config.flat(changes):
+    for key in flat(changes):
         if key.startswith(_SAME) and key not in _NOT_SAME:
             raise UserError(f"{where}.{key}: is the same in all rows; change config.base.{key}")
         if key == "seed":
@@ -182,11 +199,4 @@ def override(
         changed.update(changes)
     except (TypeError, AttributeError) as error:
         raise UserError(f"{where}: {error}; mend the config file") from error
-    return changed
-
-
-def with_values(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A run's config with values by full key, like {"training.epochs": 2}."""
-    changed = copy.deepcopy(config)
-    changed.update_from_flattened_dict(dict(values))
     return changed

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,13 @@ import ml_collections
 from rich.console import Console
 from rich.markup import escape
 
-from simgr_jax import run_config, trained_on
-from simgr_jax.cache import atomic_path, write_json
-from simgr_jax.comparison.rows import Row, with_values
-from simgr_jax.files import read_json_object, read_text
-from simgr_jax.training.checkpoints import SELECTION_METRIC
+from simgr_jax.comparison.rows import Row
+from simgr_jax.config_keys import unread, with_values
+from simgr_jax.evaluation.metrics import SELECTION_METRIC
+from simgr_jax.run import LEARNED_FILES, Run, check_same_config
+from simgr_jax.workdir import config_file
+from simgr_jax.workdir.atomic_write import atomic_path, write_json
+from simgr_jax.workdir.read_files import read_json_object, read_text
 
 SCORE = f"validation/{SELECTION_METRIC}"
 _TRIAL_FILE = "trial.json"
@@ -80,8 +82,35 @@ class Tuning(NamedTuple):
         return self.chosen is not None and self.trials[self.chosen].full_score is not None
 
 
+def finished_runs(folder: Path, places: Mapping[str, str]) -> dict[str, Run]:
+    """The finished runs below a comparison's folder, by name.
+
+    Args:
+      places: see `load_finished`.
+    """
+    return {name: load_finished(workdir, places) for name, workdir in finished_workdirs(folder).items()}
+
+
+def load_finished(workdir: Path, places: Mapping[str, Any]) -> Run:
+    """A finished run, to measure more than its report has.
+
+    Args:
+      places: config values by full key, where they are not as when the run was trained: where its files are now, or how
+        many users are ranked at once. What the run's model does not read is left out.
+
+    Raises:
+      UserError: the run's files or data are missing, or the data are not those that it was judged on.
+    """
+    run = Run.load(workdir)
+    ignored = unread(run.config)
+    run = Run.load(workdir, {key: value for key, value in places.items() if key not in ignored})
+    if not run.saved_ranking().is_of(run.split.test):
+        raise UserError(f"{workdir}: was judged on other data than are there now; give those, or train it anew")
+    return run
+
+
 def finished_workdirs(folder: Path) -> dict[str, Path]:
-    """The finished runs below a comparison's folder, by name; none that was taken over from one that is no more."""
+    """The finished runs' workdirs, by name, without those that were taken over from a run that was removed."""
     workdirs = {file.parent.name: file.parent for file in sorted((folder / "runs").glob(f"*/{FINISHED_FILE}"))}
     finished = {name: _finished(workdir) for name, workdir in workdirs.items()}
     known = {None, *(one["finished"] for one in finished.values())}
@@ -106,14 +135,16 @@ class Runs:
 
     @property
     def places(self) -> dict[str, str]:
-        """Where data and cache are now, by full key: a run's own config has where they were when it began."""
+        """Where data and cache are now, by full key; a run's own config says where they were when it began."""
         return {"data.path": self._data_path, "cache_dir": self._cache_dir}
 
     def workdir(self, row: Row, seed: int) -> Path:
         return self._folder / "runs" / (row.name if seed == row.seeds[0] else f"{row.name}-{seed}")
 
-    def finished_seeds(self, row: Row) -> list[int]:
-        return [seed for seed in row.seeds if self._is_finished(row, seed)]
+    def finished(self, row: Row) -> dict[int, Run]:
+        """The row's finished runs, by seed."""
+        seeds = [seed for seed in row.seeds if self._is_finished(row, seed)]
+        return {seed: Run.load(self.workdir(row, seed)) for seed in seeds}
 
     def check(self, row: Row) -> None:
         """Checks that what was begun before had the same config.
@@ -193,7 +224,7 @@ class Runs:
 
     def _taken_over_tuning(self, row: Row) -> Tuning:
         tuning = self.tuning(row)
-        if tuning is None or not self.finished_seeds(self._rows[row.trained_as]):
+        if tuning is None or not self.finished(self._rows[row.trained_as]):
             raise RunFailed(f"takes over the models of {row.trained_as}, which is not trained; train that too", True)
         return tuning
 
@@ -276,12 +307,12 @@ def _finished(workdir: Path) -> dict[str, Any] | None:
 def _check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # What has none of these never began, so that its config may be corrected.
     if any((workdir / name).exists() for name in ("checkpoints", "report", "report_validation", _TRIAL_FILE)):
-        run_config.check_same(config, workdir, f"remove {workdir}, and it will be trained anew")
+        check_same_config(config, workdir, f"remove {workdir}, and it will be trained anew")
 
 
 def _begin(config: ml_collections.ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
-    run_config.save(config, workdir)
+    config_file.save(config.to_dict(), workdir)
 
 
 def _train_trial(config: ml_collections.ConfigDict, workdir: Path, title: str) -> float:
@@ -302,7 +333,7 @@ def _copy_learned(source: Path, workdir: Path) -> None:
     """What another run learned, if it did; there is then nothing left to train."""
     if (source / "checkpoints").exists():
         shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-        for name in ("metrics.jsonl", *trained_on.FILES):
+        for name in ("metrics.jsonl", *LEARNED_FILES):
             (workdir / name).unlink(missing_ok=True)
             if (source / name).exists():
                 shutil.copy2(source / name, workdir)

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from simgr_jax.comparison.figures import TESTED
 from simgr_jax.comparison.runs import SCORE
-from simgr_jax.evaluation.metrics import METRICS
+from simgr_jax.evaluation import metrics as metrics_lib
+from simgr_jax.evaluation.protocols import FILTERED
 from simgr_jax.evaluation.significance import RESAMPLES
 
 
@@ -37,13 +38,10 @@ class Cell(NamedTuple):
 
 
 def columns(figures: Mapping[str, Any]) -> dict[str, list[Cell]]:
-    """The cells of each column by its header, a cell a model; the best of each metric is marked."""
+    """The cells of each column by its header, one cell per model; the best of each metric is marked."""
     models, reference = figures["models"], figures["reference"]
     table = {"model": [Cell(name) for name in models]}
-    for metric in METRICS:
-        digits = 3 if metric.startswith("entropy") else 4
-        best = max(round(model[metric], digits) for model in models.values())
-        table[metric] = [_metric(model, metric, digits, best) for model in models.values()]
+    table |= _metric_columns(figures)
     if reference in models:
         for metric in TESTED:
             differences = [model.get(f"{metric}/difference") for model in models.values()]
@@ -57,7 +55,21 @@ def columns(figures: Mapping[str, Any]) -> dict[str, list[Cell]]:
     table["catalog"] = [Cell(_short_duration(model["catalog_seconds"])) for model in models.values()]
     for name in figures["failed"]:
         for header, cells in table.items():
-            cells.append(Cell({"model": name, METRICS[0]: "failed"}.get(header, "")))
+            cells.append(Cell({"model": name, metrics_lib.names(figures["ks"])[0]: "failed"}.get(header, "")))
+    return table
+
+
+def filtered_columns(figures: Mapping[str, Any]) -> dict[str, list[Cell]]:
+    """As `columns`, the metrics alone, for lists without history items."""
+    return {"model": [Cell(name) for name in figures["models"]]} | _metric_columns(figures, FILTERED)
+
+
+def _metric_columns(figures: Mapping[str, Any], protocol: str = "") -> dict[str, list[Cell]]:
+    table, models = {}, figures["models"].values()
+    for name in metrics_lib.names(figures["ks"]):
+        metric, digits = protocol + name, 3 if name.startswith("entropy") else 4
+        best = max(round(model[metric], digits) for model in models)
+        table[name] = [_metric(model, metric, digits, best) for model in models]
     return table
 
 
@@ -108,7 +120,7 @@ def _short_duration(seconds: float | None) -> str:
 
 
 def console() -> Console:
-    """Where tables are shown; what is no terminal has no width to keep to."""
+    """Where tables are shown; a file gets them 200 columns wide."""
     console = Console()
     return console if console.is_terminal else Console(width=200)
 
@@ -130,12 +142,10 @@ def terminal(figures: Mapping[str, Any]) -> Table:
 
 def markdown(figures: Mapping[str, Any]) -> str:
     """The file `comparison.md`: the table, how to read it, and what each model was trained with."""
-    cells = columns(figures)
     heading = f"# {figures['dataset']}: {len(figures['models'])} models on one {figures['split']} split\n"
-    table = markdown_table(
-        list(cells), [[cell.markdown() for cell in row] for row in zip(*cells.values(), strict=True)]
-    )
-    parts = [heading, table, _reading(figures), _settings(figures)]
+    filtered = "The same lists with history items taken out; don't compare them with the table above.\n"
+    parts = [heading, _of_cells(columns(figures)), _reading(figures), filtered, _of_cells(filtered_columns(figures))]
+    parts.append(_settings(figures))
     if figures["failed"]:
         parts.append("Failed:\n\n" + "\n".join(f"- {name}: {why}" for name, why in figures["failed"].items()) + "\n")
     if figures["not_trained"]:
@@ -143,8 +153,12 @@ def markdown(figures: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def _of_cells(cells: Mapping[str, list[Cell]]) -> str:
+    return markdown_table(list(cells), [[cell.markdown() for cell in row] for row in zip(*cells.values(), strict=True)])
+
+
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """Numbers to the right, but for the first column."""
+    """A Markdown table; all columns but the first are aligned to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
@@ -152,23 +166,23 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 def _reading(figures: Mapping[str, Any]) -> str:
     reference, inference = figures["reference"], figures["inference"]
     notes = [
-        f"{_cases(figures)}, {figures['num_items']:,} items, ranked over the full catalog. Each run's "
-        "checkpoint is the one that did best on validation NDCG@10. entropy@10 is in nats. The best metrics are bold.",
+        f"{_cases(figures)}, {figures['num_items']:,} items, ranked over the full catalog, history items left in.",
+        "Each run's checkpoint is the best by validation NDCG@10. entropy@10 is in nats. The best metrics are bold.",
         "±: 95% bootstrap interval over users.",
-        "Training: wall time with validation, without trials.",
+        "training: wall time with validation, without trials.",
     ]
     tests = len(TESTED) * (len(figures["models"]) - 1)
     if reference in figures["models"]:
         notes.append(
-            f"Δ: difference from {reference}, with its 95% interval; p: two-sided, of a paired permutation test over "
+            f"Δ: difference from {reference}, with its 95% interval; p: two-sided, from a paired permutation test over "
             f"users, adjusted for all {tests} tests in this table (Holm). With {RESAMPLES:,} permutations none can be "
             f"below {_number(tests / (1 + RESAMPLES), 4)}."
         )
     if inference:
         notes.append(
             f"users/s: the median of {inference['rounds']} rounds of {inference['users']:,} users, "
-            f"{inference['batch_size']} at once; all models in one process, in turn. catalog: what is computed of the "
-            "items before, once for all users."
+            f"{inference['batch_size']} at once; all models in one process, in turn. catalog: the time to compute what "
+            "ranking needs of the items, once for all users."
         )
     seeds = [_seeds(name, model) for name, model in figures["models"].items() if len(model["seeds"]) > 1]
     missing = [

@@ -1,4 +1,4 @@
-"""The collectives of a compiled module, and what a device sends in each."""
+"""The collectives of a compiled module and the bytes that a device sends in each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from simgr_jax.compilation.hlo import Computation, Instruction, Module, total_bytes
 
-# What a device of a group of g sends of `size` bytes that it brings in, as rings do it.
+# The bytes that a device sends in a ring algorithm, given its `size` bytes of operands and a group of g devices.
 _SENT = {
     "all-gather": lambda size, g: size * (g - 1),
     "all-reduce": lambda size, g: 2 * size * (g - 1) / g,
@@ -26,7 +26,7 @@ class Collective:
     """
     Attributes:
       kind: a key of `_SENT`.
-      bytes: that a device sends, and as many arrive.
+      bytes: sent by each device, which also receives as many.
     """
 
     kind: str
@@ -34,16 +34,16 @@ class Collective:
 
 
 def kind(instruction: Instruction) -> str | None:
-    """Of a collective, or of what starts one that goes on in the background; None of other instructions."""
+    """The kind of a collective or of the start of an asynchronous one; None for other instructions."""
     name = instruction.opcode.removesuffix("-start")
     return name if name in _SENT else None
 
 
 def collectives(module: Module, computation: Computation, instruction: Instruction) -> Iterator[Collective]:
-    """That an instruction is, or that are fused into it."""
+    """The collective that an instruction is, or those fused into it."""
     if name := kind(instruction):
         if name == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
-            name = "reduce-scatter"  # The TPU compiler fuses an all-reduce with the slices that are kept of it.
+            name = "reduce-scatter"  # The TPU compiler fuses an all-reduce with the slicing of its result.
         size = total_bytes(array for operand in computation.operands(instruction) for array in operand.arrays)
         yield Collective(name, _SENT[name](size, group_size(instruction.attributes, module.devices)))
     elif instruction.opcode == "fusion":
@@ -54,20 +54,23 @@ def collectives(module: Module, computation: Computation, instruction: Instructi
 
 
 def goes_on(fused: Computation, collective: Instruction) -> bool:
-    """Whether this has begun in another fusion: the TPU compiler cuts a collective in pieces, a first one, one in each
-    fusion that it runs beside, which hands it on, and a last."""
+    """Whether this part of a collective continues one that began in another fusion.
+
+    The TPU compiler splits an asynchronous collective into a start, one part in each fusion that it overlaps with, and
+    an end.
+    """
     users = fused.users[collective.name]
     return any(user.opcode == "tuple" or user.call_target == "AsyncCollectiveDone" for user in users)
 
 
 def group_size(attributes: str, devices: int) -> int:
-    """How many devices take part together, of the three ways in which `replica_groups` are printed.
+    """The number of devices in a group, from any of the three forms in which XLA prints `replica_groups`.
 
-    `{{0,1},{2,3}}`; `[2,8]<=[16]`, 2 groups of 8; `mesh['a'=2,'b'=8] {'b'}`, along named axes or parts of them,
-    `'b':(1)4`, where the devices' order may stand between the two.
+    The forms are `{{0,1},{2,3}}`; `[2,8]<=[16]` (2 groups of 8); and `mesh['a'=2,'b'=8] {'b'}` (groups along named axes
+    or parts of them, `'b':(1)4`), which may have the order of the devices in between.
 
     Raises:
-      ValueError: they are printed in another way.
+      ValueError: they are printed in another form.
     """
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return len(found[1].split(","))
@@ -78,5 +81,5 @@ def group_size(attributes: str, devices: int) -> int:
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
     if "replica_groups=" in attributes.replace("replica_groups={}", ""):
-        raise ValueError(f"no replica groups that are known: {attributes[:200]!r}")
-    return devices  # All, or a permutation, which has none.
+        raise ValueError(f"replica_groups: unknown form in {attributes[:200]!r}")
+    return devices  # No groups: all devices, or a permutation.

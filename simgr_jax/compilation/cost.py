@@ -1,7 +1,7 @@
-"""What one run of a compiled module costs a device: operations, memory traffic and collectives.
+"""The cost of one run of a compiled module per device: operations, memory traffic and collectives.
 
-XLA's own cost analysis counts the body of a loop once, however often it runs; here it counts as often. All is read off
-the optimised HLO, so it is what the device does: recomputation, and work that several devices do alike, included.
+XLA's own cost analysis counts a loop's body once, however often it runs; here it counts every time. The numbers come
+from the optimised HLO, so they are what the device does, including recomputation and work that several devices repeat.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from simgr_jax.compilation.traffic import memory_bytes
 
 
 class Traffic(NamedTuple):
-    """How many collectives of a kind a device runs, and the bytes it sends in them (see `collectives.Collective`)."""
+    """The number of collectives of one kind, and the bytes that a device sends in them (`collectives.Collective`)."""
 
     count: int
     bytes: float
@@ -31,8 +31,7 @@ class Cost:
       flops: see `operations.flops`.
       memory_bytes: see `traffic`.
       collectives: by kind.
-      uncounted: kernels and loops that are not in these figures, because nothing is known of them, and how often they
-        run.
+      uncounted: kernels and loops of unknown cost, which these figures leave out, and how often each runs.
     """
 
     flops: float = 0.0
@@ -73,7 +72,7 @@ def cost(text: str) -> Cost:
 
 
 def _computation(module: Module, computation: Computation, arguments: Sequence[loops.Value]) -> Cost:
-    """arguments: what is known of the computation's, for the trip counts of its loops."""
+    """arguments: the known values of the computation's arguments, from which its loops' trip counts follow."""
     total = Cost()
     for instruction in computation.instructions.values():
         if instruction.opcode == "while":

@@ -1,7 +1,7 @@
-"""A compiled module's text (`compiled.as_text()`), as instructions to walk through.
+"""Parses a compiled module's text (`compiled.as_text()`) into instructions.
 
-XLA prints an instruction as `%name = TYPE opcode(%operand, ...), attribute=..., ...`, in computations that other
-instructions call by name (https://openxla.org/xla/operation_semantics).
+XLA prints an instruction as `%name = TYPE opcode(%operand, ...), attribute=..., ...`. Instructions form computations,
+which other instructions call by name (https://openxla.org/xla/operation_semantics).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """An array.
+    """An array's type.
 
     Attributes:
-      dtype: as XLA calls it: "bf16", "pred".
-      dims: its axes.
-      memory_space: where it lies: 0 is the device's main memory, on TPUs HBM; others are on the chip.
+      dtype: XLA's name, e.g. "bf16" or "pred".
+      dims: the sizes of its axes.
+      memory_space: 0 is the device's main memory (HBM on TPUs); other numbers are on-chip memories.
     """
 
     dtype: str
@@ -41,10 +41,10 @@ Type = Shape | tuple["Type", ...]
 
 
 def bits(dtype: str) -> int:
-    """Of one element; 0 of what is no number, like a token."""
+    """Bits per element; 0 for types that are not numbers, such as tokens."""
     if dtype == "pred":
         return 8
-    found = re.search(r"\d+", dtype)  # The exponent's width in f8e4m3fn comes later.
+    found = re.search(r"\d+", dtype)  # The first number is the width: in f8e4m3fn, 4 is the exponent's.
     return int(found[0]) if found else 0
 
 
@@ -61,9 +61,9 @@ def leaves(type_: Type) -> Iterator[Shape]:
 class Instruction:
     """
     Attributes:
-      name: without its percent sign.
-      literal: what stands between the parentheses, which for a constant is its value.
-      attributes: the text after them.
+      name: without the percent sign.
+      literal: the text between the parentheses; for a constant, its value.
+      attributes: the text after the parentheses.
     """
 
     name: str
@@ -78,18 +78,18 @@ class Instruction:
         return tuple(leaves(self.type))
 
     def attribute(self, name: str) -> str | None:
-        """The value of an attribute that is a word, a number or in braces."""
+        """The value of an attribute, if it is a word, a number or a text in braces."""
         found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^\s,]+)", self.attributes)
         return found[1] if found else None
 
     @property
     def call_target(self) -> str:
-        """Of a custom call, what it calls; "" of others."""
+        """The target of a custom call; "" for other instructions."""
         target = self.attribute("custom_call_target") if self.opcode == "custom-call" else None
         return target.strip('"') if target else ""
 
     def called(self, *names: str) -> list[str]:
-        """The computations that the attributes of these names give."""
+        """The computations listed in the attributes of these names."""
         values = [self.attribute(name) for name in names]
         return [called for value in values if value for called in re.findall(r"%([\w.\-]+)", value)]
 
@@ -106,7 +106,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Of each instruction, those that have it among their operands."""
+        """For each instruction, the instructions that use it as an operand."""
         users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
@@ -121,7 +121,7 @@ class Computation:
 class Module:
     """
     Attributes:
-      devices: that run it together.
+      devices: the number of devices that run it together.
     """
 
     computations: dict[str, Computation]
@@ -141,10 +141,9 @@ _SPACE = re.compile(r"S\((\d+)\)")
 
 
 def parse(text: str) -> Module:
-    """The module that was printed as `text`.
-
+    """
     Raises:
-      ValueError: it is no module's text.
+      ValueError: `text` is not a module.
     """
     computations: dict[str, Computation] = {}
     entry = None
@@ -155,14 +154,14 @@ def parse(text: str) -> Module:
         computations[name] = Computation(name, instructions, root[0] if root else parsed[-1][1])
         entry = computations[name] if is_entry else entry
     if entry is None:
-        raise ValueError("no HLO module: it has no ENTRY computation")
+        raise ValueError("not an HLO module: it has no ENTRY computation")
     header = text.partition("\n")[0]
     counts = [re.search(rf"{key}=(\d+)", header) for key in ("num_partitions", "replica_count")]
     return Module(computations, entry, math.prod(int(found[1]) for found in counts if found))
 
 
 def _blocks(text: str) -> Iterator[tuple[bool, str, list[tuple[re.Match, str]]]]:
-    """Of each computation whether it is the entry, its name, and its instructions' lines, joined where one is many."""
+    """For each computation: whether it is the entry, its name, and its instructions, each joined into one line."""
     header, lines = None, []
     for line in text.splitlines():
         if header is None:
@@ -173,11 +172,11 @@ def _blocks(text: str) -> Iterator[tuple[bool, str, list[tuple[re.Match, str]]]]
         elif _INSTRUCTION.match(line):
             lines.append(line)
         elif lines:
-            lines[-1] += line  # A kernel's metadata has line breaks.
+            lines[-1] += line  # A kernel's metadata can contain line breaks.
 
 
 def _instruction(name: str, text: str) -> Instruction:
-    """text: what follows `%name = `."""
+    """text: the rest of the line after `%name = `."""
     text = re.sub(r"/\*.*?\*/", "", text)
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     type_, text = _type(text[:end]), text[end:].lstrip()
@@ -190,13 +189,13 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
+    """The index where the parenthesis opened at `start` closes."""
     depth = 0
     for match in re.finditer(r"[()]", text[start:]):
         depth += 1 if match[0] == "(" else -1
         if not depth:
             return start + match.start()
-    raise ValueError(f"no HLO instruction: a parenthesis is not closed in {text[:80]!r}")
+    raise ValueError(f"not an HLO instruction: a parenthesis is not closed in {text[:80]!r}")
 
 
 def _type(text: str) -> Type:

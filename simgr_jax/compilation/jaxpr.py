@@ -1,4 +1,4 @@
-"""Operations of a traced function, before any compiler: what the model needs, by its own definition."""
+"""Operations of a traced function before compilation: what the model needs by its definition."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from jax.extend import core
 
 
 def matmul_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
-    """Of the matrix products in `jax.make_jaxpr(function)(...)`, a multiplication and an addition each.
+    """The operations of the matrix products in `jax.make_jaxpr(function)(...)`; a multiply-add counts as two.
 
-    A scan counts as often as it turns, a condition as the branch that has the most.
+    A scan's body counts once per iteration, and a conditional counts as its most expensive branch.
 
     Raises:
-      ValueError: there is a kernel, or a computation for one device of many, of which this can't be told.
+      ValueError: the jaxpr contains a kernel or a per-device computation, whose operations cannot be counted.
     """
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr = jaxpr.jaxpr
@@ -25,7 +25,7 @@ def matmul_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
 def _equation(equation) -> int:
     name = equation.primitive.name
     if name in ("pallas_call", "shard_map"):
-        raise ValueError(f"{name} in the jaxpr: trace the function without kernels and without a mesh")
+        raise ValueError(f"jaxpr: contains {name}; trace the function without kernels and without a mesh")
     if name in ("dot_general", "ragged_dot_general"):
         return _dot(name, equation)
     inner = [matmul_flops(jaxpr) for jaxpr in _jaxprs(equation.params)]
@@ -35,7 +35,7 @@ def _equation(equation) -> int:
 
 
 def _dot(name: str, equation) -> int:
-    """Every element of the left is multiplied with all that the right has for its place in the product."""
+    """Each element of the left array takes part in one multiply-add for each free index of the right array."""
     left, right = (variable.aval.shape for variable in equation.invars[:2])
     if name == "dot_general":
         (_, contracted), (_, batch) = equation.params["dimension_numbers"]

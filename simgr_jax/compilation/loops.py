@@ -1,7 +1,7 @@
-"""How often the loops of a compiled module run.
+"""Trip counts of the loops in a compiled module.
 
-The CPU compiler writes a loop's trip count beside it, the TPU compiler does not. But the counters are scalars that are
-computed from constants, so the loop's condition and body can be followed for those alone.
+The CPU compiler annotates a loop with its trip count; the TPU compiler does not. But a loop's counters are scalars
+computed from constants, so it is enough to evaluate the loop's condition and body for these scalars.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 
 from simgr_jax.compilation.hlo import Computation, Instruction, Module, Shape
 
-# A scalar; of a tuple, the value of each element, by its number; None where it is an array or is not known.
+# A scalar's value, or a function from an index to the value of a tuple's element. None: an array, or unknown.
 Scalar = int | bool | None
 Value = Scalar | Callable[[int], Scalar]
 
-# A loop that has not ended by then is taken for one whose end is not known.
+# A loop that runs longer counts as one of unknown length.
 _MOST_TRIPS = 10_000_000
 
 _BINARY: dict[str, Callable[[int, int], int]] = {
@@ -35,10 +35,10 @@ _SAME = ("copy", "bitcast", "convert", "reshape", "optimization-barrier", "copy-
 
 
 def evaluate(module: Module, computation: Computation, name: str, arguments: Sequence[Value]) -> Value:
-    """What can be told of an instruction's value.
+    """An instruction's value, as far as it is known.
 
     Args:
-      arguments: of the computation.
+      arguments: the values of the computation's arguments.
     """
     instruction = computation.instructions[name]
     if not isinstance(instruction.type, Shape):
@@ -70,7 +70,7 @@ def evaluate(module: Module, computation: Computation, name: str, arguments: Seq
 def _element(
     module: Module, computation: Computation, instruction: Instruction, arguments: Sequence[Value], index: int
 ) -> Scalar:
-    """Of an instruction that is a tuple."""
+    """The value of one element of an instruction that is a tuple."""
     opcode = instruction.opcode
     if opcode == "tuple":
         value = evaluate(module, computation, instruction.operands[index], arguments)
@@ -93,10 +93,11 @@ def _argument(parameter: Instruction, arguments: Sequence[Value]) -> Value:
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction, arguments: Sequence[Value]) -> int | None:
-    """How often the body of a `while` runs each time the loop is reached; None where that is not known.
+    """How often a `while` loop's body runs each time the loop is reached; None if unknown.
 
     Args:
-      computation: that has the loop, and `arguments` its own.
+      computation: the computation that contains the loop.
+      arguments: the values of the computation's arguments.
     """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
         return int(known[1])
@@ -113,15 +114,15 @@ def trip_count(module: Module, computation: Computation, loop: Instruction, argu
 
 
 def invariants(module: Module, computation: Computation, loop: Instruction, arguments: Sequence[Value]) -> Value:
-    """What a loop's body is given and is the same in every turn; None for what changes.
+    """The values in a loop's state that are the same in every iteration; None for those that change.
 
-    Args: as of `trip_count`.
+    Args: as in `trip_count`.
     """
     return evaluate(module, computation, loop.name, arguments)
 
 
 def _hands_on(body: Computation, index: int) -> bool:
-    """Whether an element of a loop's state is the same after a turn."""
+    """Whether an iteration leaves an element of the loop's state unchanged."""
     if body.root.opcode != "tuple":
         return False
     element = body.instructions[body.root.operands[index]]

@@ -1,4 +1,4 @@
-"""Floating-point operations of one instruction: matrix products, however the compiler has put them."""
+"""Floating-point operations of one instruction: matrix products, in any form that the compiler gives them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from simgr_jax.compilation.hlo import Computation, Instruction, Module
 
-# What the TPU compiler writes as custom calls although nothing is computed.
+# Custom calls of the TPU compiler that compute nothing.
 BOOKKEEPING = frozenset(
     (
         "AllocateBuffer",
@@ -24,12 +24,12 @@ BOOKKEEPING = frozenset(
 
 
 def flops(module: Module, computation: Computation, instruction: Instruction) -> tuple[float, frozenset[str]]:
-    """The operations of a matrix product, a convolution or a kernel, and of those fused into the instruction.
+    """The operations of a matrix product, a convolution or a kernel, or of those fused into the instruction.
 
-    A multiplication and an addition are two operations; elementwise ones are not counted.
+    A multiply-add counts as two operations; elementwise operations are not counted.
 
     Returns:
-      The operations, and the names of kernels that nothing is known of.
+      The number of operations, and the names of kernels of unknown cost.
     """
     if instruction.opcode in ("dot", "convolution"):
         count = {"dot": _dot, "convolution": _convolution}[instruction.opcode]
@@ -51,8 +51,11 @@ def _dot(computation: Computation, dot: Instruction) -> float:
 
 
 def _convolution(computation: Computation, convolution: Instruction) -> float:
-    """The TPU compiler makes convolutions of matrix products, with batches as spatial axes that are padded or dilated
-    such that most places of the window meet no input: only those that do are counted."""
+    """Counts only window positions that meet an input.
+
+    The TPU compiler turns batched matrix products into convolutions. Batch axes become spatial axes, padded or dilated
+    so that most window positions meet no input.
+    """
     left, kernel = (operand.type for operand in computation.operands(convolution)[:2])
     labels = re.split(r"_|->", convolution.attribute("dim_labels"))
     size = lambda shape, part, label: shape.dims[labels[part].index(label)]  # noqa: E731
@@ -66,7 +69,7 @@ def _convolution(computation: Computation, convolution: Instruction) -> float:
 
 
 def _window(text: str, axes: int) -> dict[str, list[int]]:
-    """Of each axis what `{size=2x1 stride=2x1 pad=1_1x0_0}` says of it, or its default."""
+    """Parses `{size=2x1 stride=2x1 pad=1_1x0_0}` into each option's values, one per axis, with defaults filled in."""
     said = dict(re.findall(r"(\w+)=([\d_x\-]+)", text))
     values = lambda name: said[name].split("x") if name in said else ["1"] * axes  # noqa: E731
     numbers = lambda name: [int(value) for value in values(name)]  # noqa: E731
@@ -81,7 +84,7 @@ def _window(text: str, axes: int) -> dict[str, list[int]]:
 def _meetings(
     inputs: int, kernel: int, outputs: int, *, stride: int, padding: int, dilation: int, kernel_dilation: int
 ) -> int:
-    """In how many pairs of an output and a place of the window there is an input."""
+    """The number of pairs (output, window position) that meet an input."""
     places = np.arange(outputs)[:, None] * stride - padding + np.arange(kernel) * kernel_dilation
     return int(np.count_nonzero((places >= 0) & (places % dilation == 0) & (places < inputs * dilation)))
 
@@ -91,7 +94,7 @@ def _kernel_name(call: Instruction) -> str:
 
 
 def _kernel(computation: Computation, call: Instruction) -> float | None:
-    """A kernel's own estimate, or our own of those that make none; None where there is neither."""
+    """A kernel's own estimate, or ours for a kernel without one; None if there is neither."""
     if found := re.search(r'"cost_estimate":(\{[^{}]*\})', call.attributes):
         return float(json.loads(found[1])["flops"])
     if found := re.match(r"splash_m[hq]a_(fwd|dq|dkv)", call.name):
@@ -100,11 +103,11 @@ def _kernel(computation: Computation, call: Instruction) -> float | None:
 
 
 def _splash_attention(computation: Computation, call: Instruction, part: str) -> float:
-    """The products of splash attention, over the blocks of queries and keys that its mask leaves.
+    """The products of splash attention over the blocks of queries and keys that its mask keeps.
 
-    The forward pass makes scores and outputs; for the gradients of queries, and again for those of keys and values,
-    the scores are made anew. The kernel's first operand says of each block of queries which blocks of keys it sees:
-    [1, blocks, most blocks seen], or the other way around; the mask is causal.
+    The forward pass computes scores and outputs. The scores are computed again for the gradients of the queries, and
+    once more for those of the keys and values. The kernel's first operand lists the blocks of keys that each block of
+    queries sees: [1, blocks, most blocks seen] or with the last two axes swapped. The mask is causal.
     """
     mask, *operands = [operand.type for operand in computation.operands(call)]
     queries = next(array for array in operands if array.dtype in ("bf16", "f32"))
@@ -113,5 +116,5 @@ def _splash_attention(computation: Computation, call: Instruction, part: str) ->
     pairs = sum(min(block + 1, seen) for block in range(blocks)) * (length / blocks) ** 2
     products = {"fwd": 2, "dq": 3, "dkv": 4}[part]
     if part == "dkv" and re.search(r"use_fused_bwd_kernel\W+true", call.attributes):
-        products = 5  # It makes the queries' gradient as well.
+        products = 5  # It also computes the queries' gradient.
     return 2.0 * products * math.prod(queries.dims[:-2]) * pairs * width

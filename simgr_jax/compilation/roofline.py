@@ -1,20 +1,20 @@
-"""How fast a chip could run a step at best, from what the step costs (https://jax-ml.github.io/scaling-book/roofline)."""
+"""Lower bounds on a step's time, from its cost and a chip's rates (https://jax-ml.github.io/scaling-book/roofline)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from simgr_jax.compilation.chips import Chip, ici_bandwidth
 from simgr_jax.compilation.cost import Cost
+from simgr_jax.devices.chips import Chip, ici_bandwidth
 
 
 class Roofline(NamedTuple):
-    """Seconds that each resource of a chip is busy at least, at its full rate.
+    """Seconds that each resource of a chip needs at its full rate.
 
     Attributes:
       compute: the matrix units.
       memory: HBM.
-      collectives: the links to other chips, all of them at once.
+      collectives: all links to other chips together.
     """
 
     compute: float
@@ -23,19 +23,19 @@ class Roofline(NamedTuple):
 
     @property
     def bound(self) -> float:
-        """No step is faster: all three at once."""
+        """The time with full overlap of the three. No step is faster."""
         return max(self)
 
     @property
     def serial(self) -> float:
-        """One after the other: what a step takes if nothing overlaps and each runs at its full rate."""
+        """The time without any overlap, each at its full rate."""
         return sum(self)
 
 
 def roofline(cost: Cost, chip: Chip, shape: tuple[int, ...]) -> Roofline:
     """
     Args:
-      shape: of the slice, in chips.
+      shape: the slice's sides, in chips.
     """
     ici = ici_bandwidth(chip, shape)
     return Roofline(

@@ -1,4 +1,4 @@
-"""The devices to compile for: a slice of TPUs that needn't be here, or some of this machine's CPU."""
+"""The devices to compile for: a TPU slice, which need not be present, or virtual CPU devices."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import jax
 
-from simgr_jax.compilation.chips import CHIPS, Chip
+from simgr_jax.devices.chips import CHIPS, Chip
 from simgr_jax.errors import UserError
 
-# Of all releases of libtpu, the one that this JAX can read.
+# Installs the libtpu release that matches this JAX.
 INSTALL = f'pip install "jax[tpu]=={jax.__version__}"'
 
-# libtpu asks the cloud's metadata server, and complains on stderr, where these don't tell it what it wants to know. It
-# lets in one process at a time for the sake of chips that are not used here.
+# Without these, libtpu asks the cloud's metadata server and complains on stderr. It also admits only one process at a
+# time, to protect chips, but none are used here.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -30,9 +30,9 @@ _ENVIRONMENT = {
 class Topology(NamedTuple):
     """
     Attributes:
-      devices: one for each chip, or for each virtual CPU device.
+      devices: one per chip, or the virtual CPU devices.
       chip: None for CPUs.
-      shape: of the slice.
+      shape: the slice's sides, in chips.
     """
 
     devices: list[jax.Device]
@@ -43,13 +43,14 @@ class Topology(NamedTuple):
 def open_topology(name: str) -> Topology:
     """
     Args:
-      name: "v5e:16x16" and the like, or "cpu:8". No device may have been used before: JAX keeps to the platforms that
-        it has begun with.
+      name: e.g. "v5e:16x16" or "cpu:8".
+
+    Call this before JAX uses any device, because JAX cannot change platforms afterwards.
 
     Raises:
       UserError: there is no such topology, or libtpu is not installed.
     """
-    # Nothing runs, and a machine that has TPUs may be using them.
+    # Nothing will run, and another process may be using this machine's TPUs.
     jax.config.update("jax_platforms", "cpu")
     if found := re.fullmatch(r"cpu:([1-9][0-9]*)", name):
         count = int(found[1])
@@ -60,12 +61,12 @@ def open_topology(name: str) -> Topology:
         known = "; ".join(f"{chip.name}:{', '.join(chip.topologies)}" for chip in CHIPS.values())
         raise UserError(f"--topology={name}: is unknown; give one of {known}; or cpu:8, any number of CPU devices")
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"--topology={name}: compiling for TPUs takes their compiler, libtpu; {INSTALL}")
+        raise UserError(f"--topology={name}: compiling for TPUs needs libtpu; {INSTALL}")
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
-    # One device for the two cores of a chip, as JAX has them on v4 itself.
+    # On v4, JAX shows the two cores of a chip as one device.
     cores = {"chip_config_name": "megacore"} if generation == "v4" else {}
     description = topologies.get_topology_desc(platform="tpu", topology_name=name, **cores)
     return Topology(list(description.devices), CHIPS[generation], tuple(map(int, shape.split("x"))))

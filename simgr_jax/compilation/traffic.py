@@ -1,7 +1,7 @@
-"""What an instruction reads from and writes to a device's main memory, HBM on a TPU.
+"""The bytes that an instruction reads from and writes to a device's main memory (HBM on TPUs).
 
-Its operands and results, as far as they lie there, and of those only what it needs: of a slice what is cut out, of an
-update what is written. It is an estimate from below: a kernel may read an operand more than once, and arrays are padded
+Operands and results in main memory count, but only the parts that are used: a slice counts what it cuts out, an update
+what it writes. The estimate is a lower bound, because a kernel may read an operand more than once and arrays are padded
 to whole tiles.
 """
 
@@ -13,7 +13,7 @@ from simgr_jax.compilation import collectives
 from simgr_jax.compilation.hlo import Computation, Instruction, Module, Shape, leaves
 from simgr_jax.compilation.operations import BOOKKEEPING
 
-# Names for what is there already, waits, and control flow, whose computations are counted by themselves.
+# Aliases, waits and control flow. The computations that control flow calls are counted separately.
 _FREE = frozenset(
     (
         "add-dependency",
@@ -34,12 +34,12 @@ _FREE = frozenset(
 )
 _CUTS = ("dynamic-slice", "gather", "slice")
 _UPDATES = ("dynamic-update-slice", "scatter")
-# A fused slice of these is a slice of what they are made from.
+# Within a fusion, slicing the result of one of these reads only a slice of its operand.
 _ELEMENTWISE = ("bitcast", "convert", "copy", "negate", "reshape", "transpose")
 
 
 def memory_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
-    """Read and written by an instruction that is not itself fused into another."""
+    """Bytes read and written by an instruction that is not fused into another."""
     if _is_free(instruction) or instruction.opcode.endswith(("-done", "-update")):
         return 0.0
     if instruction.opcode.endswith("-start"):
@@ -61,9 +61,10 @@ def _in_memory(arrays: Iterable[Shape]) -> float:
 
 
 def _copied(computation: Computation, start: Instruction) -> float:
-    """By a copy, a slice or a collective that goes on in the background.
+    """Bytes read and written by an asynchronous copy, slice or collective.
 
-    The type of `copy-start` is (to, from, ...), of `all-reduce-start` its result, of the others (from, to, ...).
+    The type of `copy-start` is (to, from, ...), that of `all-reduce-start` is its result's, and that of the others is
+    (from, to, ...).
     """
     to = start.type[0] if start.opcode == "copy-start" else start.type
     to = start.type[1] if isinstance(to, tuple) and start.opcode != "all-reduce-start" else to
@@ -104,7 +105,7 @@ def _read_by_fused(module: Module, fused: Computation, operand: Instruction) -> 
 
 
 def _written(module: Module, computation: Computation, instruction: Instruction) -> list[float]:
-    """The share of each array of a result that is written."""
+    """For each array of the result, the share that is written."""
     count = len(instruction.arrays)
     if instruction.opcode == "dynamic-update-slice":
         return [_share(computation.operands(instruction)[1].arrays, instruction.arrays)]
@@ -121,6 +122,6 @@ def _written_by_root(module: Module, fused: Computation, root: Instruction) -> l
         return [share for element in fused.operands(root) for share in _written_by_root(module, fused, element)]
     if root.opcode == "bitcast":
         return _written_by_root(module, fused, fused.operands(root)[0])
-    # What is handed on was there before; a collective that goes on writes its result when it is done.
+    # A passed-on value already exists, and an asynchronous collective writes its result only when it ends.
     handed_on = root.opcode == "parameter" or collectives.kind(root) or root.call_target == "AsyncCollectiveStart"
     return [0.0] * len(root.arrays) if handed_on else _written(module, fused, root)

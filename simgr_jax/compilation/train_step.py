@@ -1,82 +1,122 @@
-"""A config's train step for devices that needn't be here: shapes and where they lie, in the place of arrays."""
+"""A config's train step with shapes and shardings in place of arrays, for devices that need not be present."""
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
+from transformers import PreTrainedTokenizerBase
 
-from simgr_jax import sharding
-from simgr_jax.batch import TrainBatch
 from simgr_jax.compilation.jaxpr import matmul_flops
-from simgr_jax.data import prompts
-from simgr_jax.data.batches import TrainingWindows
 from simgr_jax.data.dataset import Sequences
-from simgr_jax.data.prompts import Prompt
+from simgr_jax.devices import sharding
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import pretrained
-from simgr_jax.huggingface.tokenizer import load_tokenizer
-from simgr_jax.models.create import assemble, scratch_backbone_config
-from simgr_jax.models.inputs import Backbone, ModelInputs
+from simgr_jax.huggingface.checkpoint import read_config
+from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
+from simgr_jax.inputs import prompts
+from simgr_jax.inputs.prompts import ItemContents
+from simgr_jax.inputs.training_windows import TrainingWindows
+from simgr_jax.models import registry
+from simgr_jax.models.model_inputs import Backbone, ModelInputs
 from simgr_jax.models.recommender import Recommender
+from simgr_jax.models.scratch import scratch_config
 from simgr_jax.models.transformer import Transformer
-from simgr_jax.preparation import cache_dir, check, load_data
-from simgr_jax.semantic_ids.build import build
-from simgr_jax.semantic_ids.tokenizer import SemanticIds
+from simgr_jax.run import Run
+from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.state import abstract_state, make_train_step
 
-
-class Plan(NamedTuple):
-    """What the shapes of a train step follow from.
-
-    Attributes:
-      hf_config: the checkpoint's, or None where the backbone is trained from scratch.
-    """
-
-    config: ml_collections.ConfigDict
-    semantic_ids: SemanticIds
-    prompt: Prompt
-    hf_config: Any
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
-def plan(config: ml_collections.ConfigDict, workdir: Path, num_items: int | None) -> Plan:
-    """
-    Args:
-      workdir: where the data are prepared.
-      num_items: above 0, the data are not looked at, but a catalog of so many items is assumed, with as many codes as
-        the config's quantizer would give them and prompts of codes alone.
+class PlannedRun(Run):
+    """A run to compile, not to train. It needs only its LLM's config, and can assume a catalog instead of data."""
 
-    Raises:
-      UserError: what the config asks for can't be.
-    """
-    check(config)
-    folder, hf_config = pretrained.open_config(config) if config.backbone.checkpoint else (None, None)
-    if num_items:
-        semantic_ids, texts, tokenizer = _assumed_codes(config, num_items), None, None
-    else:
-        cache = cache_dir(config, workdir)
-        dataset, split = load_data(config, cache)
-        semantic_ids, _ = build(config.semantic_ids, dataset, split.train, cache, config.seed)
-        texts = dataset.item_texts
-        tokenizer = load_tokenizer(folder, semantic_ids.token_strings()) if folder else None
-    return Plan(config, semantic_ids, prompts.create(config, semantic_ids, texts, tokenizer), hf_config)
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, num_items: int | None = None):
+        """
+        Args:
+          workdir: the folder for the prepared data.
+          num_items: if given, assumes a catalog of this size instead of reading the data. Its items have as many codes
+            as the config's quantizer gives, and prompts consist of codes only.
+
+        Raises:
+          UserError: the config has an invalid value.
+        """
+        super().__init__(config, workdir)
+        self._num_items = num_items
+
+    def with_config(self, config: ml_collections.ConfigDict) -> PlannedRun:
+        """The same run with another config, reusing prepared data."""
+        other = copy.copy(self)
+        other.config, other.options = config, registry.options_of(config)
+        return other
+
+    @functools.cached_property
+    def llm_config(self) -> PretrainedConfig | None:
+        """The LLM's config; None if the backbone is trained from scratch."""
+        return read_config(self._llm_folder) if self._has_llm else None
+
+    @functools.cached_property
+    def _llm_folder(self) -> Path:
+        return pretrained.checkpoint_folder(self.config, weights=False)
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        if not self._has_llm or self._num_items or self.semantic_ids is None:
+            return None
+        return load_tokenizer(self._llm_folder, self.semantic_ids.token_strings())
+
+    @functools.cached_property
+    def _ids(self) -> tuple[SemanticIds | None, dict[str, Any]]:
+        if not self._num_items or not self.options.reads_semantic_ids:
+            return super()._ids
+        return _assumed_codes(self.config, self._num_items), {}
+
+    @property
+    def items(self) -> ItemContents:
+        return ItemContents(self._num_items, self.semantic_ids) if self._num_items else super().items
+
+    def abstract_model(self) -> Recommender:
+        """The model with shapes in place of arrays."""
+
+        def make() -> Recommender:
+            rngs, nobody = nnx.Rngs(self.config.seed), Sequences.from_lists([])
+            items = self.items
+            inputs = ModelInputs(items.num_items, items.semantic_ids, nobody, lambda: self._backbone(rngs), rngs)
+            return registry.assemble(self.config, inputs)
+
+        return nnx.eval_shape(make)
+
+    def _backbone(self, rngs: nnx.Rngs) -> Backbone:
+        if self.llm_config is None:
+            return Backbone(Transformer(scratch_config(self.config), rngs))
+        shape = pretrained.backbone_config(self.llm_config, self.config, self.longest_sequence)
+        decoder, dtype = Transformer(shape, rngs), pretrained.base_dtype(self.config)
+        nnx.update(decoder, jax.tree.map(lambda x: x.astype(dtype), nnx.state(decoder)))
+        text_tokens = len(self.prompt.text_tokens)
+        text_embedding = jnp.zeros((text_tokens, shape.width), dtype) if text_tokens else None
+        return Backbone(decoder, jnp.zeros((self.semantic_ids.vocab_size, shape.width)), text_embedding)
 
 
 def _assumed_codes(config: ml_collections.ConfigDict, num_items: int) -> SemanticIds:
-    """Item i is i in the number system of the codebook's size."""
+    """Item i's codes are the digits of i in base `codebook_size`."""
     if prompts.has_text(config.prompt):
-        raise UserError("--num_items: items that are only assumed have no text; leave out config.prompt's")
+        raise UserError("--num_items: assumed items have no text; remove the text from config.prompt")
     levels, size = config.semantic_ids.quantizer.levels, config.semantic_ids.quantizer.codebook_size
     if size**levels < num_items:
         raise UserError(
-            f"config.semantic_ids.quantizer.levels: {levels} levels of {size} codes can't tell {num_items} items "
-            "apart; give more of them"
+            f"config.semantic_ids.quantizer.levels: {levels} levels of {size} codes can't distinguish {num_items} "
+            "items; use more levels"
         )
     rest, codes = np.arange(num_items), np.empty((num_items, levels), np.int32)
     for level in reversed(range(levels)):
@@ -84,47 +124,21 @@ def _assumed_codes(config: ml_collections.ConfigDict, num_items: int) -> Semanti
     return SemanticIds(codes, (size,) * levels)
 
 
-def model(plan: Plan) -> Recommender:
-    """With shapes for arrays."""
-    config, codes = plan.config, plan.semantic_ids
-
-    def make() -> Recommender:
-        rngs = nnx.Rngs(config.seed)
-        nobody = Sequences.from_lists([])
-        return assemble(config, ModelInputs(codes, nobody, lambda: _backbone(plan, rngs), rngs))
-
-    return nnx.eval_shape(make)
-
-
-def _backbone(plan: Plan, rngs: nnx.Rngs) -> Backbone:
-    config = plan.config
-    if plan.hf_config is None:
-        return Backbone(Transformer(scratch_backbone_config(config), rngs))
-    longest = pretrained.longest_sequence(config, plan.prompt)
-    decoder = Transformer(pretrained.backbone_config(plan.hf_config, config, longest), rngs)
-    dtype, width = pretrained.base_dtype(config), decoder.config.width
-    nnx.update(decoder, jax.tree.map(lambda x: x.astype(dtype), nnx.state(decoder)))
-    text_tokens = len(plan.prompt.text_tokens)
-    text_embedding = jnp.zeros((text_tokens, width), dtype) if text_tokens else None
-    return Backbone(decoder, jnp.zeros((plan.semantic_ids.vocab_size, width)), text_embedding)
-
-
-def lower(plan: Plan) -> jax.stages.Lowered:
-    """The step that `training.loop.fit` runs, for the devices of the context's mesh."""
-    step, arguments = _step(plan, lambda tree: jax.tree.map(_like, tree, sharding.shardings(tree)), sharding.batch_like)
+def lower(run: PlannedRun) -> jax.stages.Lowered:
+    """The same step as in `training.loop.fit`, for the devices of the context's mesh."""
+    step, arguments = _step(run, lambda tree: jax.tree.map(_like, tree, sharding.shardings(tree)), sharding.batch_like)
     return step.lower(*arguments)
 
 
-def model_flops(plan: Plan) -> int:
-    """What the model needs for a step, on all devices together.
+def model_flops(run: PlannedRun) -> int:
+    """The operations that the model needs for a step, on all devices together.
 
-    As the model is defined, and as model FLOPs utilisation is counted (PaLM, https://arxiv.org/abs/2204.02311, appendix
-    B): the matrix products of the forward pass and of the gradients that are asked for, each once. Attention counts all
-    pairs of a row's positions.
+    Counted as for model FLOPs utilisation (PaLM, https://arxiv.org/abs/2204.02311, appendix B): the matrix products of
+    the forward pass and of the gradients, each once. Attention counts all pairs of positions in a row.
     """
-    config = plan.config.copy_and_resolve_references()
-    config.backbone.remat, config.backbone.attention, config.loss.catalog_chunk = "none", "xla", 0
-    step, arguments = _step(plan._replace(config=config), lambda tree: tree, lambda batch: batch)
+    config = run.config.copy_and_resolve_references().unlock()
+    config.backbone.remat, config.backbone.attention, config.simgr.catalog_chunk = "none", "xla", 0
+    step, arguments = _step(run.with_config(config.lock()), lambda tree: tree, lambda batch: batch)
     return matmul_flops(jax.make_jaxpr(step)(*arguments))
 
 
@@ -132,20 +146,14 @@ def _like(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDty
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
-def _step(plan: Plan, place, place_batch) -> tuple[Any, tuple]:
-    """The step and its arguments, of which `place` and `place_batch` say where they lie."""
-    config = plan.config
-    recommender = model(plan)
-    graphdef, parameters, rest = nnx.split(recommender, nnx.Param, ...)
-    # Any number of steps: it is not in the shapes.
-    optimizer = optimizers.create(config.optimizer, 1000 * config.optimizer.accumulate_steps)
-    state = place(abstract_state(parameters, optimizer, config.training.ema_decay))
-    step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, state)
-    return step, (state, place(rest), place_batch(_batch(plan, recommender.windows)))
-
-
-def _batch(plan: Plan, kind: str) -> TrainBatch:
-    config = plan.config
+def _step(run: PlannedRun, place: Callable, place_batch: Callable) -> tuple[Any, tuple]:
+    """The step and its arguments, to which `place` and `place_batch` give their shardings."""
+    training = run.config.training
+    graphdef, parameters, rest = nnx.split(run.abstract_model(), nnx.Param, ...)
+    # The number of steps is arbitrary: no shape depends on it.
+    optimizer = optimizers.create(run.config.optimizer, 1000 * run.config.optimizer.accumulate_steps)
+    state = place(abstract_state(parameters, optimizer, training.ema_decay))
+    step = make_train_step(graphdef, optimizer, training.ema_decay, run.config.seed, state)
     two_items = Sequences.from_lengths(np.zeros(2, np.int64), np.array([2]))
-    windows = TrainingWindows(two_items, plan.prompt, config.data.max_items, config.training.row_length, kind)
-    return windows.batch_like(config.training.batch_rows)
+    windows = TrainingWindows(two_items, run.prompt, run.config.data.max_items, run.row_length, run.options.windows)
+    return step, (state, place(rest), place_batch(windows.batch_like(training.batch_rows)))

@@ -1,4 +1,4 @@
-"""The arrays that `data/` hands over: sequences, the dataset with its catalog, and its split."""
+"""A dataset, its interaction sequences and its split, as arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Sequences:
     """Ragged int32 sequences stored flat: sequence s is `values[offsets[s]:offsets[s + 1]]`.
 
     Attributes:
-      values: int32 [E], item indices of all sequences, one after the other.
+      values: int32 [E], item indices of all sequences, concatenated.
       offsets: int64 [S + 1], where each sequence begins; `offsets[0] == 0`, `offsets[S] == E`.
     """
 
@@ -50,19 +50,20 @@ class Sequences:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Everything a reader returns. Users and items are known by their index from here on.
+    """What a reader returns. From here on, users and items are known by their index.
 
     Attributes:
-      name: what reports call this dataset.
-      user_ids: [U], the users' ids as the files have them.
-      item_ids: [N], the catalog: the items' ids as the files have them.
-      sequences: a sequence a user, item indices from the oldest to the newest.
-      timestamps: int64 [E] seconds, aligned with `sequences.values`, or None where the files have only an order.
-      item_texts: [N], an item's text, or None.
+      name: shown in reports.
+      user_ids: [U], the users' ids as in the files.
+      item_ids: [N], the catalog: the items' ids as in the files.
+      sequences: one sequence of item indices per user, oldest first.
+      timestamps: int64 [E], aligned with `sequences.values`, in seconds (a log keeps its own unit); None if the files
+        only give an order.
+      item_texts: [N], one text per item, or None.
       codes: int32 [N, L], ready-made semantic IDs, or None.
-      codebook_sizes: [L], one more than the largest possible code of each level; empty without codes.
-      parts: uint8 [E], aligned with `sequences.values`: 0 train, 1 validation, 2 test, for datasets published
-        with their split; None otherwise.
+      codebook_sizes: [L], the number of codes per level; empty without codes.
+      parts: uint8 [E], aligned with `sequences.values`: 0 train, 1 validation, 2 test; None unless the dataset was
+        published with a split.
     """
 
     name: str
@@ -82,10 +83,10 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationCases:
-    """C questions "what comes next?", with their answers.
+    """C evaluation cases: a user's history and the item that came next.
 
     Attributes:
-      users: int32 [C], whose history it is (an index into `Dataset.user_ids`).
+      users: int32 [C], the user of each case (an index into `Dataset.user_ids`).
       histories: C sequences, oldest item first, never empty.
       targets: int32 [C], the item that came next.
     """
@@ -98,20 +99,20 @@ class EvaluationCases:
         return len(self.targets)
 
     def take(self, chosen: Sequence[int]) -> EvaluationCases:
-        """The cases at these places, in this order."""
+        """The cases at the indices `chosen`, in that order."""
         histories = Sequences.from_lists(self.histories[case] for case in chosen)
         return EvaluationCases(self.users[chosen], histories, self.targets[chosen])
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What trains, what selects the model, and what judges it once.
+    """The training sequences and the evaluation cases of a dataset.
 
     Attributes:
-      train: sequences of at least two items; nothing else may be seen in training (also by semantic IDs that are
-        learned from interactions).
-      validation: selects the model.
-      test: is read once.
+      train: sequences of at least two items. Training sees nothing else, and neither do semantic IDs that are learned
+        from interactions.
+      validation: for selecting the model.
+      test: for the final evaluation only.
     """
 
     train: Sequences

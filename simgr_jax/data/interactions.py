@@ -1,4 +1,4 @@
-"""From a table of interactions, or a dataset, to the dataset's k-core. The formats' readers are in `readers/`."""
+"""Builds a dataset from a table of interactions, and filters a dataset to its k-core."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from simgr_jax.errors import UserError
 
 
 def from_frame(frame: pl.DataFrame, name: str, k_core: int = 0, item_texts: Mapping[str, str] | None = None) -> Dataset:
-    """Makes a dataset of a log, the same one whatever the order of the log's rows.
+    """Builds a dataset from a log. The order of the log's rows doesn't matter.
 
-    An interaction that the log has twice (same user, item and timestamp) counts once. A user's items are sorted by
-    (timestamp, item id), so ties in time are always broken the same way. Users and items are sorted by id; the catalog
-    is the items that have an interaction left after k-core filtering.
+    Duplicates (same user, item and timestamp) count once. A user's items are sorted by (timestamp, item id), so ties
+    in time are always broken the same way. Users and items are sorted by id. The catalog holds the items that remain
+    after k-core filtering.
 
     Args:
-      frame: columns `user` and `item` (strings) and `timestamp` (a number), without nulls, a row an interaction.
+      frame: one row per interaction, with columns `user` and `item` (strings) and `timestamp` (a number), no nulls.
       k_core: see `k_core`; 0 keeps everything.
-      item_texts: texts by item id; an item without one gets an empty text.
+      item_texts: text by item id; an item without one gets an empty text.
 
     Raises:
       UserError: no interaction survives k-core filtering.
     """
     ids, columns = {}, {}
     for column in ("user", "item"):
-        # Sorted ids as categories: an id's index is then its rank, and 4 bytes take the place of a string.
+        # With the sorted ids as categories, each id becomes its rank: 4 bytes instead of a string.
         ids[column] = frame[column].unique().sort()
         columns[column] = frame[column].cast(pl.Enum(ids[column])).to_physical().cast(pl.Int32)
     frame = frame.select("timestamp").with_columns(**columns).sort("user", "timestamp", "item")
@@ -56,10 +56,9 @@ def from_frame(frame: pl.DataFrame, name: str, k_core: int = 0, item_texts: Mapp
 
 
 def k_core(users: Int[np.ndarray, " E"], items: Int[np.ndarray, " E"], k: int) -> Bool[np.ndarray, " E"]:
-    """Which interactions are in the k-core: the largest part where every user and every item has k or more.
+    """Whether each interaction is in the k-core, the largest subset in which every user and item has at least k.
 
-    Users, then items, with fewer are removed over and over until none is left. An interaction that is repeated counts
-    as often as it is there.
+    Removes the users and items with fewer than k interactions until none are left. Repeated interactions all count.
     """
     mask = np.zeros(len(users), dtype=bool)
     kept = np.arange(len(users))
@@ -72,7 +71,7 @@ def k_core(users: Int[np.ndarray, " E"], items: Int[np.ndarray, " E"], k: int) -
 
 
 def filter_k_core(dataset: Dataset, k: int) -> Dataset:
-    """The k-core of a dataset, its users and catalog without those that have fewer than k interactions.
+    """Filters a dataset to its k-core, and drops all users and items outside it.
 
     Raises:
       UserError: nothing is left.
@@ -101,18 +100,22 @@ def filter_k_core(dataset: Dataset, k: int) -> Dataset:
 def _k_core_or_error(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
     keep = k_core(users, items, k)
     if not keep.any():
-        raise UserError(f"config.data.k_core: no user and no item has {k} interactions that count; take a smaller one")
+        raise UserError(f"config.data.k_core: {k} leaves no interactions; use a smaller value")
     return keep
 
 
 def _differs_from_previous(*columns: np.ndarray) -> np.ndarray:
-    """bool [E]: whether a row is another than the row before it. columns: [E] each."""
+    """bool [E]: whether each row differs from the row before it. columns: [E] each."""
     differs = np.ones(len(columns[0]), dtype=bool)
     differs[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
     return differs
 
 
 def _renumber(index: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """index: int [E], below `size`. Returns int32 [E] without gaps, in the same order, and bool [size]: who occurs."""
+    """Closes the gaps in `index`, int [E] below `size`.
+
+    Returns:
+      int32 [E], the new indices in the same order, and bool [size], whether each old index occurs.
+    """
     exists = np.bincount(index, minlength=size) > 0
     return (np.cumsum(exists, dtype=np.int32) - 1)[index].astype(np.int32), exists

@@ -1,4 +1,4 @@
-"""From the messy fields of a product's metadata to one clean text."""
+"""Turns the messy fields of a product's metadata into one clean text."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-# A tag begins with "<" and a letter, so that "< 5 mm" stays; texts are cut anywhere, so the last tag may be open.
+# A tag begins with "<" and a letter, so "< 5 mm" stays. Texts may be cut inside a tag, so the last one may be open.
 _INVISIBLE = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|$)", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*(?:>|$)|<!--.*?(?:-->|$)", re.DOTALL)
 _BETWEEN_STRINGS = re.compile(r"""\.?['"], ['"]""")
 
 
 def clean(text: str) -> str:
-    """Plain text on one line: HTML entities resolved (also doubly escaped ones), tags and scripts removed."""
+    """Returns plain text on one line: resolves HTML entities, even doubly escaped ones; removes tags and scripts."""
     text = html.unescape(html.unescape(text))
     text = _TAG.sub(" ", _INVISIBLE.sub(" ", text))
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def join_fields(fields: Iterable[Any]) -> str:
-    """One clean text of several fields, each a string, a number, a list of them (also written as a string) or None."""
+    """Joins fields into one clean text. A field is a string, a number, None, or a list of these or its Python form."""
     texts = (clean(text) for field in fields for text in _flatten(field))
     return ". ".join(text.rstrip(".") for text in texts if text)
 
@@ -37,7 +37,7 @@ def _flatten(field: Any) -> Iterable[str]:
 
 
 def _parse_list(text: str) -> Any:
-    """The list that `text` is the Python form of; its inside as sentences where quotes in it were lost."""
+    """Parses a list in Python syntax. If its quotes are broken, returns its strings joined as sentences."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # "\d" and the like in a description

@@ -1,4 +1,4 @@
-"""From `config.data` to the dataset and its split; what was prepared once is kept."""
+"""Loads and splits the dataset that `config.data` names, and caches what was read."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from types import ModuleType
 import ml_collections
 import numpy as np
 
-from simgr_jax.cache import atomic_path, fingerprint, load_arrays
 from simgr_jax.data import splits, synthetic
 from simgr_jax.data.dataset import Dataset, Sequences, Split
 from simgr_jax.data.interactions import filter_k_core, from_frame
 from simgr_jax.data.readers import lcrec, log, minionerec, p5, recbole
 from simgr_jax.errors import UserError
+from simgr_jax.workdir.atomic_write import atomic_path
+from simgr_jax.workdir.cache import fingerprint, load_arrays
 
 FORMATS = ("p5", "lcrec", "minionerec", "recbole", "log", "amazon_reviews", "synthetic")
 SPLITS = ("leave_one_out", "temporal", "given")
 
-# Part of the cache's key: add one when the readers' results change.
+# Part of the cache key: increment it when the readers' results change.
 PREPARED_VERSION = 1
 
 
@@ -31,20 +32,20 @@ def load(config: ml_collections.ConfigDict, cache_dir: Path) -> tuple[Dataset, S
     """Reads and splits the data that `config.data` names.
 
     Args:
-      config: `config.data`: `format` (see FORMATS), `path` (a folder; for log the file), `name` ("": after the folder),
-        `k_core` (0: leave the data as it is), `split` (see SPLITS), `validation_fraction` and `test_fraction` (of a
-        temporal split), and the formats' own: `log` (arguments of `log.read`), `amazon_reviews` (`version`,
-        `category`), `synthetic` (arguments of `synthetic.ensure`).
-      cache_dir: where prepared data is kept, under a hash of the files' contents and of what matters in the config.
+      config: `config.data`: `format` (see FORMATS), `path` (a folder, or the file of a log), `name` ("" takes the
+        folder's), `k_core` (0 keeps everything), `split` (see SPLITS), `validation_fraction` and `test_fraction` (of a
+        temporal split), and the options of single formats: `log` (arguments of `log.read`), `amazon_reviews`
+        (`version`, `category`), `synthetic` (arguments of `synthetic.ensure`).
+      cache_dir: where prepared data is kept, under a hash of the files' contents and the options that affect it.
 
     Raises:
-      UserError: a config key has no such value, or whatever the readers and splits find wrong.
+      UserError: a config value is unknown or out of range, or a reader or split finds a problem.
     """
     for key, known in (("format", FORMATS), ("split", SPLITS)):
         if config[key] not in known:
-            raise UserError(f"config.data.{key}: there is no {config[key]!r}; use one of {', '.join(known)}")
+            raise UserError(f"config.data.{key}: {config[key]!r} is unknown; choose from {', '.join(known)}")
     if config.k_core < 0:
-        raise UserError(f"config.data.k_core: {config.k_core} is negative; use 0 to leave the data as it is")
+        raise UserError(f"config.data.k_core: {config.k_core} is negative; use 0 to keep everything")
     source = _source(config, cache_dir)
     key = fingerprint(PREPARED_VERSION, config.format, config.k_core, source.arguments, *source.files)
     path = cache_dir / f"dataset-{key}.npz"
@@ -56,8 +57,8 @@ def load(config: ml_collections.ConfigDict, cache_dir: Path) -> tuple[Dataset, S
     dataset = dataclasses.replace(dataset, name=config.name or source.name)
     if dataset.timestamps is None and _is_sorted_by_id(dataset):
         logging.getLogger(__name__).warning(
-            "config.data.path: every user's items in %s are in the order of their ids; if that is not their order in "
-            "time, what is learned and judged is not what came next",
+            "config.data.path: every user's items in %s are sorted by id; check that this is their order in time, "
+            "because models learn and are evaluated in that order",
             dataset.name,
         )
     if config.split == "temporal":
@@ -66,7 +67,7 @@ def load(config: ml_collections.ConfigDict, cache_dir: Path) -> tuple[Dataset, S
 
 
 def _is_sorted_by_id(dataset: Dataset) -> bool:
-    """Of all users, and of so many that it is not by chance."""
+    """Whether every user's items are sorted by id, with enough users to rule out chance."""
     place_of_item = np.argsort(np.argsort(np.array(dataset.item_ids)))
     places, is_first = place_of_item[dataset.sequences.values], np.zeros(len(dataset.sequences.values), bool)
     is_first[dataset.sequences.offsets[:-1][dataset.sequences.lengths > 0]] = True
@@ -75,23 +76,23 @@ def _is_sorted_by_id(dataset: Dataset) -> bool:
 
 
 def _synthetic_folder(config: ml_collections.ConfigDict, cache_dir: Path) -> Path:
-    """Where the embedded data of `config.data` lie."""
+    """The folder of the synthetic data."""
     if config.path:
         return Path(os.path.expanduser(config.path))
     return cache_dir / f"synthetic-{fingerprint(config.synthetic.to_dict())}"
 
 
 def oracle_folder(config: ml_collections.ConfigDict, cache_dir: Path) -> Path | None:
-    """Where the embedded data lie if `config.data` are those and whole: their true next-item distribution is known.
+    """The folder of the synthetic data, whose true next-item distribution is known. None for other data.
 
-    The oracle's items are the generator's: it can't be asked about a catalog that was filtered since.
+    Also None with k-core filtering: the oracle knows only the generator's whole catalog.
     """
     return _synthetic_folder(config, cache_dir) if config.format == "synthetic" and not config.k_core else None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """files and arguments: all that `read()` depends on, besides `config.data.k_core`."""
+    """Data to read. `read()` depends only on `files`, `arguments` and `config.data.k_core`."""
 
     name: str
     files: list[Path]
@@ -106,7 +107,7 @@ def _source(config: ml_collections.ConfigDict, cache_dir: Path) -> _Source:
         synthetic.ensure(path, **arguments)
         return dataclasses.replace(_sequences(p5, path, config.k_core), name="synthetic")
     if not config.path:
-        what = "the log's file" if config.format == "log" else "the folder with the data set's files"
+        what = "the log file" if config.format == "log" else "the folder with the dataset's files"
         raise UserError(f"config.data.path: not set; set it to {what}")
     path = Path(os.path.expanduser(config.path))
     match config.format:
@@ -128,7 +129,7 @@ def _source(config: ml_collections.ConfigDict, cache_dir: Path) -> _Source:
 
 
 def _sequences(reader: ModuleType, path: Path, k_core: int) -> _Source:
-    """The formats that have each user's sequence ready."""
+    """The source of a format that stores one sequence per user."""
     name = path.resolve().name
 
     def read() -> Dataset:
@@ -148,13 +149,13 @@ def _amazon_reviews(path: Path, config: ml_collections.ConfigDict) -> _Source:
         frame, item_texts = amazon.read(path, version, category)
         return from_frame(frame, name, config.k_core, item_texts)
 
-    # Raw files that the user put there; what is downloaded instead never changes.
+    # Only the raw files that the user put there: downloaded files never change.
     raw_files = sorted(file for file in path.glob(f"*{category.removesuffix('_5')}*") if file.is_file())
     return _Source(name, raw_files, {"version": version, "category": category}, read)
 
 
 def _save_dataset(path: Path, dataset: Dataset) -> None:
-    """Arrays as they are, strings as UTF-8 JSON: an npz file that is read without pickle."""
+    """Writes an npz file that is read without pickle: strings are stored as UTF-8 JSON."""
     arrays = {"values": dataset.sequences.values, "offsets": dataset.sequences.offsets}
     for field in ("timestamps", "codes", "parts"):
         if getattr(dataset, field) is not None:

@@ -1,4 +1,4 @@
-"""What trains, what validates, and what tests: three ways to part a dataset's interactions."""
+"""Three ways to split a dataset's interactions into train, validation and test."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ TRAIN, VALIDATION, TEST = 0, 1, 2  # as in Dataset.parts
 
 
 def leave_one_out(dataset: Dataset) -> Split:
-    """A user's last item tests, the one before it validates, the others train.
+    """Each user's last item is for test, the one before it for validation, and the rest for training.
 
     Raises:
-      UserError: a user has fewer than 3 items, or all have 3, which leaves no pair of items to train on.
+      UserError: a user has fewer than 3 items, or all users have exactly 3, which leaves no pair of items to train on.
     """
     lengths, ends = dataset.sequences.lengths, dataset.sequences.offsets[1:]
     short = np.flatnonzero(lengths < 3)
     if short.size:
-        others = f" (and {short.size - 1:,} other users)" if short.size > 1 else ""
+        user, length = dataset.user_ids[short[0]], lengths[short[0]]
         raise UserError(
-            f"config.data.split: leave_one_out needs 3 items a user, but user {dataset.user_ids[short[0]]} has "
-            f"{lengths[short[0]]}{others}; set config.data.k_core to 3 or more"
+            f"config.data.split: leave_one_out needs 3 items per user, but {short.size:,} of {len(lengths):,} users "
+            f"have fewer (user {user} has {length}); set config.data.k_core to 3 or more"
         )
     parts = np.zeros(len(dataset.sequences.values), dtype=np.uint8)
     parts[ends - 2], parts[ends - 1] = VALIDATION, TEST
@@ -31,25 +31,25 @@ def leave_one_out(dataset: Dataset) -> Split:
 
 
 def temporal(dataset: Dataset, validation_fraction: float, test_fraction: float) -> Split:
-    """The newest interactions of all users test, those just before them validate, the older ones train.
+    """The newest interactions of all users are for test, the ones just before for validation, the rest for training.
 
-    The cut points are times, chosen so that `test_fraction` of all interactions are at or after the second and
-    `validation_fraction` are between the two; interactions at the time of a cut fall on its later side together. Every
-    interaction after a cut is a case of its own, with all earlier items of its user as the history, unless it is the
-    user's first.
+    The two cuts are points in time: `test_fraction` of all interactions are at or after the second, and
+    `validation_fraction` are between the two. Interactions at the very time of a cut all fall on its later side. Each
+    interaction after a cut is one case, with all earlier items of its user as the history. A user's first interaction
+    has no history, so it is not a case.
 
     Raises:
-      UserError: the dataset has no timestamps, the fractions leave nothing to train on, or a part comes out empty.
+      UserError: the dataset has no timestamps, the fractions leave nothing to train on, or a part is empty.
     """
     if dataset.timestamps is None:
-        raise UserError("config.data.split: temporal needs timestamps, this format has none; use leave_one_out")
+        raise UserError("config.data.split: temporal needs timestamps, but this format has none; use leave_one_out")
     for key, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
         if not 0 < fraction < 1:
-            raise UserError(f"config.data.{key}: {fraction} is not a share of the data; give e.g. 0.1")
+            raise UserError(f"config.data.{key}: {fraction} is not between 0 and 1; use e.g. 0.1")
     if validation_fraction + test_fraction >= 1:
         raise UserError(
-            f"config.data.test_fraction: with validation_fraction it makes {validation_fraction + test_fraction:g}, "
-            "so nothing is left to train on; give e.g. 0.1 each"
+            f"config.data.test_fraction: with validation_fraction it adds up to "
+            f"{validation_fraction + test_fraction:g}, which leaves nothing to train on; use e.g. 0.1 for each"
         )
     in_order = np.sort(dataset.timestamps)
     num_train = round(len(in_order) * (1 - validation_fraction - test_fraction))
@@ -60,7 +60,7 @@ def temporal(dataset: Dataset, validation_fraction: float, test_fraction: float)
 
 
 def given(dataset: Dataset) -> Split:
-    """The split that the data was published with; a case for each interaction, as for `temporal`.
+    """The split that the data was published with. As in `temporal`, each interaction is one case.
 
     Raises:
       UserError: the dataset has no split of its own, or a part of it is empty.

@@ -1,23 +1,24 @@
-"""Embedded data: a small shop whose true next-item distribution p(i | history) is known.
+"""Synthetic data: a small shop whose true next-item distribution p(i | history) is known.
 
-The catalog: every item is a product ("whisk", "printer") of a category, made by a brand, in one of the brand's lines
-and in one material, and its title says so (materials and adjectives tell items apart, but nobody chooses by them). The
-products stand in a ring, each followed by what people buy next (a printer, then ink cartridges), and the last products
-of a category lead to the next category. Popularity has a long tail (a shifted Zipf law).
+Every item is a product ("whisk", "printer") of a category, made by a brand, in one of the brand's lines and in one
+material. Its title names all of these. Materials and adjectives only tell items apart: they don't affect what users
+buy. The products form a ring, each followed by what people buy next (a printer, then ink cartridges), and the last
+products of a category lead to the next category. Popularity has a long tail (a shifted Zipf law).
 
-The next item of a user is drawn from a mixture that the history alone determines, so no hidden state gives the oracle
-what a model could never see (w: the shares below, h_T: the last item, a: age, 0 for the last item):
+A user's next item is drawn from a mixture that depends on the history alone. There is no hidden state, so the oracle
+knows nothing that a model couldn't learn. Here w are the shares below, h_T is the last item, and a is the age (0 for
+the last item):
 
     p(i | h) = w_follow  follow(i | h_T)                            what comes after the last item
-             + w_taste   Σ_a  decay^a taste(i | h_{T-a}) / Σ_a decay^a    more like what was bought lately
+             + w_taste   Σ_a  decay^a taste(i | h_{T-a}) / Σ_a decay^a    similar to recent purchases
              + w_explore popularity(i)                              what everybody buys
 
-As the tastes of a user are those of the last few items, and new items become part of the history, tastes drift: within
-a brand to other categories, along the ring to other products. An empty history has popularity(i).
+A user's tastes come from the last few items, and every purchase joins the history, so tastes drift: within a brand to
+other categories, and along the ring to other products. After an empty history, p(i | h) = popularity(i).
 
-The same seed gives the same files on every platform: weights are integers, their sums are exact, and chance enters
-through `Generator.random` (PCG64) alone. Floating point is used for single IEEE operations and running sums, never for
-powers, logarithms or matrix products, whose last bit depends on the library.
+The same seed gives the same files on every platform. Weights are integers, so their sums are exact, and all randomness
+comes from `Generator.random` (PCG64). Floating point is used only for single IEEE operations and running sums, because
+the last bit of powers, logarithms and matrix products depends on the library.
 
     world = generate(num_users=6000, num_items=1200, seed=0)
     world.next_item_probabilities([np.array([3, 14, 15])])  # float64 [1, 1200]
@@ -33,9 +34,9 @@ from pathlib import Path
 
 import numpy as np
 
-from simgr_jax.cache import atomic_path
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.errors import UserError
+from simgr_jax.workdir.atomic_write import atomic_path
 
 SEQUENCES_FILE = "user_sequence.txt"
 TEXTS_FILE = "item_plain_text.txt"
@@ -44,16 +45,16 @@ ARGUMENTS_FILE = "synthetic.json"
 FOLLOW_SHARE = 0.45
 TASTE_SHARE = 0.45
 EXPLORE_SHARE = 0.10
-TASTE_DECAY = 0.8  # of the weight of an item in the history, for each item bought since
+TASTE_DECAY = 0.8  # an item in the history loses weight by this factor for each item bought since
 
-# A user has at least 5 items, as in the 5-core data sets, and at most 24; each length is 0.84 times as likely as the
-# one before it, for a mean of 9.6.
+# A user has at least 5 items, as in 5-core datasets, and at most 24. Each length is 0.84 times as likely as the one
+# before it, which gives a mean of 9.6.
 MIN_LENGTH, MAX_LENGTH, LENGTH_DECAY = 5, 24, 0.84
 
 # The weight of the item of popularity rank r is POPULARITY_SCALE // (r + POPULARITY_SHIFT).
 POPULARITY_SCALE, POPULARITY_SHIFT = 1_000_000, 60
 
-# category: (words of its texts, products in the order people buy them, materials)
+# category: (words for its texts, products in the order people buy them, materials)
 _CATEGORIES = {
     "kitchen": (
         "cooking cookware",
@@ -117,7 +118,7 @@ _CATEGORIES = {
     ),
 }
 
-# brand: its lines. Category c is served by the brands 2c .. 2c + 5, so that neighbouring categories share brands.
+# brand: its lines. Brands 2c .. 2c + 5 serve category c, so neighboring categories share brands.
 _BRANDS = {
     "Halden": "Aurora, Fjord, Tundra",
     "Mirelle": "Rosette, Satine, Violette",
@@ -166,11 +167,11 @@ MAX_ITEMS = len(_PRODUCTS) * _BRANDS_PER_CATEGORY * _LINES_PER_BRAND * _MATERIAL
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Catalog:
-    """What an item is, each an int64 [N]; no two items agree in all of product, line and material.
+    """The items' attributes, each an int64 [N]. No two items share product, line and material.
 
     Attributes:
       category, product, brand, line, material, adjective: indices into the lists of words above.
-      popularity: the items' weights in popularity(i), positive integers.
+      popularity: the weights of popularity(i), positive integers.
     """
 
     category: np.ndarray
@@ -190,7 +191,7 @@ class Catalog:
 
     @property
     def texts(self) -> list[str]:
-        """[N], "Everlund Birch compact wool blanket; bedroom bedding sleep"."""
+        """[N], e.g. "Everlund Birch compact wool blanket; bedroom bedding sleep"."""
         return [
             f"{_BRAND_NAMES[self.brand[i]]} {_LINES[self.line[i]]} {_ADJECTIVES[self.adjective[i]]} "
             f"{_MATERIALS[self.material[i]]} {_PRODUCTS[self.product[i]]}; "
@@ -201,10 +202,10 @@ class Catalog:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightTable:
-    """Distributions over the items, each a row of integer weights.
+    """Distributions over the items, one row of integer weights each.
 
     Attributes:
-      weights: int64 [S, N], not negative, of a positive sum in each row.
+      weights: int64 [S, N], not negative; each row's sum is positive.
     """
 
     weights: np.ndarray
@@ -221,11 +222,11 @@ class WeightTable:
 
     @functools.cached_property
     def _cumulative(self) -> np.ndarray:
-        """int64 [S N]: one running sum through all rows, so that one binary search draws from any of them."""
+        """int64 [S N]: one running sum over all rows, so that one binary search draws from any row."""
         return np.cumsum(self.weights)
 
     def draw(self, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """int64 [C]: an item for each of `rows` (int [C]), by inversion of `uniform` (float64 [C] in [0, 1))."""
+        """Draws an item, int64 [C], from each of `rows` (int [C]) by inverting `uniform` (float64 [C] in [0, 1))."""
         num_items = self.weights.shape[1]
         totals = self._totals[rows]
         starts = self._cumulative[(rows + 1) * num_items - 1] - totals
@@ -235,7 +236,7 @@ class WeightTable:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NextItemLaw:
-    """The mixture of the module's docstring.
+    """The mixture in the module's docstring.
 
     Attributes:
       popularity: a single row, popularity(i).
@@ -248,7 +249,7 @@ class NextItemLaw:
     taste: WeightTable
 
     def probabilities(self, histories: Sequences) -> np.ndarray:
-        """The exact p(i | history), float64 [C, N], of C histories, each possibly empty."""
+        """The exact p(i | history), float64 [C, N], of C histories, which may be empty."""
         lengths = histories.lengths
         owners = np.repeat(np.arange(len(lengths)), lengths)
         ages = histories.offsets[1:][owners] - 1 - np.arange(len(owners))
@@ -267,7 +268,7 @@ class NextItemLaw:
         return probabilities
 
     def draw(self, rng: np.random.Generator, histories: np.ndarray) -> np.ndarray:
-        """int64 [C]: a next item for each row of `histories`, int [C, T], by drawing a part of the mixture first."""
+        """Draws a part of the mixture, then a next item, int64 [C], for each row of `histories` (int [C, T])."""
         count, length = histories.shape
         part, age, item = rng.random((3, count))
         explored = self.popularity.draw(np.zeros(count, np.int64), item)
@@ -282,12 +283,12 @@ class NextItemLaw:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SyntheticWorld:
-    """The shop, the law its users follow, and what they bought.
+    """The shop, the law that its users follow, and their purchases.
 
     Attributes:
-      catalog: N items; the order is that of `item_plain_text.txt`.
-      law: of the next item.
-      sequences: U users' items, oldest first; the order is that of `user_sequence.txt`.
+      catalog: N items, in the order of `item_plain_text.txt`.
+      law: the distribution of the next item.
+      sequences: the items of U users, oldest first, in the order of `user_sequence.txt`.
     """
 
     catalog: Catalog
@@ -306,16 +307,18 @@ class SyntheticWorld:
 
 
 def generate(num_users: int, num_items: int, seed: int) -> SyntheticWorld:
-    """The world of `seed`. It keeps two int64 [N, N] tables.
+    """Generates the world of `seed`. It holds two int64 [N, N] tables.
 
     Raises:
-      UserError: `num_users` below 1, `num_items` outside 2 .. MAX_ITEMS (6,912: every product in every brand, line and
-        material), or a negative seed.
+      UserError: `num_users` is below 1, `num_items` is outside 2 .. MAX_ITEMS (6,912: every product in every brand,
+        line and material), or `seed` is negative.
     """
     if num_users < 1:
         raise UserError(f"config.data.synthetic.num_users: {num_users} is too few; give 1 or more")
     if not 2 <= num_items <= MAX_ITEMS:
-        raise UserError(f"config.data.synthetic.num_items: {num_items} is not in 2 .. {MAX_ITEMS}; choose one that is")
+        raise UserError(
+            f"config.data.synthetic.num_items: {num_items} is not in 2 .. {MAX_ITEMS}; give a number in that range"
+        )
     if seed < 0:
         raise UserError(f"config.data.synthetic.seed: {seed} is negative; give 0 or more")
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -325,7 +328,7 @@ def generate(num_users: int, num_items: int, seed: int) -> SyntheticWorld:
 
 
 def _draw_sequences(rng: np.random.Generator, law: NextItemLaw, num_users: int) -> Sequences:
-    """Lengths do not depend on the items, so that a history that goes on says nothing about what comes next."""
+    """Lengths don't depend on the items, so a history's length says nothing about the next item."""
     cumulative = _geometric_cumulative(LENGTH_DECAY, MAX_LENGTH - MIN_LENGTH + 1)
     lengths = MIN_LENGTH + np.searchsorted(cumulative, rng.random(num_users) * cumulative[-1], side="right")
     items = np.zeros((num_users, lengths.max()), np.int64)
@@ -355,10 +358,10 @@ def _draw_catalog(rng: np.random.Generator, num_items: int) -> Catalog:
 
 
 def _follow_table(rng: np.random.Generator, catalog: Catalog) -> WeightTable:
-    """Mostly the next three products of the ring, rather of the same line and brand; and two companions an item.
+    """Favors the next three products of the ring, more so in the same line or brand, and two companions per item.
 
-    The titles tell the first from the second: companions are drawn once, plausible by what the items are, but to be
-    learned from the users alone.
+    Titles reveal the products that follow, but not the companions: these are drawn once among plausible items, and can
+    only be learned from interactions.
     """
     steps = (catalog.product[None, :] - catalog.product[:, None]) % len(_PRODUCTS)
     succession = np.array([0, 120, 50, 20] + [0] * (len(_PRODUCTS) - 4), dtype=np.int64)[steps]
@@ -375,7 +378,7 @@ def _follow_table(rng: np.random.Generator, catalog: Catalog) -> WeightTable:
 
 
 def _taste_table(catalog: Catalog) -> WeightTable:
-    """Items of the same category, brand and, most of all, line; any product."""
+    """Favors items of the same category, brand and, most of all, line, whatever the product."""
     same_category = catalog.category[:, None] == catalog.category
     weights = (1 + 5 * same_category) * _loyalty(catalog, brand=10, line=120) * catalog.popularity
     np.fill_diagonal(weights, 0)
@@ -383,30 +386,30 @@ def _taste_table(catalog: Catalog) -> WeightTable:
 
 
 def _loyalty(catalog: Catalog, brand: int, line: int) -> np.ndarray:
-    """int64 [N, N]: 1 between brands, `brand` within one, `line` within one of its lines."""
+    """int64 [N, N]: `line` for two items of the same line, `brand` for others of the same brand, else 1."""
     same_brand = catalog.brand[:, None] == catalog.brand
     same_line = catalog.line[:, None] == catalog.line
     return np.where(same_line, line, np.where(same_brand, brand, 1))
 
 
 def _shuffled(rng: np.random.Generator, count: int) -> np.ndarray:
-    """0 .. count - 1 in random order; by sorting, as the algorithm of `Generator.permutation` may change in NumPy."""
+    """0 .. count - 1 in random order. Sorts random numbers, as NumPy may change how `Generator.permutation` works."""
     return np.argsort(rng.random(count), kind="stable")
 
 
 def _geometric_cumulative(decay: float, count: int) -> np.ndarray:
-    """float64 [count]: the running sum of 1, decay, decay², ... by repeated multiplication."""
+    """float64 [count]: the running sum of 1, decay, decay², ..., computed by repeated multiplication."""
     return np.cumsum(np.cumprod(np.concatenate([[1.0], np.full(count - 1, decay)])))
 
 
 def ensure(path: Path, num_users: int = 6000, num_items: int = 1200, seed: int = 0) -> None:
-    """Writes `generate(...)` into the folder `path` in P5's form with its arguments, unless it is there already.
+    """Writes `generate(...)` and its arguments into the folder `path` as P5 files, unless they are there already.
 
-    What a killed run left unwritten is added.
+    Adds files that a killed run did not write. Never overwrites anything.
 
     Raises:
-      UserError: an argument is out of range (see `generate`); `path` has data of other arguments, of another version of
-        this module or of another source, all left as they are; or `path` can't be written.
+      UserError: an argument is out of range (see `generate`); `path` holds data of other arguments, of another version
+        of this module or of another source; or `path` can't be written.
     """
     path = Path(path)
     arguments = {"num_users": num_users, "num_items": num_items, "seed": seed}
@@ -417,7 +420,7 @@ def ensure(path: Path, num_users: int = 6000, num_items: int = 1200, seed: int =
             "choose another folder, or remove this one"
         )
     files = _render(generate(**arguments))
-    missing = [name for name, content in files.items() if not _is_there(path / name, content)]
+    missing = [name for name, content in files.items() if not _is_written(path / name, content)]
     for name in missing:
         with atomic_path(path / name) as temporary:
             temporary.write_bytes(files[name])
@@ -427,24 +430,24 @@ def ensure(path: Path, num_users: int = 6000, num_items: int = 1200, seed: int =
 
 
 def oracle(path: Path) -> SyntheticWorld:
-    """The world whose files `ensure` wrote into `path`, made again; its indices are the files' order.
+    """Generates again the world whose files `ensure` wrote into `path`. Its indices follow the files' order.
 
     Raises:
-      UserError: `path` has no such files, or what is there is not what this version of the module makes.
+      UserError: `path` has no such files, or they differ from what this version of the module makes.
     """
     path = Path(path)
     arguments = _read_arguments(path / ARGUMENTS_FILE)
     if arguments is None:
-        raise UserError(f"{path / ARGUMENTS_FILE}: no such file; only the embedded data has an oracle")
+        raise UserError(f"{path / ARGUMENTS_FILE}: no such file; give a folder of synthetic data")
     world = generate(**arguments)
     for name, content in _render(world).items():
-        if not _is_there(path / name, content):
+        if not _is_written(path / name, content):
             raise UserError(f"{path / name}: no such file; remove the folder, and it will be made again")
     return world
 
 
 def _render(world: SyntheticWorld) -> dict[str, bytes]:
-    """The two files' contents by name."""
+    """The contents of the two files, by name."""
     item_ids = world.catalog.item_ids
     texts = "".join(f"{item} {text}\n" for item, text in zip(item_ids, world.catalog.texts, strict=True))
     sequences = "".join(
@@ -455,7 +458,7 @@ def _render(world: SyntheticWorld) -> dict[str, bytes]:
 
 
 def _read(file: Path) -> bytes | None:
-    """The file's contents, or None where there is none."""
+    """The file's contents, or None if it doesn't exist."""
     try:
         return file.read_bytes()
     except FileNotFoundError:
@@ -464,13 +467,13 @@ def _read(file: Path) -> bytes | None:
         raise UserError(f"{file}: can't be read ({error.strerror}); choose another folder") from error
 
 
-def _is_there(file: Path, content: bytes) -> bool:
-    """Raises a UserError where `file` is there with other contents."""
+def _is_written(file: Path, content: bytes) -> bool:
+    """Whether `file` exists. Raises a UserError if it holds something other than `content`."""
     found = _read(file)
     if found is not None and found != content:
         raise UserError(
-            f"{file}: not what this version makes from {ARGUMENTS_FILE}'s arguments; "
-            "choose another folder, or remove this one if its data can be made again"
+            f"{file}: not what this version makes from the arguments in {ARGUMENTS_FILE}; "
+            "choose another folder, or remove this one if you can make its data again"
         )
     return found is not None
 

@@ -1,7 +1,7 @@
-"""Recommendations as a file: JSON lines `{"user": "A1", "items": ["B7", "B2", ...]}`, the best item first.
+"""Recommendations as a file of JSON lines, `{"user": "A1", "items": ["B7", "B2", ...]}`, the best item first.
 
-So any system's output is judged by the same code. A user with several evaluation cases (temporal split) has as many
-lines, in the order of the cases; other users' lines may stand between them.
+So the same code judges any system's output. A user with several evaluation cases (temporal split) has one line per
+case, in the order of the cases; other users' lines may come between them.
 """
 
 from __future__ import annotations
@@ -13,28 +13,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from simgr_jax.cache import atomic_path
 from simgr_jax.data.dataset import Dataset, EvaluationCases
 from simgr_jax.errors import UserError
-from simgr_jax.evaluation.metrics import LIST_LENGTH
+from simgr_jax.evaluation.protocols import FILTERED, LEFT_IN
+from simgr_jax.ops.top_k import Ranking
+from simgr_jax.workdir.atomic_write import atomic_path
 
 
-def read(
-    path: Path, dataset: Dataset, cases: EvaluationCases
-) -> tuple[Int[np.ndarray, "C K"], Float[np.ndarray, " C"]]:
+def read(path: Path, dataset: Dataset, cases: EvaluationCases, k: int) -> dict[str, Ranking]:
     """Reads a predictions file and lines it up with the evaluation cases.
 
-    A list shorter than 10 is allowed, with a warning: what it doesn't name is missed.
+    A list shorter than k is allowed, with a warning: items that it doesn't name are missed. That holds also for what is
+    left of a list when the history items are taken out, so give longer lists where they have any.
+
+    Args:
+      k: how much of a list counts.
 
     Returns:
-      items: int32 [C, K], K the longest list and at least 10; -1 in empty slots.
-      target_ranks: float32 [C], from 1; inf where the target is not in its list.
+      The lists' Ranking by protocol: items int32 [C, K], K the longest list and at least k, -1 in empty slots; ranks
+      float32 [C] from 1, inf where the target is not in its list.
 
     Raises:
-      UserError: the file can't be read or is empty, a line is not of the form above, names an unknown user or item, a
-        user without a case or one that was already answered, or an item twice, or a case has no line.
+      UserError: the file can't be read or is empty; a line is not of the form above; it names an unknown user or item,
+        a user without a case or one that was already answered, or an item twice; or a case has no line.
     """
     item_index = {item: i for i, item in enumerate(dataset.item_ids)}
     known_users = set(dataset.user_ids)
@@ -49,7 +52,7 @@ def read(
         if user not in open_cases:
             raise UserError(f"{where}: user {user!r} has no case in this split; remove the line")
         if not open_cases[user]:
-            raise UserError(f"{where}: user {user!r} has more lines than evaluation cases; keep one line a case")
+            raise UserError(f"{where}: user {user!r} has more lines than evaluation cases; keep one line per case")
         lists[open_cases[user].pop()] = _item_indices(where, items, item_index)
     if not lists:
         raise UserError(f'{path}: is empty; write a line {{"user": ..., "items": [...]}} for each evaluation case')
@@ -60,11 +63,11 @@ def read(
             f"{path}: {missing} of {len(cases)} evaluation cases have no line, among them user {user!r}; "
             "write a line for each"
         )
-    return _align(path, lists, cases)
+    return _rankings(path, lists, cases, k)
 
 
 def write(path: Path, dataset: Dataset, cases: EvaluationCases, items: Int[np.ndarray, "C K"]) -> None:
-    """Writes recommendations in the form that `read` takes; slots of -1 are left out."""
+    """Writes recommendations in the form that `read` takes, without empty slots (-1)."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for user, row in zip(cases.users, np.asarray(items), strict=True):
             line = {"user": dataset.user_ids[user], "items": [dataset.item_ids[i] for i in row if i >= 0]}
@@ -114,18 +117,23 @@ def _item_indices(where: str, items: list[str], item_index: dict[str, int]) -> l
     return [item_index[item] for item in items]
 
 
-def _align(
-    path: Path, lists: dict[int, list[int]], cases: EvaluationCases
-) -> tuple[Int[np.ndarray, "C K"], Float[np.ndarray, " C"]]:
-    lengths = np.array([len(lists[case]) for case in range(len(cases))])
-    if short := int(np.sum(lengths < LIST_LENGTH)):
-        logging.getLogger(__name__).warning(
-            "%s: %d of %d lists have fewer than %d items; what they don't name is missed",
-            *(path, short, len(cases), LIST_LENGTH),
-        )
-    items = np.full((len(cases), max(lengths.max(), LIST_LENGTH)), -1, dtype=np.int32)
-    for case, row in lists.items():
+def _rankings(path: Path, lists: dict[int, list[int]], cases: EvaluationCases, k: int) -> dict[str, Ranking]:
+    every = [lists[case] for case in range(len(cases))]
+    histories = (set(history.tolist()) for history in cases.histories)
+    without = [[item for item in row if item not in history] for row, history in zip(every, histories, strict=True)]
+    for what, rows in (("", every), (" without their history items", without)):
+        if short := sum(len(row) < k for row in rows):
+            logging.getLogger(__name__).warning(
+                "%s: %d of %d lists%s have fewer than %d items; items that they don't name are missed",
+                *(path, short, len(rows), what, k),
+            )
+    return {LEFT_IN: _ranking(every, cases, k), FILTERED: _ranking(without, cases, k)}
+
+
+def _ranking(lists: list[list[int]], cases: EvaluationCases, k: int) -> Ranking:
+    items = np.full((len(cases), max(k, *map(len, lists))), -1, dtype=np.int32)
+    for case, row in enumerate(lists):
         items[case, : len(row)] = row
     is_target = items == cases.targets[:, None]
     ranks = np.where(is_target.any(axis=1), is_target.argmax(axis=1) + 1, np.inf)
-    return items, ranks.astype(np.float32)
+    return Ranking(items, np.zeros(items.shape, np.float32), ranks.astype(np.float32))

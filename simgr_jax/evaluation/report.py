@@ -1,10 +1,10 @@
-"""What a person looks at after training: `metrics.json`, `slices.json`, a table on the terminal, and pictures."""
+"""A run's report: `metrics.json`, `slices.json`, a table on the terminal, and pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -15,11 +15,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from rich.console import Console
 from rich.table import Table
 
-from simgr_jax.cache import atomic_path, write_json
 from simgr_jax.data.dataset import EvaluationCases, Sequences
 from simgr_jax.evaluation import metrics as metrics_lib
+from simgr_jax.evaluation.protocols import FILTERED, LEFT_IN
 from simgr_jax.evaluation.slices import slice_metrics
 from simgr_jax.ops.top_k import Ranking
+from simgr_jax.workdir.atomic_write import atomic_path, write_json
 
 MODEL = "model"  # The ranking whose metrics have no prefix.
 COLORS = {MODEL: "#1f6fb2", "popularity": "#e08e45", "oracle": "#5a9e6f", "targets": "#8a8f98"}
@@ -44,83 +45,104 @@ STYLE = {
 }
 
 
-def collect_metrics(
-    facts: Mapping[str, Any], rankings: Mapping[str, Ranking], users: Int[np.ndarray, " C"], num_items: int
-) -> dict[str, Any]:
-    """The flat object of `metrics.json`.
+class Judged(NamedTuple):
+    """What a report is made from.
 
-    Args:
-      facts: what is known besides the metrics (model, dataset, split, num_users, num_parameters, ...); comes first.
-      rankings: a Ranking of the same C cases by name. "model" gives the keys without a prefix (`HR@10`,
-        `HR@10/ci95_low`); any other, such as "popularity" or "oracle", is prefixed (`popularity/HR@10`).
-      users: whose cases they are.
+    Attributes:
+      facts: what is known besides the metrics (model, dataset, split, num_users, num_parameters, ...).
+      rankings: Rankings of the same C cases, by name and protocol. "model" is the one that is judged; others, such as
+        "popularity" or "oracle", set the scale.
+      cases: the C evaluation cases.
+      train: the training sequences, for the popularity of items.
       num_items: the size N of the catalog.
+      ks: the K of HR@K and NDCG@K.
     """
-    flat = dict(facts)
-    for name, ranking in rankings.items():
-        prefix = "" if name == MODEL else f"{name}/"
-        arrays = np.asarray(ranking.target_rank), np.asarray(ranking.items), num_items
-        values = metrics_lib.summarize(*arrays) | metrics_lib.confidence_intervals(*arrays, users)
-        flat |= {f"{prefix}{key}": value for key, value in values.items()}
+
+    facts: Mapping[str, Any]
+    rankings: Mapping[str, Mapping[str, Ranking]]
+    cases: EvaluationCases
+    train: Sequences
+    num_items: int
+    ks: tuple[int, ...] = metrics_lib.DEFAULT_KS
+
+
+def collect_metrics(judged: Judged) -> dict[str, Any]:
+    """The flat object of `metrics.json`: the facts, then every metric with its interval.
+
+    The model's metrics have no prefix (`HR@10`, `HR@10/ci95_low`), those of others their name's (`popularity/HR@10`).
+    Metrics of lists without history items follow `filtered/`: `filtered/HR@10`, `popularity/filtered/HR@10`.
+    """
+    flat = dict(judged.facts)
+    for name, by_protocol in judged.rankings.items():
+        for protocol, ranking in by_protocol.items():
+            arrays = np.asarray(ranking.target_rank), np.asarray(ranking.items), judged.num_items
+            values = metrics_lib.summarize(*arrays, judged.ks)
+            values |= metrics_lib.confidence_intervals(*arrays, judged.cases.users, judged.ks)
+            flat |= {f"{_prefix(name)}{protocol}{key}": value for key, value in values.items()}
     return flat
 
 
+def _prefix(name: str) -> str:
+    return "" if name == MODEL else f"{name}/"
+
+
 def write_report(
-    folder: Path,
-    metrics: Mapping[str, Any],
-    rankings: Mapping[str, Ranking],
-    cases: EvaluationCases,
-    train: Sequences,
-    log: Sequence[Mapping[str, Any]] = (),
-    console: Console | None = None,
-) -> None:
+    folder: Path, judged: Judged, log: Sequence[Mapping[str, Any]] = (), console: Console | None = None
+) -> dict[str, Any]:
     """Writes the report into `folder` and prints its table.
 
     Files: `metrics.json`; `slices.json` (by name of the ranking, see `slices.slice_metrics`); `exposure.png`;
     `slices.png`; `learning_curves.png` where `log` has anything to draw. Each replaces its former version at once.
+    Slices and pictures leave history items in the lists.
 
     Args:
       folder: is made where missing.
-      metrics: from `collect_metrics`, with `num_items`.
-      rankings: as for `collect_metrics`.
-      cases: the C evaluation cases that were ranked.
-      train: the training sequences, for the popularity of items.
-      log: the lines of `metrics.jsonl`; a line has `step` and any of `train/loss`, `validation/HR@10`,
+      log: the lines of `metrics.jsonl`. A line has `step` and any of `train/loss`, `validation/HR@10`,
         `validation/NDCG@10`.
       console: where the table goes; standard output by default.
+
+    Returns:
+      The object of `metrics.json`.
 
     Raises:
       UserError: the folder can't be written.
     """
-    num_items = metrics["num_items"]
+    metrics = collect_metrics(judged)
+    rankings = {name: by_protocol[LEFT_IN] for name, by_protocol in judged.rankings.items()}
     slices = {
-        name: slice_metrics(np.asarray(ranking.target_rank), cases, train, num_items)
+        name: slice_metrics(np.asarray(ranking.target_rank), judged.cases, judged.train, judged.num_items)
         for name, ranking in rankings.items()
     }
     for name, content in (("metrics.json", metrics), ("slices.json", slices)):
         write_json(folder / name, content, allow_nan=False, default=lambda value: value.item())
 
-    shown = {name: metrics_lib.exposure(ranking.items, num_items) for name, ranking in rankings.items()}
-    shown["targets"] = np.bincount(cases.targets, minlength=num_items)
+    shown = {name: metrics_lib.exposure(ranking.items, judged.num_items) for name, ranking in rankings.items()}
+    shown["targets"] = np.bincount(judged.cases.targets, minlength=judged.num_items)
     with matplotlib.rc_context(STYLE):
         _save(folder / "exposure.png", draw_exposure(shown))
         _save(folder / "slices.png", draw_slices(slices))
         if any("train/loss" in line or "validation/NDCG@10" in line for line in log):
             _save(folder / "learning_curves.png", draw_learning_curves(log))
-    (console or Console()).print(metrics_table(metrics))
+    (console or Console()).print(metrics_table(metrics, list(judged.rankings), judged.ks))
+    return metrics
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> Table:
-    """A row for each metric; the model beside every other ranking that `metrics` knows, with 95% intervals."""
-    others = [key.removesuffix("/HR@10") for key in metrics if key.endswith("/HR@10")]
+def metrics_table(metrics: Mapping[str, Any], names: Sequence[str], ks: Sequence[int]) -> Table:
+    """One row per metric and protocol, one column per ranking, with 95% intervals.
+
+    Args:
+      metrics: from `collect_metrics`.
+      names: the rankings', as in `Judged.rankings`.
+    """
     title = " · ".join(str(metrics[key]) for key in ("dataset", "split") if key in metrics)
     table = Table(title=title or None, caption="± 95% bootstrap interval over users")
-    table.add_column("metric")
-    for name in (str(metrics.get("model", MODEL)), *others):
-        table.add_column(name, justify="right")
-    for metric in metrics_lib.METRICS:
-        cells = [_cell(metrics, key) for key in (metric, *(f"{name}/{metric}" for name in others))]
-        table.add_row(metric, *cells)
+    table.add_column("metric", no_wrap=True)
+    for name in names:
+        table.add_column(str(metrics.get("model", MODEL)) if name == MODEL else name, justify="right")
+    for protocol, heading in ((LEFT_IN, "history left in"), (FILTERED, "history taken out")):
+        table.add_row(f"[dim]{heading}[/]")
+        for metric in metrics_lib.names(ks):
+            table.add_row(metric, *(_cell(metrics, f"{_prefix(name)}{protocol}{metric}") for name in names))
     return table
 
 
@@ -130,7 +152,7 @@ def _cell(metrics: Mapping[str, Any], key: str) -> str:
 
 
 def draw_learning_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
-    """Training loss, and validation accuracy with the step that was selected, over the steps of training."""
+    """Training loss and validation accuracy over the steps of training; the selected step is marked."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     loss_axes.plot(*_series(log, "train/loss"), color=COLORS[MODEL])
@@ -167,20 +189,20 @@ def _series(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.
 
 
 def lorenz(counts: Int[np.ndarray, " N"]) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
-    """The Lorenz curve of `counts`: the share of items (least shown first) and the share of slots they hold."""
+    """The Lorenz curve of `counts`: shares of the items, least shown first, and of the slots that they hold."""
     rising = np.sort(counts)
     held = np.concatenate([[0], np.cumsum(rising)]) / max(rising.sum(), 1)
     return np.linspace(0, 1, len(held)), held
 
 
 def gini(counts: Int[np.ndarray, " N"]) -> float:
-    """The Gini coefficient: 0 where every item is shown equally often, near 1 where one item takes every slot."""
+    """The Gini coefficient: 0 if every item is shown equally often, near 1 if one item takes every slot."""
     items, held = lorenz(counts)
     return float(1 - 2 * np.trapezoid(held, items))
 
 
 def draw_exposure(shown: Mapping[str, Int[np.ndarray, " N"]]) -> Figure:
-    """Lorenz curves of how often each item is shown, by name; the further below the diagonal, the fewer items rule."""
+    """Lorenz curves of how often each item is shown; the further below the diagonal, the fewer items take all slots."""
     figure = Figure(figsize=(6.2, 5.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=1)
@@ -207,7 +229,7 @@ def draw_exposure(shown: Mapping[str, Int[np.ndarray, " N"]]) -> Figure:
 
 
 def draw_slices(slices: Mapping[str, list[dict[str, Any]]]) -> Figure:
-    """HR@10 of each ranking, by popularity of the target and by length of the history."""
+    """HR@10 of each ranking, by the target's popularity and by the history's length."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     groups = (

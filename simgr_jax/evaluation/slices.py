@@ -1,4 +1,4 @@
-"""Accuracy for parts of the evaluation cases: by how well the target is known, and by how much of the user is."""
+"""Accuracy for slices of the evaluation cases: by the target's popularity, and by the history's length."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ HISTORY_SLICES = ("1-3", "4-5", "6-10", "11-20", "21+")
 def popularity_slices(targets: Int[np.ndarray, " C"], train: Sequences, num_items: int) -> Int[np.ndarray, " C"]:
     """The index into `POPULARITY_SLICES` of each target, int64 [C].
 
-    `unseen` items never occur in training. Of the others, from the most to the least interacted with, the `head` takes
-    the first third of all training interactions, `middle` the second and `tail` the last, so head has few items and
-    tail has many. Items with equal counts are in the same slice.
+    `unseen` items never occur in training. The others are sorted by their training interactions: the most popular
+    items, with a third of all interactions, are the `head`, the next third is the `middle` and the rest the `tail`. So
+    the head has few items and the tail many. Items with equal counts are in the same slice.
     """
     counts = np.bincount(train.values, minlength=num_items)
     rising = np.sort(counts)

@@ -3,33 +3,54 @@ catalog (Hidasi & Karatzoglou, CIKM 2018, arXiv 1706.03847, without its sampling
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from simgr_jax.models.inputs import ModelInputs
 from simgr_jax.models.item_sequence import ItemSequenceModel, encoder_config
+from simgr_jax.models.model_inputs import ModelInputs
+from simgr_jax.models.options import ModelOptions
 from simgr_jax.models.transformer import TransformerConfig
 
 
-def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> ItemSequenceModel:
+@dataclasses.dataclass(frozen=True)
+class Options(ModelOptions):
+    """
+    Attributes:
+      label_smoothing: ε of the cross-entropy over the catalog.
+    """
+
+    name = "gru4rec"
+    backbone_keys = ("width", "layers", "dropout", "dtype")
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        self.require_label_smoothing()
+
+
+def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> ItemSequenceModel:
     """
     Raises:
       UserError: a value that the model can't have.
     """
-    return ItemSequenceModel(StackedGRU(encoder_config(config), inputs.rngs), config, inputs, item_bias=True)
+    encoder = StackedGRU(encoder_config(config, options), inputs.rngs)
+    return ItemSequenceModel(encoder, encoder.width, options.label_smoothing, inputs, item_bias=True)
 
 
 class StackedGRU(nnx.Module):
-    """An encoder of `ItemSequenceModel`: GRU layers with dropout before and between them.
+    """An encoder of `ItemSequenceModel`: GRU layers with dropout before each.
 
     Args:
-      config: its width, layers, dropout and dtype count.
+      config: only its width, layers, dropout and dtype are read.
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.width = config.width
         self.dropout = nnx.Dropout(config.dropout)
         self.layers = nnx.List([GRU(config.width, config.dtype, rngs) for _ in range(config.layers)])
 
@@ -51,7 +72,7 @@ class GRU(nnx.Module):
 
         r = σ(W_r x + U_r h), z = σ(W_z x + U_z h), n = tanh(W_n x + r ∘ (U_n h)), h' = (1 - z) ∘ n + z ∘ h
 
-    each product with a bias.
+    where each product has a bias.
     """
 
     def __init__(self, width: int, dtype: str, rngs: nnx.Rngs):

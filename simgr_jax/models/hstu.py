@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from simgr_jax.models.inputs import ModelInputs
 from simgr_jax.models.item_sequence import ItemSequenceModel, encoder_config
+from simgr_jax.models.model_inputs import ModelInputs
+from simgr_jax.models.options import ModelOptions
 from simgr_jax.models.transformer import Linear, Norm, TransformerConfig
 from simgr_jax.ops.attention import causal_segment_mask
 
 
-def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> ItemSequenceModel:
+@dataclasses.dataclass(frozen=True)
+class Options(ModelOptions):
+    """
+    Attributes:
+      label_smoothing: ε of the cross-entropy over the catalog.
+    """
+
+    name = "hstu"
+    backbone_keys = ("width", "layers", "heads", "head_width", "norm_epsilon", "dropout", "dtype")
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        self.require_label_smoothing()
+
+
+def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> ItemSequenceModel:
     """
     Raises:
       UserError: a value that the model can't have.
     """
-    return ItemSequenceModel(HSTU(encoder_config(config), inputs.rngs), config, inputs)
+    encoder = HSTU(encoder_config(config, options), inputs.rngs)
+    return ItemSequenceModel(encoder, encoder.config.width, options.label_smoothing, inputs)
 
 
 class HSTU(nnx.Module):
     """An encoder of `ItemSequenceModel`.
 
-    Of the paper's relative bias there is the part that knows how many items lie between two; batches have no
-    timestamps for the other. A LayerNorm ends the stack, where the paper's code makes states unit length.
+    The paper's relative bias depends on how many items and how much time lie between two items; here only on the
+    former, because batches have no timestamps. A LayerNorm ends the stack, where the paper's code normalises states to
+    unit length.
 
     Args:
-      config: its width, layers, heads, head_width, max_positions, norm_epsilon, dropout and dtype count.
+      config: only its width, layers, heads, head_width, max_positions, norm_epsilon, dropout and dtype are read.
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
@@ -53,23 +74,23 @@ class HSTU(nnx.Module):
 
 
 class HSTULayer(nnx.Module):
-    """The paper's equations 1 to 3, around which its code has a norm and the residual connection:
+    """The paper's equations 1 to 3, with the norm and the residual connection of its code:
 
         U, V, Q, K = silu(X W);  A = silu(Q Kᵀ + b(t - s)) / n;  Y = X + (norm(A V) ∘ U) W'
 
-    n is the most items that are read, whatever is packed into a row.
+    n is the largest number of items in a history, however a row is packed.
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config
         inner_width = config.heads * config.head_width
         self.input_norm = Norm(config.width, config)
-        self.uvqk = Linear(config.width, 4 * inner_width, False, config, rngs)
+        self.uvqk = Linear(config.width, 4 * inner_width, False, config.dtype, rngs)
         init = nnx.initializers.normal(0.02)
         self.distance_bias = nnx.Param(init(rngs.params(), (config.max_positions, config.heads), jnp.float32))
         self.mixed_norm = Norm(inner_width, config)
         self.dropout = nnx.Dropout(config.dropout)
-        self.output = Linear(inner_width, config.width, True, config, rngs)
+        self.output = Linear(inner_width, config.width, True, config.dtype, rngs)
 
     def __call__(
         self, x: Float[Array, "B T D"], mask: Bool[Array, "B T T"], rngs: nnx.Rngs | None
@@ -83,7 +104,7 @@ class HSTULayer(nnx.Module):
         return x + self.output(gated, rngs)
 
     def _bias(self, length: int) -> Float[Array, "H T T"]:
-        """By distance within the row, which is that within the segment wherever the mask lets it count."""
+        """By distance within the row, which equals the distance within a segment wherever the mask is open."""
         positions = jnp.arange(length)
         distance = jnp.clip(positions[:, None] - positions, 0, self.config.max_positions - 1)
         return jnp.moveaxis(self.distance_bias[...][distance], -1, 0)

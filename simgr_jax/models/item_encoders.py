@@ -18,8 +18,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from simgr_jax.errors import UserError
-
 Tables = Any  # A pytree of arrays [V, ...].
 
 
@@ -76,13 +74,32 @@ class Mean(ItemEncoder):
         return sum_of_rows(tables, tokens) / tokens.shape[1]
 
 
+_NORMAL = nnx.initializers.normal(0.02)
+
+
+def _linear(
+    in_width: int,
+    out_width: int,
+    rngs: nnx.Rngs,
+    *,
+    use_bias: bool = False,
+    kernel_init: nnx.Initializer = _NORMAL,
+) -> nnx.Linear:
+    return nnx.Linear(
+        *(in_width, out_width),
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        kernel_metadata={"axes": ("embed", None)},
+        rngs=rngs,
+    )
+
+
 class Gated(ItemEncoder):
     """v = 1/L Σ_l sigmoid(W e_l + U m + b) ⊙ e_l with m the mean: the item's whole ID decides what each level adds."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
-        self.from_level = nnx.Linear(width, width, kernel_init=init, rngs=rngs)
-        self.from_mean = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
+        self.from_level = _linear(width, width, rngs, use_bias=True)
+        self.from_mean = _linear(width, width, rngs)
 
     def tables(self, table):
         return table, self.from_level(table)
@@ -107,11 +124,10 @@ class Attention(ItemEncoder):
     """
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
         self.heads = heads
         self.norm = nnx.RMSNorm(width, rngs=rngs)
-        self.qkv = nnx.Linear(width, 3 * width, use_bias=False, kernel_init=init, rngs=rngs)
-        self.output = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
+        self.qkv = _linear(width, 3 * width, rngs)
+        self.output = _linear(width, width, rngs)
 
     def tables(self, table):
         return table, self.qkv(self.norm(table))
@@ -132,12 +148,11 @@ class CrossAttention(ItemEncoder):
     """
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
         self.heads = heads
         self.norm = nnx.RMSNorm(width, rngs=rngs)
-        self.query = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
-        self.key_value = nnx.Linear(width, 2 * width, use_bias=False, kernel_init=init, rngs=rngs)
-        self.output = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
+        self.query = _linear(width, width, rngs)
+        self.key_value = _linear(width, 2 * width, rngs)
+        self.output = _linear(width, width, rngs)
 
     def tables(self, table):
         return table, self.key_value(self.norm(table))
@@ -175,9 +190,9 @@ class MLP(ItemEncoder):
         levels = len(codebook_sizes)
         self.norm = nnx.RMSNorm(width, rngs=rngs)
         init = nnx.initializers.normal((levels * width) ** -0.5)
-        self.input = nnx.Param(init(rngs.params(), (levels, width, hidden_width), jnp.float32))
+        self.input = nnx.Param(init(rngs.params(), (levels, width, hidden_width), jnp.float32), axes=("embed", None))
         self.bias = nnx.Param(jnp.zeros(hidden_width, jnp.float32))
-        self.output = nnx.Linear(hidden_width, width, use_bias=False, kernel_init=output_init, rngs=rngs)
+        self.output = _linear(hidden_width, width, rngs, kernel_init=output_init)
 
     def tables(self, table):
         levels = jnp.split(self.norm(table), np.cumsum(self.codebook_sizes)[:-1])
@@ -203,26 +218,25 @@ class MeanMLP(ItemEncoder):
 
 
 ITEM_ENCODERS = ("mean", "mean_mlp", "mlp", "cross_attention", "attention", "gated")
+# Those with an MLP, and so with an inner width.
+WITH_WIDTH = ("mean_mlp", "mlp")
 
 
 def create(
     name: str, width: int, heads: int, hidden_width: int, codebook_sizes: tuple[int, ...], rngs: nnx.Rngs
 ) -> ItemEncoder:
-    """The encoder called `name` (one of ITEM_ENCODERS); `heads` and `hidden_width` are for those that have them.
-
-    Raises:
-      UserError: no such encoder.
-    """
-    if name == "mean":
-        return Mean()
-    if name == "gated":
-        return Gated(width, rngs)
-    if name == "attention":
-        return Attention(width, heads, rngs)
-    if name == "cross_attention":
-        return CrossAttention(width, heads, rngs)
-    if name == "mlp":
-        return MLP(width, hidden_width, codebook_sizes, rngs)
-    if name == "mean_mlp":
-        return MeanMLP(width, hidden_width, codebook_sizes, rngs)
-    raise UserError(f'config.model.item_encoder: "{name}" is unknown; choose one of {", ".join(ITEM_ENCODERS)}')
+    """The encoder called `name`, one of ITEM_ENCODERS; only some have `heads` or a `hidden_width`."""
+    match name:
+        case "mean":
+            return Mean()
+        case "gated":
+            return Gated(width, rngs)
+        case "attention":
+            return Attention(width, heads, rngs)
+        case "cross_attention":
+            return CrossAttention(width, heads, rngs)
+        case "mlp":
+            return MLP(width, hidden_width, codebook_sizes, rngs)
+        case "mean_mlp":
+            return MeanMLP(width, hidden_width, codebook_sizes, rngs)
+    raise ValueError(f"no item encoder {name!r}")

@@ -1,6 +1,8 @@
-"""Item-kNN: what was bought by the buyers of a history's items (Deshpande & Karypis, ACM TOIS 22(1), 2004)."""
+"""Item-kNN: recommends what the buyers of a history's items bought (Deshpande & Karypis, ACM TOIS 22(1), 2004)."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax.numpy as jnp
 import ml_collections
@@ -9,37 +11,45 @@ import scipy.sparse
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from simgr_jax import sharding
-from simgr_jax.batch import RankBatch
 from simgr_jax.data.dataset import Sequences
-from simgr_jax.errors import UserError
-from simgr_jax.models.inputs import Catalog, ModelInputs
+from simgr_jax.devices import sharding
+from simgr_jax.inputs.batch import RankBatch
+from simgr_jax.models.model_inputs import Catalog, ModelInputs
+from simgr_jax.models.options import ModelOptions
 from simgr_jax.ops.top_k import Ranking, rank_catalog, without_history
 
 
-def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> ItemKNN:
+@dataclasses.dataclass(frozen=True)
+class Options(ModelOptions):
     """
-    Raises:
-      UserError: a value that the model can't have.
+    Attributes:
+      neighbors: how many of the most similar items of each item count.
+      shrinkage: adds this many users to every pair's count, so that rare pairs score low.
     """
-    options = config.item_knn
-    if options.neighbors < 1:
-        raise UserError(f"config.item_knn.neighbors: {options.neighbors} is too few; give a number from 1, like 100")
-    if options.shrinkage < 0:
-        raise UserError(f"config.item_knn.shrinkage: {options.shrinkage} is negative; give 0 or more")
-    return ItemKNN(*neighbors(inputs.train, inputs.semantic_ids.num_items, options.neighbors, options.shrinkage))
+
+    name = "item_knn"
+    is_trained = False
+
+    neighbors: int = 20
+    shrinkage: float = 30.0
+
+    def __post_init__(self):
+        self.require(self.neighbors >= 1, "neighbors", "give a number from 1, like 100")
+        self.require(self.shrinkage >= 0, "shrinkage", "give 0 or more")
+
+
+def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> ItemKNN:
+    return ItemKNN(*neighbors(inputs.train, inputs.num_items, options.neighbors, options.shrinkage))
 
 
 class ItemKNN(nnx.Module):
-    """Implements `recommender.Recommender`; there is nothing to train.
+    """Implements `recommender.Recommender`; nothing is trained.
 
-    The score of an item is the sum of its weights among the neighbors of each of the history's items; one that occurs
-    twice counts twice.
+    An item's score sums its weights among the neighbors of the history's items. An item that occurs twice in the
+    history counts twice.
 
-    Args: as `neighbors` returns them.
+    Args: what `neighbors` returns.
     """
-
-    windows = "history"
 
     def __init__(self, items: Int[np.ndarray, "N K"], weights: Float[np.ndarray, "N K"]):
         self.num_items = len(items)
@@ -50,10 +60,10 @@ class ItemKNN(nnx.Module):
         return self.weights[...]
 
     def rank(self, batch: RankBatch, catalog: Float[Array, "N K"], k: int, filter_history: bool) -> Ranking:
-        # A place without an item adds the weight 0 to some.
-        weights = catalog[batch.history] * (batch.history >= 0)[..., None]
-        rows = jnp.arange(len(batch.history))[:, None, None]
-        scores = jnp.zeros((len(batch.history), self.num_items)).at[rows, self.neighbors[batch.history]].add(weights)
+        # Padding adds weight 0.
+        weights = catalog[batch.inputs] * (batch.segment_ids > 0)[..., None]
+        rows = jnp.arange(len(batch.inputs))[:, None, None]
+        scores = jnp.zeros((len(batch.inputs), self.num_items)).at[rows, self.neighbors[batch.inputs]].add(weights)
         scores = sharding.constrain(scores, "batch", None)
         if filter_history:
             scores = without_history(scores, batch.history)
@@ -63,23 +73,23 @@ class ItemKNN(nnx.Module):
 def neighbors(
     train: Sequences, num_items: int, count: int, shrinkage: float
 ) -> tuple[Int[np.ndarray, "N K"], Float[np.ndarray, "N K"]]:
-    """The items most alike each item, by the users that they share.
+    """The items most similar to each item, by the users that both have.
 
-    The weight of i and j is n_ij / (sqrt(n_i n_j) + shrinkage), n_ij the number of users who have both, n_i and n_j of
-    those who have each: the cosine of two columns of the user-item matrix, smaller where few users tell.
+    The weight of i and j is n_ij / (sqrt(n_i n_j) + shrinkage), where n_ij users have both, and n_i and n_j have each:
+    the cosine of two columns of the user-item matrix, made smaller where few users have both.
 
     Args:
-      train: the training sequences, one a user.
+      train: the training sequences, one per user.
       num_items: N.
-      count: K, at most; fewer where the catalog is smaller.
+      count: K; a smaller catalog has fewer neighbors.
 
     Returns:
-      int32 [N, K] neighbors, best first, those of equal weight by index; and their weights, float32 [N, K]. What is no
-      neighbor has weight 0.
+      The neighbors, int32 [N, K], best first and equal weights by index; and their weights, float32 [N, K]. Empty
+      places have weight 0.
     """
     users = np.repeat(np.arange(len(train)), train.lengths)
     matrix = scipy.sparse.csr_array((np.ones(len(users)), (users, train.values)), (len(train), num_items))
-    matrix.data[:] = 1  # Once or often is the same.
+    matrix.data[:] = 1  # An item counts once per user.
     shared = (matrix.T @ matrix).tocoo()
     sizes = shared.diagonal()
     is_pair = shared.row != shared.col

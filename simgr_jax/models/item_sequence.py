@@ -1,5 +1,5 @@
-"""What recommenders that know items by their index alone have in common: each item has an embedding, a history has an
-encoder's state, and their dot product is the score."""
+"""The base of recommenders that know items by their index: each item has an embedding, an encoder makes the user's
+state from the history, and their dot product is the score."""
 
 from __future__ import annotations
 
@@ -9,41 +9,38 @@ import ml_collections
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from simgr_jax import sharding
-from simgr_jax.batch import RankBatch, TrainBatch
-from simgr_jax.errors import UserError
-from simgr_jax.models.create import COMPUTATION_KEYS
-from simgr_jax.models.inputs import ModelInputs, check_label_smoothing
-from simgr_jax.models.token_embeddings import new_embedding
+from simgr_jax.devices import sharding
+from simgr_jax.inputs.batch import RankBatch, TrainBatch
+from simgr_jax.models.embed_tokens import new_embedding
+from simgr_jax.models.model_inputs import ModelInputs
+from simgr_jax.models.options import COMPUTATION_KEYS, ModelOptions
 from simgr_jax.models.transformer import TransformerConfig
 from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, mean_of_valid
 from simgr_jax.ops.top_k import Ranking, rank_catalog, without_history
 
-# What of `config.backbone` these models have.
-_BACKBONE_KEYS = ("width", "layers", "heads", "head_width", "mlp_width", "norm_epsilon")
+# The keys of `config.backbone` that a Transformer encoder of these models reads.
+TRANSFORMER_KEYS = ("width", "layers", "heads", "head_width", "mlp_width", "norm_epsilon", *COMPUTATION_KEYS)
 
 
-def encoder_config(config: ml_collections.ConfigDict, **changes) -> TransformerConfig:
-    """The shape of an encoder as the papers of SASRec and BERT4Rec have it, as large as `config.backbone`.
+def encoder_config(config: ml_collections.ConfigDict, options: ModelOptions, **changes) -> TransformerConfig:
+    """The shape of an encoder as in the papers of SASRec and BERT4Rec, of the size that `config.backbone` gives.
 
-    LayerNorm, biases, and an MLP without a gate. As many positions are learned as a training window has items.
+    It has LayerNorm, biases, an MLP without a gate, and one learned position per item of a training window.
 
     Args:
+      options: the model's; only its `backbone_keys` are read.
       changes: fields that differ.
 
     Raises:
-      UserError: histories are not items, or a value that no encoder can have.
+      UserError: a value that no encoder can have.
     """
-    if config.model.history != "item":
-        raise UserError(
-            f'config.model.history: {config.model.name} reads items, not "{config.model.history}"; set it to "item"'
-        )
-    check_label_smoothing(config.loss.label_smoothing)
-    shape = {key: config.backbone[key] for key in _BACKBONE_KEYS + COMPUTATION_KEYS}
+    # Sizes that the model does not read are 1.
+    sizes = dict.fromkeys(("heads", "head_width", "mlp_width"), 1)
+    shape = sizes | {key: config.backbone[key] for key in options.backbone_keys}
     shape |= {
-        "kv_heads": config.backbone.heads,
+        "kv_heads": shape["heads"],
         "rope": (),
-        "windows": (0,) * config.backbone.layers,
+        "windows": (0,) * shape["layers"],
         "max_positions": config.data.max_items,
         "norm": "layer",
         "attention_bias": True,
@@ -57,28 +54,28 @@ def encoder_config(config: ml_collections.ConfigDict, **changes) -> TransformerC
 class ItemSequenceModel(nnx.Module):
     """Implements `recommender.Recommender` with an encoder that reads from left to right.
 
-    p(i | u) = exp(u·v_i + b_i) / Σ_j exp(u·v_j + b_j), and a history is read by the same embeddings v that score it.
+    p(i | u) = exp(u·v_i + b_i) / Σ_j exp(u·v_j + b_j). The same embeddings v are read as the history and score it.
 
     Args:
-      encoder: (embeddings [B, T, D], segment_ids [B, T], positions [B, T], rngs or None) -> states [B, T, D], each of
-        what its segment holds up to there; "dropout" of the rngs is for training.
-      config: a run's; states are of its backbone's width D, and it has the label smoothing.
+      encoder: (embeddings [B, T, D], segment_ids [B, T], positions [B, T], rngs or None) -> states [B, T, D]. A state
+        knows its segment up to its position. The rngs have "dropout" in training.
+      width: D, of the encoder's states.
+      label_smoothing: ε of the cross-entropy.
       item_bias: whether items have a bias b.
     """
-
-    windows = "history"
 
     def __init__(
         self,
         encoder: nnx.Module,
-        config: ml_collections.ConfigDict,
+        width: int,
+        label_smoothing: float,
         inputs: ModelInputs,
         *,
         item_bias: bool = False,
     ):
-        self.num_items, self.label_smoothing = inputs.semantic_ids.num_items, config.loss.label_smoothing
+        self.num_items, self.label_smoothing = inputs.num_items, label_smoothing
         self.encoder = encoder
-        self.embedding = new_embedding(self.num_items, config.backbone.width, inputs.rngs)
+        self.embedding = new_embedding(self.num_items, width, inputs.rngs)
         self.item_bias = nnx.Param(jnp.zeros(self.num_items, jnp.float32)) if item_bias else None
 
     def embed(self, items: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -115,12 +112,12 @@ class ItemSequenceModel(nnx.Module):
         return full_catalog_cross_entropy(queries, self.catalog(), targets, 1.0, self.label_smoothing)
 
     def catalog(self) -> Float[Array, "N E"]:
-        """The items' embeddings, E = D; with biases E = D + 1, the bias last."""
+        """The items' embeddings, E = D; where items have biases, these come last, and E = D + 1."""
         vectors = sharding.constrain(self.embedding[...], None, None)
         return self._with_bias(vectors, None if self.item_bias is None else self.item_bias[...])
 
     def _with_bias(self, vectors: Float[Array, "M D"], last: Float[Array, " M"] | int | None) -> Float[Array, "M E"]:
-        """With one column more where items have biases, so that a dot product has the bias in it."""
+        """Appends a column where items have biases, so that a dot product includes the bias."""
         if self.item_bias is None:
             return vectors
         last = jnp.broadcast_to(jnp.float32(last), len(vectors))
@@ -140,4 +137,10 @@ class ItemSequenceModel(nnx.Module):
         return jax.nn.log_softmax(self._scores(batch, catalog))
 
     def _scores(self, batch: RankBatch, catalog: Float[Array, "N E"]) -> Float[Array, "B N"]:
-        return sharding.constrain(self._with_bias(self.users(batch), 1) @ catalog.T, "batch", None)
+        return sharding.constrain(self.user_vectors(batch, catalog) @ catalog.T, "batch", None)
+
+    def item_vectors(self, catalog: Float[Array, "N E"]) -> Float[Array, "N E"]:
+        return catalog
+
+    def user_vectors(self, batch: RankBatch, catalog: Float[Array, "N E"]) -> Float[Array, "B E"]:
+        return self._with_bias(self.users(batch), 1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from simgr_jax.devices.sharding import axes_of
 from simgr_jax.errors import UserError
 from simgr_jax.models.transformer import Linear, Transformer
 
@@ -48,8 +49,8 @@ class LoRA(nnx.Module):
     def __init__(self, kernel_shape: tuple[int, ...], config: LoRAConfig, dtype: str, rngs: nnx.Rngs):
         *layers, in_width, out_width = kernel_shape
         init = nnx.initializers.he_uniform(batch_axis=tuple(range(len(layers))))
-        self.a = nnx.Param(init(rngs.params(), (*layers, in_width, config.rank), jnp.float32))
-        self.b = nnx.Param(jnp.zeros((*layers, config.rank, out_width), jnp.float32))
+        self.a = nnx.Param(init(rngs.params(), (*layers, in_width, config.rank), jnp.float32), axes=("embed", None))
+        self.b = nnx.Param(jnp.zeros((*layers, config.rank, out_width), jnp.float32), axes=(None, "embed"))
         self.scale, self.dtype = config.alpha / config.rank, dtype
         self.dropout = nnx.Dropout(config.dropout)
 
@@ -67,7 +68,7 @@ def freeze(module: nnx.Module) -> None:
     for node in [node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.Module)]:
         for name, value in list(vars(node).items()):
             if isinstance(value, nnx.Param):
-                setattr(node, name, Frozen(value[...]))
+                setattr(node, name, Frozen(value[...], axes=axes_of(value)))
 
 
 def add(backbone: Transformer, config: LoRAConfig, rngs: nnx.Rngs) -> None:

@@ -1,6 +1,8 @@
-"""The ranker that knows no user: every history gets the items most interacted with in training."""
+"""Popularity: every user gets the items with the most interactions in training."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +11,28 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from simgr_jax.batch import RankBatch
-from simgr_jax.data.dataset import Sequences
-from simgr_jax.models.inputs import Catalog, ModelInputs
+from simgr_jax.data.dataset import EvaluationCases, Sequences
+from simgr_jax.inputs.batch import RankBatch
+from simgr_jax.models.model_inputs import Catalog, ModelInputs
+from simgr_jax.models.options import ModelOptions
+from simgr_jax.ops.tied_rank import tied_rank
 from simgr_jax.ops.top_k import Ranking, rank_catalog, without_history
 
 
-def create(_: ml_collections.ConfigDict, inputs: ModelInputs) -> Popularity:
+@dataclasses.dataclass(frozen=True)
+class Options(ModelOptions):
+    """Popularity has no options."""
+
+    name = "popularity"
+    is_trained = False
+
+
+def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> Popularity:
     return Popularity(inputs.item_counts)
 
 
 class Popularity(nnx.Module):
-    """Implements `recommender.Recommender`; there is nothing to train."""
-
-    windows = "history"
+    """Implements `recommender.Recommender` by counting; nothing is trained."""
 
     def __init__(self, item_counts: Int[np.ndarray, " N"]):
         self.num_items = len(item_counts)
@@ -38,7 +48,7 @@ class Popularity(nnx.Module):
         return rank_catalog(scores, batch.targets, k)
 
     def log_probabilities(self, batch: RankBatch, catalog: Float[Array, " N"]) -> Float[Array, "B N"]:
-        # One added to every count: what was never bought may still be.
+        # Adds one to every count, so that an item without interactions keeps some probability.
         scores = jnp.broadcast_to(jnp.log(catalog + 1), (len(batch.targets), self.num_items))
         return jax.nn.log_softmax(scores)
 
@@ -57,17 +67,51 @@ def rank(train: Sequences, num_items: int, targets: Int[np.ndarray, " C"], k: in
     Returns:
       A Ranking of numpy arrays; `items` and `scores` are one read-only row seen C times, so no [C, N] exists.
     """
+    counts, order, better, tied = _counted(train, num_items, targets, k)
+    top, shape = order[:k], (len(targets), k)
+    return Ranking(
+        items=np.broadcast_to(top, shape),
+        scores=np.broadcast_to(counts[top].astype(np.float32), shape),
+        target_rank=tied_rank(better, tied).astype(np.float32),
+    )
+
+
+def rank_without_history(train: Sequences, num_items: int, cases: EvaluationCases, k: int) -> Ranking:
+    """As `rank`, without the items of each case's history; a target among them has rank inf."""
+    counts, order, better, tied = _counted(train, num_items, cases.targets, k)
+    # Distinct history items, as pairs (case, item).
+    owners = np.repeat(np.arange(len(cases), dtype=np.int64), cases.histories.lengths)
+    owners, seen = np.divmod(np.unique(owners * num_items + cases.histories.values), num_items)
+    of_target, is_target = counts[cases.targets][owners], seen == cases.targets[owners]
+    count = lambda chosen: np.bincount(owners[chosen], minlength=len(cases))  # noqa: E731
+    better = better - count(counts[seen] > of_target)
+    tied = tied - count((counts[seen] == of_target) & ~is_target)
+    ranks = np.where(count(is_target) > 0, np.inf, tied_rank(better, tied))
+
+    # The lists are among the most popular items, as far as the longest history can push them down.
+    candidates = order[: k + int(np.bincount(owners, minlength=len(cases)).max(initial=0))]
+    place = np.full(num_items, len(candidates))
+    place[candidates] = np.arange(len(candidates))
+    is_seen = np.zeros((len(cases), len(candidates) + 1), bool)
+    is_seen[owners, place[seen]] = True
+    kept = np.argsort(is_seen[:, :-1], axis=1, kind="stable")[:, :k]
+    items = np.where(np.take_along_axis(is_seen, kept, axis=1), -1, candidates[kept])
+    scores = np.where(items >= 0, counts[items], -np.inf)
+    return Ranking(items.astype(np.int32), scores.astype(np.float32), ranks.astype(np.float32))
+
+
+def _counted(train: Sequences, num_items: int, targets: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
+    """The items' counts; the items, most popular first; and how many items are better than, and tie with, each
+    target."""
     if k > num_items:
         raise ValueError(f"k = {k} is larger than the catalog of {num_items}")
     counts = np.bincount(train.values, minlength=num_items)
-    top = np.argsort(-counts, kind="stable")[:k]
     rising = np.sort(counts)
     below = np.searchsorted(rising, counts[targets], side="left")
     up_to = np.searchsorted(rising, counts[targets], side="right")
-    first, last = num_items - up_to + 1, num_items - below  # The ranks that a target and its ties share.
-    shape = (len(targets), k)
-    return Ranking(
-        items=np.broadcast_to(top.astype(np.int32), shape),
-        scores=np.broadcast_to(counts[top].astype(np.float32), shape),
-        target_rank=((first + last) / 2).astype(np.float32),
-    )
+    return counts, most_popular(train, num_items), num_items - up_to, up_to - below - 1
+
+
+def most_popular(train: Sequences, num_items: int) -> Int[np.ndarray, " N"]:
+    """All items from the most to the least popular in training, equally popular ones by index; int32."""
+    return np.argsort(-np.bincount(train.values, minlength=num_items), kind="stable").astype(np.int32)

@@ -7,7 +7,7 @@ from typing import Protocol
 from flax import nnx
 from jaxtyping import Array, Float
 
-from simgr_jax.batch import RankBatch, TrainBatch
+from simgr_jax.inputs.batch import RankBatch, TrainBatch
 from simgr_jax.ops.top_k import Ranking
 
 
@@ -18,22 +18,27 @@ class Recommender(Protocol):
 
     Attributes:
       num_items: N.
-      windows: what it is trained on, one of `data.batches.WINDOWS`.
     """
 
     num_items: int
-    windows: str
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The mean loss of the batch's targets, and scalars worth logging; "targets" among them is how many there were,
-        where they are not all the batch's. `rngs` has the streams "dropout" and "negatives"."""
+        """The mean loss over the batch's targets, and scalars to log. A scalar "targets" counts the targets, where the
+        loss has not all of the batch's. `rngs` has the streams "dropout" and "negatives"."""
 
     def catalog(self) -> Float[Array, ...]:
-        """What ranking needs of the catalog and may be computed once for many batches (for SimGR: item vectors)."""
+        """What ranking needs of the catalog and can be computed once for many batches (for SimGR: item vectors)."""
 
     def rank(self, batch: RankBatch, catalog: Float[Array, ...], k: int, filter_history: bool) -> Ranking:
         """The top-K items of each history and the rank of its target; with `filter_history`, without history items."""
 
     def log_probabilities(self, batch: RankBatch, catalog: Float[Array, ...]) -> Float[Array, "B N"]:
-        """log p(i | history) of every item, as exactly as the model defines it, summing to 1 over the catalog: for
-        `evaluation.bias`. Only models that define it have this."""
+        """log p(i | history) of every item, as exactly as the model defines it, summing to 1 over the catalog; read by
+        `simgr_jax.bias`. Only models with such a distribution have this method."""
+
+    def item_vectors(self, catalog: Float[Array, ...]) -> Float[Array, "N D"]:
+        """Item vectors whose dot products with `user_vectors` are the scores that `rank` sorts by. Only models that
+        score so have the two methods."""
+
+    def user_vectors(self, batch: RankBatch, catalog: Float[Array, ...]) -> Float[Array, "B D"]:
+        """The users' vectors after their whole histories."""

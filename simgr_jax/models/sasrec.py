@@ -2,44 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from simgr_jax.batch import RankBatch
-from simgr_jax.errors import UserError
-from simgr_jax.models.inputs import ModelInputs
-from simgr_jax.models.item_sequence import ItemSequenceModel, encoder_config
+from simgr_jax.inputs.batch import RankBatch
+from simgr_jax.models.item_sequence import TRANSFORMER_KEYS, ItemSequenceModel, encoder_config
+from simgr_jax.models.model_inputs import ModelInputs
+from simgr_jax.models.options import ModelOptions
 from simgr_jax.models.transformer import Transformer
 
 LOSSES = ("full", "binary")
 
 
-def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> SASRec:
+@dataclasses.dataclass(frozen=True)
+class Options(ModelOptions):
+    """
+    Attributes:
+      loss: "full", the cross-entropy over the catalog, or "binary", the paper's, against one random item.
+      label_smoothing: ε of the full loss.
+    """
+
+    name = "sasrec"
+    backbone_keys = TRANSFORMER_KEYS
+
+    loss: str = "full"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        self.require_choice("loss", LOSSES)
+        self.require_label_smoothing()
+
+    def unread(self) -> dict[str, str]:
+        return {"label_smoothing": "loss=full"} if self.loss == "binary" else {}
+
+
+def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> SASRec:
     """
     Raises:
       UserError: a value that the model can't have.
     """
-    shape, loss = encoder_config(config, activation="relu"), config.sasrec.loss
-    if loss not in LOSSES:
-        raise UserError(f'config.sasrec.loss: "{loss}" is unknown; choose one of {", ".join(LOSSES)}')
-    if loss == "binary" and config.loss.label_smoothing:
-        raise UserError('config.loss.label_smoothing: is not for config.sasrec.loss = "binary"; set it to 0')
-    return SASRec(Transformer(shape, inputs.rngs), config, inputs, binary=loss == "binary")
+    shape = encoder_config(config, options, activation="relu")
+    smoothing = 0.0 if options.loss == "binary" else options.label_smoothing
+    return SASRec(Transformer(shape, inputs.rngs), smoothing, inputs, binary=options.loss == "binary")
 
 
 class SASRec(ItemSequenceModel):
-    """Positions count from the oldest item of what is read.
+    """Positions count from the oldest item of the window.
 
     Args:
-      binary: whether the loss is the paper's, of each target against one other item, instead of the cross-entropy over
-        the catalog, which is much the better (Klenitskiy & Vasilev, RecSys 2023, arXiv 2309.07602).
+      binary: whether the loss is the paper's, each target against one random item, instead of the cross-entropy over
+        the catalog, which ranks much better (Klenitskiy & Vasilev, RecSys 2023, arXiv 2309.07602).
     """
 
-    def __init__(self, encoder: Transformer, config: ml_collections.ConfigDict, inputs: ModelInputs, *, binary: bool):
-        super().__init__(encoder, config, inputs)
+    def __init__(self, encoder: Transformer, label_smoothing: float, inputs: ModelInputs, *, binary: bool):
+        super().__init__(encoder, encoder.config.width, label_smoothing, inputs)
         self.binary = binary
 
     def users(self, batch: RankBatch) -> Float[Array, "B D"]:
@@ -60,9 +81,8 @@ def binary_cross_entropy(
 ) -> Float[Array, " M"]:
     """-log σ(u·v_target) - log(1 - σ(u·v_negative)).
 
-    Where negatives are drawn uniformly from the whole catalog, it is least at u·v_i = log p(i | u) + log N
-    (noise-contrastive estimation), so a softmax of the scores is p(i | u). The paper draws none of the user's own
-    items.
+    With negatives drawn uniformly from the whole catalog, its minimum is at u·v_i = log p(i | u) + log N
+    (noise-contrastive estimation), so a softmax of the scores is p(i | u). The paper never draws the user's own items.
     """
     score = lambda items: jnp.sum(states * item_vectors[items], axis=-1)  # noqa: E731
     return jax.nn.softplus(-score(targets)) + jax.nn.softplus(score(negatives))

@@ -1,4 +1,4 @@
-"""What models have in common that spell the next item token by token."""
+"""The base of models that spell the next item token by token."""
 
 from __future__ import annotations
 
@@ -6,70 +6,52 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from simgr_jax import sharding
-from simgr_jax.batch import RankBatch
-from simgr_jax.errors import UserError
-from simgr_jax.models.inputs import Catalog, check_label_smoothing
-from simgr_jax.models.token_embeddings import new_embedding
+from simgr_jax.devices import sharding
+from simgr_jax.inputs.batch import RankBatch
+from simgr_jax.models.embed_tokens import new_embedding
+from simgr_jax.models.model_inputs import Catalog
+from simgr_jax.models.options import ModelOptions
 from simgr_jax.ops import trie
 from simgr_jax.ops.beam_search import beam_search
 from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, mean_of_valid
 from simgr_jax.ops.top_k import Ranking, rank_in_list
-from simgr_jax.semantic_ids.tokenizer import SemanticIds
+from simgr_jax.semantic_ids.codes import SemanticIds
 
-# Floats of the largest array while all items are scored: few enough for a CPU to keep them close by.
+# Floats in the largest array while all items are scored; small enough for a CPU's cache.
 _SCORING_FLOATS = 2**22
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses what no such model can have.
-
-    Raises:
-      UserError: naming the key.
-    """
-    name = config.model.name
-    if config.model.history != "tokens":
-        raise UserError(
-            f'config.model.history: can\'t be "{config.model.history}" with model "{name}", which predicts the tokens '
-            'that it reads; set it to "tokens"'
-        )
-    if config[name].beam_width < 1:
-        raise UserError(f"config.{name}.beam_width: can't be {config[name].beam_width}; give a number from 1")
-    check_label_smoothing(config.loss.label_smoothing)
-
-
 class Speller(nnx.Module):
-    """All of a `recommender.Recommender` but `windows`, `loss`, and how it reads (`_read`, `_read_on`).
+    """Everything of a `recommender.Recommender` but `loss` and how it reads (`_read`, `_read_on`).
 
-    An item's tokens are predicted one after the other, each by a softmax over all V semantic-ID tokens, also those of
-    other levels. The output embedding is the input embedding.
+    An item's tokens are predicted one after the other, each by a softmax over the V semantic-ID tokens of all levels.
+    The output embedding is the input embedding.
 
     Args:
-      config: a run's; `config.NAME.beam_width` is the model's of that name.
+      options: the model's, with `beam_width` and `label_smoothing`.
       width: D.
-      embedding: [V, D], where the tokens' embeddings begin; None begins at random.
+      embedding: [V, D], initial embeddings of the tokens; None draws them at random.
 
     Attributes:
-      beam_width: W, of `rank`.
-      distinct_tokens: int32 [M, L], of the M items that differ in their tokens.
-      spelling: int32 [N], which row of `distinct_tokens` spells an item.
+      beam_width: W, used by `rank`.
+      distinct_tokens: int32 [M, L], the M different token sequences of the catalog.
+      spelling: int32 [N], the row of `distinct_tokens` that spells each item.
     """
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        options: ModelOptions,
         semantic_ids: SemanticIds,
         width: int,
         rngs: nnx.Rngs,
         embedding: Float[np.ndarray, "V D"] | None = None,
     ):
         self.num_items = semantic_ids.num_items
-        self.beam_width, self.label_smoothing = config[config.model.name].beam_width, config.loss.label_smoothing
+        self.beam_width, self.label_smoothing = options.beam_width, options.label_smoothing
         self.codebook_sizes = tuple(semantic_ids.codebook_sizes)
         self.offsets = tuple(semantic_ids.offsets.tolist())
         tokens, spelling = np.unique(semantic_ids.tokens, axis=0, return_inverse=True)
@@ -79,22 +61,22 @@ class Speller(nnx.Module):
         self.embedding = new_embedding(semantic_ids.vocab_size, width, rngs, embedding)
 
     def _read(self, batch: RankBatch, catalog: Float[Array, "V D"]) -> tuple[Float[Array, "B D"], Any, Any]:
-        """The states that predict an item's first token; what of the histories is needed to read on; and a tree of
-        arrays [layers, B, 1, ...] of what the one branch of each history has read already, or None."""
+        """The states that predict an item's first token; what `_read_on` needs of the histories; and what the single
+        branch of each history has read so far, a tree of arrays [layers, B, 1, ...], or None."""
         raise NotImplementedError
 
     def _read_on(
         self, embeddings: Float[Array, "B W S D"], history: Any, branches: Any
     ) -> tuple[Float[Array, "B W S D"], Any]:
-        """The states after S more tokens of W branches of each history, and what the branches have read now.
+        """The states after S more tokens on each of W branches per history, and what the branches have read by then.
 
         Args:
-          history, branches: as of `_read`, but that there are W branches (or None).
+          history, branches: from `_read`, with W branches (or None).
         """
         raise NotImplementedError
 
     def _floats_a_token(self, length: int) -> int:
-        """About how many floats the largest array of `_read_on` has for each token; length: the histories'."""
+        """About how many floats the largest array of `_read_on` has per token, for histories of this length."""
         raise NotImplementedError
 
     def _tokens(self, items: Int[Array, "*B"]) -> Int[Array, "*B L"]:
@@ -103,10 +85,11 @@ class Speller(nnx.Module):
     def _spelling_loss(
         self, states: Float[Array, "B R L D"], tokens: Int[Array, "B R L"], valid: Bool[Array, "B R"]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The mean of -log p(target | history), the sum of its L tokens' cross-entropies; `token_loss` is a token's.
+        """The mean of -log p(target | history), which sums the cross-entropies of a target's L tokens; `token_loss` is
+        the mean per token.
 
         Args:
-          states: those that predict `tokens`.
+          states: the states that predict `tokens`.
         """
         states = states.reshape(-1, states.shape[-1]).astype(jnp.float32)
         losses = full_catalog_cross_entropy(states, self.catalog(), tokens.reshape(-1), 1.0, self.label_smoothing)
@@ -118,7 +101,7 @@ class Speller(nnx.Module):
         return sharding.constrain(self.embedding[...], None, None)
 
     def rank(self, batch: RankBatch, catalog: Float[Array, "V D"], k: int, filter_history: bool) -> Ranking:
-        """The best k of the items that the beam search finds; the rank of a target that it does not find is inf.
+        """The best k of the items that beam search finds. A target that it does not find has rank inf.
 
         Args:
           k: at most the beam's width.
@@ -129,10 +112,10 @@ class Speller(nnx.Module):
     def beam(
         self, batch: RankBatch, catalog: Float[Array, "V D"], width: int, history: Int[Array, "B M"] | None = None
     ) -> tuple[Int[Array, "B W"], Float[Array, "B W"]]:
-        """The best W items that a beam of width W finds, and the logarithms of their likelihoods.
+        """The best W items that a beam of width W finds, and their log-likelihoods.
 
         Args:
-          history: items that are not to be listed; None lists all.
+          history: items that must not be listed; None excludes none.
 
         Returns:
           Best first; a shorter list ends with -1 and -inf.
@@ -152,19 +135,19 @@ class Speller(nnx.Module):
         return jax.nn.log_softmax(self.item_log_likelihoods(batch, catalog))
 
     def item_log_likelihoods(self, batch: RankBatch, catalog: Float[Array, "V D"]) -> Float[Array, "B N"]:
-        """The logarithm of the probability that each item's tokens come next, float32.
+        """The log-probability that each item's tokens come next, float32.
 
-        The tokens of no item have some probability, too, so it isn't a distribution over items.
+        Token sequences of no item have some probability too, so this is no distribution over items.
         """
         return self._log_likelihoods(batch, catalog)[:, self.spelling[...]]
 
     def log_item_mass(self, batch: RankBatch, catalog: Float[Array, "V D"]) -> Float[Array, " B"]:
-        """The logarithm of the probability that what comes next is the tokens of an item; items with equal tokens
-        count once."""
+        """The log-probability that the next tokens are some item's; items with equal tokens count once."""
         return jax.nn.logsumexp(self._log_likelihoods(batch, catalog), axis=-1)
 
     def _log_likelihoods(self, batch: RankBatch, catalog: Float[Array, "V D"]) -> Float[Array, "B M"]:
-        """Of distinct items, some at a time: each is a branch of its history that has read all but the last token."""
+        """The log-likelihoods of the distinct items, computed in chunks: each item is a branch of the history that has
+        read all but its last token."""
         state, read, branches = self._read(batch, catalog)
         first, tokens = jax.nn.log_softmax(self._logits(state, catalog)), self.distinct_tokens[...]
         (batch_size, length), levels = batch.inputs.shape, tokens.shape[1]
@@ -192,13 +175,13 @@ class Speller(nnx.Module):
     def _code_log_probabilities(
         self, states: Float[Array, "*B D"], catalog: Float[Array, "V D"], level: int
     ) -> Float[Array, "*B K"]:
-        """Of one level's codes, among all tokens."""
+        """The log-probabilities of one level's codes, among all tokens."""
         logits, begin = self._logits(states, catalog), self.offsets[level]
         own = logits[..., begin : begin + self.codebook_sizes[level]]
         return own - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def _take_branches(x: Array, parents: Int[Array, "B W"]) -> Array:
-    """x [layers, B, W', ...], with the branches that `parents` names."""
+    """Picks the branches `parents` of x [layers, B, W', ...]."""
     parents = parents.reshape(1, *parents.shape, *(1,) * (x.ndim - 3))
     return jnp.take_along_axis(x, parents, axis=2)

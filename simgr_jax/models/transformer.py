@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
-from simgr_jax import sharding
+from simgr_jax.devices import sharding
 from simgr_jax.errors import UserError
 from simgr_jax.ops.attention import IMPLEMENTATIONS, attention, branch_attention
 
@@ -184,11 +184,24 @@ class Norm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """x W + b, computed in the config's dtype, and a low-rank adapter's addition where `lora.add` has put one."""
+    """x W + b, computed in `dtype`, plus a low-rank adapter's output where `lora.add` has put one.
 
-    def __init__(self, in_width: int, out_width: int, bias: bool, config: TransformerConfig, rngs: nnx.Rngs):
-        self.dtype = config.dtype
-        self.kernel = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (in_width, out_width), jnp.float32))
+    Args:
+      axes: the kernel's logical axes (see `devices.sharding.RULES`).
+    """
+
+    def __init__(
+        self,
+        in_width: int,
+        out_width: int,
+        bias: bool,
+        dtype: str,
+        rngs: nnx.Rngs,
+        axes: tuple[str | None, str | None] | tuple[()] = (),
+    ):
+        self.dtype = dtype
+        kernel = nnx.initializers.normal(0.02)(rngs.params(), (in_width, out_width), jnp.float32)
+        self.kernel = nnx.Param(kernel, axes=axes)
         self.bias = nnx.Param(jnp.zeros(out_width, jnp.float32)) if bias else None
         self.lora = nnx.data(None)
 
@@ -244,10 +257,13 @@ class Attention(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config
         query_width, kv_width = config.heads * config.head_width, config.kv_heads * config.head_width
-        self.q_proj = Linear(config.width, query_width, config.attention_bias, config, rngs)
-        self.k_proj = Linear(config.width, kv_width, config.attention_bias, config, rngs)
-        self.v_proj = Linear(config.width, kv_width, config.attention_bias, config, rngs)
-        self.o_proj = Linear(query_width, config.width, config.attention_output_bias, config, rngs)
+        bias, into_heads = config.attention_bias, ("embed", "heads")
+        self.q_proj = Linear(config.width, query_width, bias, config.dtype, rngs, into_heads)
+        self.k_proj = Linear(config.width, kv_width, bias, config.dtype, rngs, into_heads)
+        self.v_proj = Linear(config.width, kv_width, bias, config.dtype, rngs, into_heads)
+        self.o_proj = Linear(
+            query_width, config.width, config.attention_output_bias, config.dtype, rngs, ("heads", "embed")
+        )
         self.q_norm = Norm(config.head_width, config) if config.qk_norm else None
         self.k_norm = Norm(config.head_width, config) if config.qk_norm else None
 
@@ -280,11 +296,10 @@ def _at(x: Shaped[Array, "B T *D"], places: Int[Array, "B Q"]) -> Shaped[Array, 
 class MLP(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.activation = config.activation
-        self.gate_proj = (
-            Linear(config.width, config.mlp_width, config.mlp_bias, config, rngs) if config.gated_mlp else None
-        )
-        self.up_proj = Linear(config.width, config.mlp_width, config.mlp_bias, config, rngs)
-        self.down_proj = Linear(config.mlp_width, config.width, config.mlp_bias, config, rngs)
+        widths, bias, dtype = (config.width, config.mlp_width), config.mlp_bias, config.dtype
+        self.gate_proj = Linear(*widths, bias, dtype, rngs, ("embed", "mlp")) if config.gated_mlp else None
+        self.up_proj = Linear(*widths, bias, dtype, rngs, ("embed", "mlp"))
+        self.down_proj = Linear(*widths[::-1], bias, dtype, rngs, ("mlp", "embed"))
 
     def __call__(self, x, rngs):
         activation = ACTIVATIONS[self.activation]
@@ -296,10 +311,10 @@ class MLP(nnx.Module):
 class ExpertLinear(nnx.Module):
     """One projection of every expert; row i of the input goes through the expert of its group."""
 
-    def __init__(self, in_width: int, out_width: int, config: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, in_width: int, out_width: int, config: TransformerConfig, rngs: nnx.Rngs, axes: tuple[str, str]):
         init = nnx.initializers.normal(0.02)
         self.dtype = config.dtype
-        self.kernel = nnx.Param(init(rngs.params(), (config.experts, in_width, out_width), jnp.float32))
+        self.kernel = nnx.Param(init(rngs.params(), (config.experts, in_width, out_width), jnp.float32), axes=axes)
 
     def __call__(self, x: Float[Array, "M in"], group_sizes: Int[Array, " experts"]) -> Float[Array, "M out"]:
         return jax.lax.ragged_dot(x, self.kernel[...].astype(self.dtype), group_sizes)
@@ -311,10 +326,10 @@ class MixtureOfExperts(nnx.Module):
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config
-        self.router = Linear(config.width, config.experts, False, config, rngs)
-        self.gate_proj = ExpertLinear(config.width, config.mlp_width, config, rngs)
-        self.up_proj = ExpertLinear(config.width, config.mlp_width, config, rngs)
-        self.down_proj = ExpertLinear(config.mlp_width, config.width, config, rngs)
+        self.router = Linear(config.width, config.experts, False, config.dtype, rngs)
+        self.gate_proj = ExpertLinear(config.width, config.mlp_width, config, rngs, ("embed", "mlp"))
+        self.up_proj = ExpertLinear(config.width, config.mlp_width, config, rngs, ("embed", "mlp"))
+        self.down_proj = ExpertLinear(config.mlp_width, config.width, config, rngs, ("mlp", "embed"))
 
     def __call__(self, x: Float[Array, "B T D"], rngs: nnx.Rngs | None) -> Float[Array, "B T D"]:
         probabilities = jax.nn.softmax(self.router(x, rngs).astype(jnp.float32), axis=-1)
@@ -404,7 +419,8 @@ class Transformer(nnx.Module):
         self.position_embedding = nnx.data(None)
         if config.max_positions:
             init = nnx.initializers.normal(0.02)
-            self.position_embedding = nnx.Param(init(rngs.params(), (config.max_positions, config.width), jnp.float32))
+            positions = init(rngs.params(), (config.max_positions, config.width), jnp.float32)
+            self.position_embedding = nnx.Param(positions, axes=(None, "embed"))
         blocks = nnx.vmap(lambda rngs: Block(config, rngs), in_axes=0, out_axes=0)
         self.layers = nnx.split_rngs(splits=config.layers)(blocks)(rngs)
         self.final_norm = Norm(config.width, config)

@@ -1,7 +1,7 @@
-"""From the hidden states of a prefix to the user's state after it.
+"""User pooling: from the hidden states of a prefix to the user's state after it.
 
-A pooling looks at positions 0..t of a segment and gives the state after t, for every t at once, so that all positions
-of a packed row train together.
+A pooling reads positions 0..t of a segment and gives the state after t, for every t at once, so that all positions of a
+packed row train together.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from simgr_jax.errors import UserError
 from simgr_jax.ops.attention import causal_segment_mask
 
 
 class LastToken(nnx.Module):
-    """The hidden state of the last position (a causal backbone has summed up the prefix there)."""
+    """The hidden state of the last position, where a causal backbone has read the whole prefix."""
 
     def __call__(self, hidden: Float[Array, "B T D"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         return hidden
@@ -32,7 +31,7 @@ class Mean(nnx.Module):
 
 
 class LearnedAttention(nnx.Module):
-    """The prefix's hidden states weighted by a softmax over learned scores, one score a position."""
+    """The prefix's hidden states weighted by a softmax over learned scores, one per position."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.score = nnx.Linear(width, 1, use_bias=False, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
@@ -48,15 +47,12 @@ POOLINGS = ("last", "mean", "attention")
 
 
 def create(name: str, width: int, rngs: nnx.Rngs) -> nnx.Module:
-    """The pooling called `name` (one of POOLINGS).
-
-    Raises:
-      UserError: no such pooling.
-    """
-    if name == "last":
-        return LastToken()
-    if name == "mean":
-        return Mean()
-    if name == "attention":
-        return LearnedAttention(width, rngs)
-    raise UserError(f'config.model.user_pooling: "{name}" is unknown; choose one of {", ".join(POOLINGS)}')
+    """The pooling called `name`, one of POOLINGS."""
+    match name:
+        case "last":
+            return LastToken()
+        case "mean":
+            return Mean()
+        case "attention":
+            return LearnedAttention(width, rngs)
+    raise ValueError(f"no user pooling {name!r}")

@@ -9,25 +9,25 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jaxtyping import Array, Bool, Float, Int
 
-from simgr_jax import sharding
+from simgr_jax.devices import sharding
 
-# "auto" takes what is fastest on the machine's accelerator.
+# "auto" takes the fastest for the machine's accelerator.
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
-# Splash attention works on blocks of as many positions.
+# Positions per block of the splash kernel.
 _SPLASH_BLOCK = 128
 
 
 def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """True where two positions are in one segment; padding (segment 0) is one, too."""
+    """True where two positions share a segment. Padding (segment 0) is also a segment."""
     return segment_ids[:, :, None] == segment_ids[:, None, :]
 
 
 def causal_segment_mask(segment_ids: Int[Array, "B T"], window: Int[Array, ""] | int = 0) -> Bool[Array, "B T T"]:
-    """True where position t (second axis) may look at position s (third): s <= t and both in one segment, and
-    t - s < window if `window` is not 0.
+    """True where position t (second axis) may attend to position s (third): both in one segment, s <= t, and
+    t - s < window unless `window` is 0.
 
-    Padding (segment 0) forms a segment of its own, so that no row of the mask is empty and no softmax is NaN.
+    Padding (segment 0) is a segment of its own, so no row of the mask is empty and no softmax is NaN.
     """
     positions = jnp.arange(segment_ids.shape[1])
     distance = positions[:, None] - positions[None, :]
@@ -48,25 +48,25 @@ def attention(
     softcap: float = 0.0,
     implementation: str = "auto",
 ) -> Float[Array, "B T H head"]:
-    """Attention that never crosses a segment.
+    """Attention that never crosses a segment boundary.
 
     Grouped-query attention (https://arxiv.org/abs/2305.13245): H is a multiple of Hkv.
 
     Args:
-      causal: whether a position sees only itself and what came before; else all of its segment, whatever the window.
-      windows: the windows that occur in the model (0: all that came before), `window_index` the one that counts here:
-        scanned layers share one computation, and a kernel must know its mask when it is compiled.
+      causal: if true, a position attends to itself and earlier positions; else to its whole segment, ignoring windows.
+      windows: every window that the model uses; 0 means all earlier positions. `window_index` selects this layer's.
+        Scanned layers share one computation, and a kernel must know its masks at compile time.
       scale: multiplies the scores.
-      softcap: c above 0 makes them c tanh(score / c) (Gemma 2, https://arxiv.org/abs/2408.00118).
+      softcap: c above 0 turns each score into c tanh(score / c) (Gemma 2, https://arxiv.org/abs/2408.00118).
       implementation: one of IMPLEMENTATIONS: XLA's, cuDNN's on NVIDIA GPUs (bfloat16 only), or the splash kernel on
-        TPUs. A kernel's place is taken by XLA's where it can't compute the shape.
+        TPUs. Falls back to XLA's if a kernel cannot compute the shape.
     """
     if implementation == "auto":
         implementation = {"gpu": "cudnn", "tpu": "splash"}.get(sharding.platform(), "xla")
     if implementation == "splash" and causal and _fits_splash(query, key):
         kernels = [functools.partial(_splash, window=window, softcap=softcap) for window in windows]
         by_head = sharding.spec("batch", None, "heads", None)
-        # The compiler can't split a kernel, so each device calls its own.
+        # The compiler cannot partition a kernel, so each device calls its own.
         switch = sharding.per_device(
             lambda index, *arrays: jax.lax.switch(index, kernels, *arrays),
             (sharding.spec(), by_head, by_head, by_head, sharding.spec("batch", None)),
@@ -97,15 +97,15 @@ def branch_attention(
     scale: float,
     softcap: float = 0.0,
 ) -> Float[Array, "B W S H head"]:
-    """Causal attention of W branches that go on from one history: to the history, and each to itself.
+    """Causal attention of W branches that continue one history; each attends to the history and to itself.
 
-    What the branches share is read once for all of them, not copied W times.
+    The branches share the history's keys and values instead of holding W copies.
 
     Args:
-      query: of each branch's last S positions.
-      history_lengths: so many of the T positions count.
-      key, value: of all P positions of each branch, which follow the history.
-      windows, window_index, scale, softcap: as of `attention`.
+      query: for each branch's last S positions.
+      history_lengths: the number of the T history positions that are not padding.
+      key, value: for all P positions of each branch, which follow the history.
+      windows, window_index, scale, softcap: as in `attention`.
     """
     batch, width, new, heads, head_width = query.shape
     length, grown = history_key.shape[1], key.shape[2]
@@ -114,7 +114,7 @@ def branch_attention(
     window = jnp.asarray(windows)[window_index]
     window = jnp.where(window == 0, length + grown, window)
     into_branch = jnp.arange(grown - new, grown)[:, None]
-    to_branch = into_branch - jnp.arange(grown)  # How far back a key is.
+    to_branch = into_branch - jnp.arange(grown)  # How far back each key is.
     to_history = into_branch + history_lengths[:, None, None] - jnp.arange(length)
     sees_branch = (to_branch >= 0) & (to_branch < window)
     sees_history = (to_history > into_branch) & (to_history < window)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from simgr_jax import sharding
+from simgr_jax.devices import sharding
 from simgr_jax.ops.trie import Trie
 
 State = TypeVar("State")
@@ -26,23 +26,22 @@ def beam_search(
     k: int,
     history: Int[Array, "B M"] | None = None,
 ) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
-    """The likeliest of the items that the likeliest beginnings of codes lead to, `width` of them kept on each level.
+    """The k most likely items found by keeping the `width` most likely code prefixes at each level.
 
-    Only beginnings of real items are kept. An item's score is the sum of the log-probabilities of its codes as they are
-    given: what falls on codes that lead to no item is lost, not shared out among the others. Items of equal codes share
-    a score and are all listed. Equal scores are listed in the order of their codes, then of their index. A NaN counts
-    as -inf, and what has -inf is not found. Nothing is pruned, so this is exhaustive search, where `width` is at least
-    the number of items.
+    Only prefixes of real items are kept. An item's score is the sum of its codes' log-probabilities as given:
+    probability on codes that lead to no item is lost, not renormalised. Items with equal codes share a score and are
+    all listed. Ties are ordered by codes, then by index. A NaN counts as -inf, and an item that scores -inf is not
+    found. If `width` is at least the number of items, nothing is pruned and the search is exhaustive.
 
     Args:
       first: log-probabilities of the codes of level 0.
       step: (level, codes, parents, state) -> (log-probabilities of the level's codes [B, W, K_level], state), called
-        for the levels 1 to L - 1. codes int32 [B, W] are those of the level before that were just chosen; parents
-        int32 [B, W] are the beams of the step before that they continue, by which the state is to be gathered (on level
-        1 there is one, 0). W is `width`, or the number of the trie's nodes at this depth if that is less.
-      state: what the first step gets.
-      width: from 1.
-      history: items that are not listed, and -1 for none. They are taken out at the end, from what was found.
+        for levels 1 to L - 1. `codes`, int32 [B, W], are the codes just chosen at the previous level. `parents`, int32
+        [B, W], say which beam of the previous step each continues; gather the state by them (at level 1 there is one
+        beam, 0). W is the smaller of `width` and the number of the trie's nodes at this depth.
+      state: passed to the first step.
+      width: at least 1.
+      history: items to leave out, padded with -1. They are removed from the items found at the end.
 
     Returns:
       int32 items, best first, and their float32 scores; -1 and -inf where fewer than k were found.
@@ -54,7 +53,7 @@ def beam_search(
             log_probs, state = step(level, trie.codes[level - 1][nodes], parents, state)
         children, exists = _children(trie, level, nodes)
         grown = scores[..., None] + jnp.take_along_axis(log_probs.astype(jnp.float32), codes[children], axis=2)
-        # There are enough candidates: as many as nodes at the next depth, or `width` beams with a child each.
+        # There are always enough candidates: every node of the next depth, or one child for each of `width` beams.
         nodes, scores, parents = _best(children, grown, exists, min(width, len(codes)))
 
     places, exists = _children(trie, trie.levels, nodes)
@@ -68,8 +67,8 @@ def beam_search(
 
 
 def _children(trie: Trie, depth: int, nodes: Int[Array, "B W"]) -> tuple[Int[Array, "B W C"], Bool[Array, "B W C"]]:
-    """The children of each node, as many as any node of this depth has, and whether they exist. In the place of one
-    that doesn't is the node's first child: every node has one."""
+    """Each node's children and whether each exists, with C the most children of any node at this depth. Missing
+    children repeat the node's first child, which always exists."""
     offsets = trie.offsets[depth]
     begins, ends = offsets[nodes][..., None], offsets[nodes + 1][..., None]
     children = begins + jnp.arange(trie.most_children[depth], dtype=jnp.int32)
@@ -80,9 +79,9 @@ def _children(trie: Trie, depth: int, nodes: Int[Array, "B W"]) -> tuple[Int[Arr
 def _best(
     candidates: Int[Array, "B W C"], scores: Float[Array, "B W #C"], exists: Bool[Array, "B W C"], count: int
 ) -> tuple[Int[Array, "B count"], Float[Array, "B count"], Int[Array, "B count"]]:
-    """The candidates of the highest scores, their scores, and the beam that each is from."""
+    """The `count` best candidates, their scores, and the beam that each comes from."""
     scores = jnp.where(exists & ~jnp.isnan(scores), scores, -jnp.inf)
-    # Called by each device for its own rows: the compiler would gather the scores of all.
+    # Each device sorts its own rows: left alone, the compiler gathers all rows' scores.
     by_row = sharding.spec("batch", None)
     top_k = sharding.per_device(partial(jax.lax.top_k, k=count), (by_row,), by_row)
     scores, best = top_k(scores.reshape(len(scores), -1))

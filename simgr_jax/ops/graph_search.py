@@ -1,5 +1,5 @@
-"""Decoding along a graph of similar items: the work grows with the beam, not with the catalog (RPG, arXiv 2506.05781,
-section 3.3)."""
+"""Decoding along a graph of similar items, at a cost that grows with the beam, not with the catalog (RPG, arXiv
+2506.05781, section 3.3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Of what `nearest_items` holds at once, similarities at most: 256 MiB.
+# The most similarities that `nearest_items` holds at once: 256 MiB of float32.
 _MOST_SIMILARITIES = 2**26
 _MOST_ROWS = 256
 
@@ -17,10 +17,10 @@ _MOST_ROWS = 256
 def nearest_items(
     similarities: Callable[[Int[Array, " C"]], Float[Array, "C N"]], num_items: int, count: int
 ) -> Int[Array, "N E"]:
-    """Each item's most similar items, itself among them, best first; equal ones in the order of their index.
+    """Each item's most similar items, itself included, best first; ties are in index order.
 
     Args:
-      similarities: of the given items to all N. Called with some items at a time, so no [N, N] array exists.
+      similarities: from C items to their similarities with all N. Called in chunks, so no [N, N] array exists.
       count: E, at most N.
 
     Returns:
@@ -41,16 +41,17 @@ def graph_search(
     k: int,
     history: Int[Array, "B M"] | None = None,
 ) -> tuple[Int[Array, "B K"], Float[Array, "B K"]]:
-    """The best items found in `steps` steps from `start`. A step goes from a beam of W items to all their neighbors, of
-    which the W best are the next beam; the last step's K best are the list. Items of equal score go by their index, and
-    NaN is no score.
+    """The best items found in `steps` steps from `start`.
+
+    Each step scores all neighbors of a beam of W items and keeps the W best as the next beam. The last step's K best
+    are returned. Ties are in index order, and an item whose score is NaN is not found.
 
     Args:
-      score: of B users' candidates, each user's own; called with any item for candidates that don't count.
-      neighbors: items; one that is its own neighbor can stay in the beam.
+      score: from each user's own C candidates to their scores. Candidates that do not count are passed as item 0.
+      neighbors: item indices. An item that is its own neighbor can stay in the beam.
       start: items, which may repeat.
-      steps: 1 or more.
-      history: items that are walked through but not listed, and -1 for none; None lists all.
+      steps: at least 1.
+      history: items to leave out of the result, padded with -1; the search may still pass through them.
 
     Returns:
       int32 items, best first, and their float32 scores; -1 and -inf where fewer were found.
@@ -67,7 +68,7 @@ def graph_search(
 
 
 def _reached(neighbors: Int[Array, "N E"], beam: Int[Array, "B W"]) -> Int[Array, "B C"]:
-    """The beam's neighbors in the order of their index, -1 in place of those that came before; C = W E."""
+    """The beam's neighbors in index order, with -1 in place of repeats; C = W E."""
     found = jnp.where((beam >= 0)[:, :, None], neighbors[jnp.maximum(beam, 0)], -1)
     found = jnp.sort(found.reshape(len(beam), -1), axis=1)
     repeats = jnp.pad(found[:, 1:] == found[:, :-1], ((0, 0), (1, 0)))
@@ -77,7 +78,7 @@ def _reached(neighbors: Int[Array, "N E"], beam: Int[Array, "B W"]) -> Int[Array
 def _best(
     score: Callable[[Int[Array, "B C"]], Float[Array, "B C"]], candidates: Int[Array, "B C"], count: int
 ) -> tuple[Int[Array, "B K"], Float[Array, "B K"]]:
-    """The `count` best of the candidates that are not -1."""
+    """The `count` best candidates, ignoring -1."""
     scores = score(jnp.maximum(candidates, 0)).astype(jnp.float32)
     scores = jnp.where((candidates < 0) | jnp.isnan(scores), -jnp.inf, scores)
     values, places = jax.lax.top_k(scores, min(count, candidates.shape[1]))

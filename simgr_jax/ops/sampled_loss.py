@@ -1,7 +1,7 @@
-"""Cross-entropy whose normaliser is estimated from a sample of the catalog, for catalogs too large to go through.
+"""Cross-entropy whose normaliser is estimated from a sample, for catalogs too large to score in full.
 
-A step then costs M drawn items, whatever the number of items. Bengio & Senécal (IEEE Transactions on Neural Networks
-19(4), 2008) estimate a softmax's normaliser so, by importance sampling.
+The cost of a step depends on the number of drawn items, M, not on the catalog. The estimate is importance sampling
+(Bengio & Senécal, IEEE Transactions on Neural Networks 19(4), 2008).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from simgr_jax.ops.similarity_loss import MASKED
 
 
 class Negatives(NamedTuple):
-    """M items that were drawn with replacement.
+    """M items drawn with replacement.
 
     Attributes:
       items: int32 [M].
-      log_expected_counts: float32 [M], log M q for each, with q the probability that a draw is this item.
+      log_expected_counts: float32 [M], log(M q) of each item, where q is the probability that a draw yields it.
     """
 
     items: Int[Array, " M"]
@@ -29,16 +29,16 @@ class Negatives(NamedTuple):
 
 
 def uniform_negatives(key: Array, num_items: int, count: int) -> Negatives:
-    """`count` draws, every item as likely as any other."""
+    """`count` draws with equal probability for every item."""
     items = jax.random.randint(key, (count,), 0, num_items, jnp.int32)
     return Negatives(items, jnp.full(count, np.log(count / num_items), jnp.float32))
 
 
 def cumulative_weights(item_counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-    """What `popularity_negatives` draws from: int32 [N], the running sum of count + 1.
+    """The weights for `popularity_negatives`: int32 [N], the running sum of count + 1.
 
-    Integers, because a running sum in float32 stands still from 2²⁴ on. Where the sum would pass int32, weights are
-    scaled down and cut to integers from 1.
+    Integers, because a float32 sum stops growing at 2²⁴. If the sum would overflow int32, the weights are scaled down
+    and truncated to integers of at least 1.
     """
     weights = np.asarray(item_counts, np.int64) + 1
     largest = np.iinfo(np.int32).max
@@ -48,7 +48,7 @@ def cumulative_weights(item_counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " 
 
 
 def popularity_negatives(key: Array, cumulative_weights: Int[Array, " N"], count: int) -> Negatives:
-    """`count` draws, each item as likely as its weight says, exactly."""
+    """`count` draws with probabilities exactly proportional to the weights."""
     total = cumulative_weights[-1]
     points = jax.random.randint(key, (count,), 0, total, jnp.int32)
     items = jnp.searchsorted(cumulative_weights, points, side="right").astype(jnp.int32)
@@ -67,16 +67,16 @@ def sampled_cross_entropy(
     temperature: Float[Array, ""] | float,
     label_smoothing: float = 0.0,
 ) -> Float[Array, " B"]:
-    """`similarity_loss.full_catalog_cross_entropy` with sums over the catalog estimated from what was drawn.
+    """`similarity_loss.full_catalog_cross_entropy` with the sums over the catalog estimated from the negatives.
 
-    The target counts in full, for it was not drawn (Khrylchenko et al., RecSys 2025, arXiv 2507.09331), and each draw j
-    of another item is divided by how often it is expected: exp(u·v_t / τ) + Σ_{j ≠ t} exp(u·v_j / τ) / (M q_j). Over
-    the draws that is the full normaliser on average. Its logarithm is not, but is too small, the less so the larger M.
+    The normaliser is exp(u·v_t / τ) + Σ_{j ≠ t} exp(u·v_j / τ) / (M q_j). The target's term has no correction, because
+    the target was not drawn (Khrylchenko et al., RecSys 2025, arXiv 2507.09331); each draw of another item is divided
+    by its expected count. The estimate is unbiased. Its logarithm is biased downward, less so as M grows.
 
     Args:
-      negative_vectors: of the negatives' items, in the similarity's space like the others. All rows share them.
-      num_items: of the whole catalog.
-      label_smoothing: ε; the mean logit over the catalog is estimated likewise.
+      negative_vectors: vectors of `negatives.items` in the similarity's space, shared by all rows.
+      num_items: the size of the whole catalog.
+      label_smoothing: ε; the mean logit over the catalog is estimated in the same way.
     """
     scaled = user_states / temperature
     target_logits = jnp.sum(scaled * target_vectors, axis=-1)

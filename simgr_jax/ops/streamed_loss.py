@@ -1,10 +1,10 @@
-"""Cross-entropy over a catalog whose item vectors and logits never exist at once.
+"""Cross-entropy over the full catalog, computed in chunks so that no array holds all item vectors or logits.
 
-Item vectors are made from their codes a chunk at a time, scored, and folded into a running maximum and sum, as flash
-attention does with keys (Dao et al., arXiv 2205.14135); the backward pass makes each chunk again. So memory grows with
-the chunk, not with the catalog, for one more product of users and items than the dense loss takes.
+Each chunk of items is encoded from its codes, scored, and folded into a running maximum and sum, as flash attention
+does with keys (Dao et al., arXiv 2205.14135). The backward pass computes each chunk again. Memory therefore grows with
+the chunk, not with the catalog; the price is one more product of users and items than in the dense loss.
 
-Over devices that split the catalog, each goes through its own part, and what comes of the parts is added up.
+When several devices split the catalog, each processes its own part and the results are summed.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from simgr_jax import sharding
+from simgr_jax.devices import sharding
 from simgr_jax.ops.similarity_loss import MASKED
 
 Parameters = TypeVar("Parameters")  # A pytree of float arrays.
 Encode = Callable[[Parameters, Int[Array, "C L"]], Float[Array, "C D"]]
 
 
-# Of a device's memory: how much the logits and vectors of all its items may take before they are made by chunks, and
-# how much those of a chunk may. The parameters, their gradients and the optimizer's state want the most of it.
+# The shares of a device's memory that logits and vectors may take: those of all its items without chunks, and those of
+# one chunk. Parameters, gradients and optimizer state need most of the rest.
 _DENSE_SHARE, _CHUNK_SHARE = 1 / 4, 1 / 32
-# Larger ones no longer fit the caches of CPUs, and are slower there.
+# Larger chunks do not fit CPU caches and run slower there.
 _LARGEST_CHUNK = 4096
 
 
 def choose_chunk(num_items: int, num_queries: int, width: int, memory: int) -> int:
-    """How many items to encode and score at once: 0 for all, if there is room for it, else a power of two.
+    """The number of items to encode and score at once: 0 (all) if memory allows, else a power of two.
 
     Args:
-      num_items, num_queries: of a device.
+      num_items, num_queries: per device.
       width: D.
-      memory: of a device, in bytes.
+      memory: bytes per device.
     """
-    # Logits, their exponentials and gradient; vectors, normalised and not, and their gradients. All float32.
+    # All float32: logits, their exponentials and gradients; raw and normalised vectors and their gradients.
     item_bytes = 4 * (3 * num_queries + 4 * width)
     if num_items * item_bytes <= _DENSE_SHARE * memory:
         return 0
@@ -59,20 +59,20 @@ def streamed_cross_entropy(
     label_smoothing: float,
     chunk: int,
 ) -> Float[Array, " B"]:
-    """`similarity_loss.full_catalog_cross_entropy` of the items that `tokens` spell: same value, same gradients.
+    """Same value and gradients as `similarity_loss.full_catalog_cross_entropy`, over the items spelled by `tokens`.
 
-    Where the context's mesh splits the catalog, each device encodes and scores its own part of it, for the rows that
-    its copy of the catalog serves. N must then be a multiple of the parts.
+    If the context's mesh splits the catalog, each device encodes and scores its own part, for the rows that its copy of
+    the catalog serves. N must then be a multiple of the number of parts.
 
     Args:
-      encode: a pure function from `parameters` and the tokens of some items to their vectors, float32 and in the
-        similarity's space. An item's vector may not depend on what other items it is encoded with. All that is to be
-        learned must be in `parameters`: what `encode` closes over gets no gradient, and must not be traced. Their
-        gradient is added up over chunks, so what all items share is better computed before.
-      num_items: rows of `tokens` that are items; those after them are padding, and don't count.
-      target_vectors: what `encode` makes of each row's target.
-      chunk: items, of each device's, that are encoded and scored at once, at most; 0 is all, whose logits are then
-        kept for the backward pass.
+      encode: a pure function from `parameters` and some items' tokens to their vectors, float32 and in the similarity's
+        space. An item's vector must not depend on the other items of the call. Everything to be learned must be in
+        `parameters`: values that `encode` closes over get no gradient and must not be traced. Gradients are summed
+        over chunks, so compute what all items share beforehand.
+      num_items: the first `num_items` rows of `tokens` are items; later rows are padding and are ignored.
+      target_vectors: the output of `encode` for each row's target.
+      chunk: the most items that a device encodes and scores at once; 0 means all, whose logits are then kept for the
+        backward pass.
     """
     scaled = user_states / temperature
     if jax.sharding.get_abstract_mesh().empty:
@@ -92,13 +92,13 @@ def _sharded(
     num_items: int,
     queries: Float[Array, "B D"],
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """(log-normaliser, mean logit) of each query, put together from the devices' parts of the catalog."""
+    """(log-normaliser, mean logit) of each query, combined from all devices' parts of the catalog."""
     by_item, by_query = sharding.spec("items"), sharding.spec("queries")
     parts = by_item[0]
 
     def of_part(parameters, tokens, queries):
         count = jnp.clip(num_items - jax.lax.axis_index(parts) * len(tokens), 0, len(tokens))
-        # Typed as copies that may differ between devices, as their gradients do: those are then added up.
+        # Marked as varying between devices, so that shard_map sums their gradients.
         own_parameters = jax.lax.pcast(parameters, jax.sharding.get_abstract_mesh().axis_names, to="varying")
         own_queries = jax.lax.pcast(queries, parts, to="varying")
         log_normalizer, vector_sum = _summary(encode, chunk, own_parameters, tokens, count, own_queries)
@@ -118,7 +118,7 @@ def _summary(
     count: Int[Array, ""],
     queries: Float[Array, "B D"],
 ) -> tuple[Float[Array, " B"], Float[Array, " D"]]:
-    """All that cross-entropy needs of the first `count` items: (log Σ_i exp(q·v_i) for each query q, Σ_i v_i)."""
+    """What cross-entropy needs from the first `count` items: (log Σ_i exp(q·v_i) for each query q, Σ_i v_i)."""
     if chunk:
         return _streamed_summary(encode, chunk, parameters, tokens, count, queries)
     vectors = encode(parameters, tokens)
@@ -151,7 +151,7 @@ def _forward(encode, chunk, parameters, tokens, count, queries):
 
 
 def _backward(encode, chunk, residuals, gradients):
-    """∂/∂q = g Σ_i p_i v_i and ∂/∂v_i = Σ_q g_q p_qi q + ∂sum, with p made again from the normaliser."""
+    """∂/∂q = g Σ_i p_i v_i and ∂/∂v_i = Σ_q g_q p_qi q + ∂sum, with p recomputed from the normaliser."""
     parameters, tokens, count, queries, log_normalizer = residuals
     d_normalizer, d_sum = gradients
     weighted_queries = (queries * d_normalizer[:, None]).T
@@ -163,7 +163,7 @@ def _backward(encode, chunk, residuals, gradients):
         logits = jnp.where(fresh, queries @ vectors.T, MASKED)
         probabilities = jnp.exp(logits - log_normalizer[:, None])
         mean_vectors += probabilities @ vectors
-        # Transposed after the product: to transpose the probabilities is slow on CPU.
+        # Transpose the product: transposing the probabilities is slow on CPU.
         d_vectors = (weighted_queries @ probabilities).T + fresh[:, None] * d_sum
         (d_chunk,) = pull_back(d_vectors)
         return (jax.tree.map(jnp.add, d_parameters, d_chunk), mean_vectors), None
@@ -183,9 +183,9 @@ def _num_chunks(tokens: Int[Array, "N L"], chunk: int) -> int:
 def _chunk(
     tokens: Int[Array, "N L"], count: Int[Array, ""], chunk: int, index: Int[Array, ""]
 ) -> tuple[Int[Array, "C L"], Bool[Array, " C"]]:
-    """The index-th chunk, and which of its rows are items that no chunk before had.
+    """The index-th chunk, and a mask of its rows that are items and in no earlier chunk.
 
-    The last one reaches back so as to be full: padding would take a copy of all tokens.
+    The last chunk overlaps the one before so that it is full: padding would copy all tokens.
     """
     size = -(-len(tokens) // _num_chunks(tokens, chunk))
     start = jnp.minimum(index * size, len(tokens) - size)

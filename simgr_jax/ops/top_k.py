@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from simgr_jax import sharding
+from simgr_jax.devices import sharding
+from simgr_jax.ops.tied_rank import num_ahead, tied_rank
 
 
 class Ranking(NamedTuple):
@@ -32,7 +33,7 @@ def rank_catalog(
     """Ranks the whole catalog by score.
 
     Equal scores are listed in the order of their index. A NaN score counts as the lowest of all, and a target whose
-    score is NaN is nowhere (rank inf): a model that diverged must not look good. Jittable, with `k` static.
+    score is NaN or -inf is nowhere (rank inf): a model that diverged must not look good. Jittable, with `k` static.
 
     Within `sharding.per_device`, `scores` are of this device's items; every device gets the whole ranking.
 
@@ -50,13 +51,12 @@ def rank_catalog(
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
     is_item = num_items is None or first + jnp.arange(here) < num_items
     values, items = _top_k(jnp.where(is_item, scores, -jnp.inf), first, k)
-    # The rank is one select-and-sum, because XLA's CPU code for a sum of two integer comparisons is several times
-    # slower.
-    ahead = jnp.where(scores > target_scores, 1.0, jnp.where(scores == target_scores, 0.5, 0.0))
-    rank = sharding.psum(jnp.sum(ahead, axis=1, dtype=jnp.float32, where=is_item), "items")
-    rank = rank + 0.5  # The target itself counts as one of the ties.
-    rank = jnp.where(jnp.isnan(target_scores[:, 0]), jnp.inf, rank)
-    # What is ruled out (a history item, a NaN) is not recommended, even where nothing else is left.
+    # The target ties with itself, which `tied_rank` does not count: hence 0.5 less.
+    ahead = sharding.psum(num_ahead(scores, target_scores, is_item), "items")
+    rank = tied_rank(ahead - 0.5, 0)
+    # A target without a score (NaN), or one that is ruled out as a history item (-inf), is nowhere.
+    rank = jnp.where(target_scores[:, 0] > -jnp.inf, rank, jnp.inf)
+    # What is ruled out is not recommended, even where nothing else is left.
     items = jnp.where(values == -jnp.inf, -1, items)
     return Ranking(items.astype(jnp.int32), values.astype(jnp.float32), rank)
 
@@ -102,7 +102,5 @@ def rank_in_list(
     listed = (items >= 0) & ~jnp.isnan(scores)
     is_target = listed & (items == targets[:, None])
     target_scores = jnp.max(scores, axis=1, keepdims=True, where=is_target, initial=-jnp.inf)
-    others = listed & ~is_target
-    ahead = jnp.where(scores > target_scores, 1.0, jnp.where(scores == target_scores, 0.5, 0.0))
-    rank = 1.0 + jnp.sum(ahead, axis=1, where=others, dtype=jnp.float32)
+    rank = tied_rank(num_ahead(scores, target_scores, listed & ~is_target), 0)
     return jnp.where(is_target.any(axis=1), rank, jnp.inf)

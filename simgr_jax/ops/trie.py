@@ -1,4 +1,4 @@
-"""The trie of a catalog's semantic IDs: which codes may follow which."""
+"""The trie of a catalog's semantic IDs: which codes may follow a given prefix."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ from jaxtyping import Array, Int
 )
 @dataclasses.dataclass(frozen=True)
 class Trie:
-    """A tree of L levels of codes, then the items, in O(N L) memory.
+    """A tree of L levels of codes with the items below its leaves, in O(N L) memory.
 
-    A node at depth l is a distinct beginning of l codes; depth 0 is the root alone. The nodes of a depth are numbered
-    in the order of their codes, so the children of one node have consecutive numbers, and the items of one leaf lie
-    together.
+    A node at depth l is a distinct prefix of l codes; depth 0 holds only the root. The nodes of a depth are numbered in
+    the order of their codes, so a node's children have consecutive numbers and a leaf's items are adjacent.
 
-    A pytree whose leaves are arrays of int32, the same for all who hold it; a variable's value, too
-    (`variable.get_value()`).
+    A pytree of int32 arrays. An nnx variable can hold one (`variable.get_value()`).
 
     Attributes:
       offsets: for depth l from 0 to L: the children of node n are the nodes `offsets[l][n]` to `offsets[l][n + 1] - 1`
-        of the next depth; after the last depth, places in `items`.
+        of the next depth; at depth L they are positions in `items`.
       codes: for l from 0 to L - 1: the code that leads to each node of depth l + 1.
-      items: a leaf's items in the order of their index.
-      most_children: for depth l from 0 to L, the most that any node has.
+      items: item indices, leaf by leaf; ascending within a leaf.
+      most_children: for depth l from 0 to L, the largest number of children of any node.
     """
 
     offsets: tuple[Int[Array, " nodes+1"], ...]
@@ -48,18 +46,20 @@ class Trie:
 
 
 def build(codes: Int[np.ndarray, "N L"], codebook_sizes: tuple[int, ...]) -> Trie:
-    """The trie of N items, which may share codes.
+    """The trie of N items. Several items may have equal codes.
 
     Args:
-      codes: `0 <= codes[:, l] < codebook_sizes[l]`, L at least 1.
+      codes: `0 <= codes[:, l] < codebook_sizes[l]`; L is at least 1.
 
     Raises:
       ValueError: there are no items, or a code is not in its codebook.
     """
     codes = np.asarray(codes)
     if codes.size == 0 or (codes < 0).any() or (codes >= codebook_sizes).any():
-        raise ValueError(f"codes of shape {codes.shape} must be below {codebook_sizes}, and there must be some")
-    order = np.lexsort(codes.T[::-1])  # Stable: items of equal codes stay in the order of their index.
+        raise ValueError(
+            f"codes of shape {codes.shape}: must not be empty and must be from 0 to below {codebook_sizes}"
+        )
+    order = np.lexsort(codes.T[::-1])  # Stable: items with equal codes stay in index order.
     codes = codes[order]
     # In this order, a node of depth l begins wherever one of the first l codes changes.
     is_start = np.zeros(len(codes), bool)
@@ -68,7 +68,7 @@ def build(codes: Int[np.ndarray, "N L"], codebook_sizes: tuple[int, ...]) -> Tri
     for level in codes.T:
         is_start[1:] |= level[1:] != level[:-1]
         starts.append(np.flatnonzero(is_start))
-    # The items are numbered like a depth of their own.
+    # Number the items as one more depth.
     starts.append(np.arange(len(codes)))
     offsets = [np.searchsorted(below, [*here, len(codes)]) for here, below in itertools.pairwise(starts)]
     to_array = partial(jnp.asarray, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""From a dataset and a config to the catalog's semantic IDs, kept on disk."""
+"""Builds the catalog's semantic IDs from a dataset and a config, and caches them on disk."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from absl import logging
 from ml_collections import ConfigDict
 from sklearn.preprocessing import normalize
 
-from simgr_jax.cache import atomic_path, fingerprint, load_arrays
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.semantic_ids import (
     collisions,
-    files,
     interaction_embeddings,
     product_quantization,
     quality,
     residual_kmeans,
     rqvae,
+    saved_ids,
     text_embeddings,
 )
-from simgr_jax.semantic_ids.tokenizer import SemanticIds
+from simgr_jax.semantic_ids.codes import SemanticIds
+from simgr_jax.workdir.atomic_write import atomic_path
+from simgr_jax.workdir.cache import fingerprint, load_arrays
 
-# Part of every fingerprint: raise it when the same inputs come to give other codes.
+# Part of every fingerprint: increment it when the same inputs give different codes.
 VERSION = 2
 KEY = "config.semantic_ids"
 EMBEDDINGS = ("tfidf", "text_encoder", "npy", "interactions")
@@ -37,21 +38,21 @@ QUANTIZERS = ("residual_kmeans", "rqvae", "opq", "pq")
 def build(
     config: ConfigDict, dataset: Dataset, train: Sequences, cache_dir: Path, seed: int
 ) -> tuple[SemanticIds, dict[str, Any]]:
-    """The semantic IDs of the catalog: the dataset's own, or fitted, or found in the cache.
+    """Returns the catalog's semantic IDs: the dataset's own, or fitted ones, which are cached.
 
     Args:
       config: `config.semantic_ids`.
       dataset: its texts or codes are used.
-      train: the training sequences, the only interactions that any fit sees.
+      train: the training sequences. Fits see no other interactions.
       cache_dir: where embeddings, codes and their quality reports are kept.
       seed: of every fit.
 
     Returns:
-      The IDs, with a disambiguating level where `config.collisions` asks for one and codes do collide, and the
-      quality report (see `quality.report`) of the codes without it.
+      The IDs, with a disambiguating level if `config.collisions` asks for one and codes collide; and the quality report
+      (see `quality.report`) of the codes without that level.
 
     Raises:
-      UserError: the config asks for what the dataset lacks, or a value in it can't be.
+      UserError: the config has an invalid value, or needs something that the dataset lacks.
     """
     _check_choice("source", config.source, ("fit", "given"))
     _check_choice("collisions", config.collisions, ("level", "keep"))
@@ -71,6 +72,31 @@ def build(
     return SemanticIds(codes, sizes), report
 
 
+def unread(config: ConfigDict) -> dict[str, str]:
+    """The keys of `config.semantic_ids` without effect as the others are set, each with what would give it one."""
+    found = {}
+    if config.source == "given":
+        return dict.fromkeys(_keys(config, ("source", "collisions")), f"{KEY}.source=fit")
+    names = set(config.embeddings.names)
+    embedders = {"dim": ("tfidf", "interactions"), "encoder": ("text_encoder",), "npy_path": ("npy",)}
+    for key, readers in (embedders | {"window": ("interactions",)}).items():
+        if not names & set(readers):
+            found[f"embeddings.{key}"] = f"{readers[0]} in {KEY}.embeddings.names"
+    if len(names) < 2:
+        found["embeddings.weights"] = f"two names in {KEY}.embeddings.names"
+    if config.quantizer.name != "rqvae":
+        found |= {f"quantizer.rqvae.{key}": f"{KEY}.quantizer.name=rqvae" for key in config.quantizer.rqvae}
+    return found
+
+
+def _keys(config: ConfigDict, but: tuple[str, ...], prefix: str = "") -> list[str]:
+    """All full keys, but for some."""
+    keys = []
+    for key, value in config.items():
+        keys += _keys(value, (), f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+    return [key for key in keys if key not in but]
+
+
 def _fit_cached(config, dataset, train, cache_dir, seed) -> tuple[SemanticIds, dict[str, Any]]:
     parts = [_embedding_fingerprint(name, config.embeddings, dataset, train, seed) for name in config.embeddings.names]
     quantizer = config.quantizer.to_dict()
@@ -84,12 +110,12 @@ def _fit_cached(config, dataset, train, cache_dir, seed) -> tuple[SemanticIds, d
         sizes = (config.quantizer.codebook_size,) * config.quantizer.levels
         report = quality.report(codes, sizes, embeddings, reconstruction)
         report["zero_embeddings"] = int((~embeddings.any(axis=1)).sum())
-        files.write(file, SemanticIds(codes, sizes), report)
-    return files.read(file)
+        saved_ids.write(file, SemanticIds(codes, sizes), report)
+    return saved_ids.read(file)
 
 
 def _embedding_fingerprint(name: str, config: ConfigDict, dataset: Dataset, train: Sequences, seed: int) -> str:
-    """Of what embedding `name` depends on, and nothing else."""
+    """Covers everything that embedding `name` depends on, and nothing else."""
     if name == "tfidf":
         return fingerprint(VERSION, name, dataset.item_texts, config.dim, seed)
     if name == "text_encoder":
@@ -103,7 +129,7 @@ def _embedding_fingerprint(name: str, config: ConfigDict, dataset: Dataset, trai
 
 
 def _embeddings(config: ConfigDict, dataset: Dataset, train: Sequences, cache_dir: Path, seed: int) -> np.ndarray:
-    """float32 [N, D]: the named embeddings beside each other, each with rows of length `weight` (or zero)."""
+    """float32 [N, D]: the named embeddings concatenated, each with rows of norm `weight` (or zero rows)."""
     options = config.embeddings
     makers: dict[str, Callable[[], np.ndarray]] = {
         "tfidf": lambda: text_embeddings.tfidf_svd(dataset.item_texts, options.dim, seed),
@@ -130,7 +156,7 @@ def _quantize(config: ConfigDict, embeddings: np.ndarray, seed: int) -> tuple[np
     if config.codebook_size > distinct:
         raise UserError(
             f"{KEY}.quantizer.codebook_size: is {config.codebook_size}, but the items have only {distinct} different "
-            "embeddings; set it to fewer"
+            "embeddings; set it to at most that many"
         )
     if config.name in ("opq", "pq") and config.levels > embeddings.shape[1]:
         raise UserError(
@@ -149,7 +175,7 @@ def _quantize(config: ConfigDict, embeddings: np.ndarray, seed: int) -> tuple[np
 
 
 def _check_fit(config: ConfigDict, dataset: Dataset) -> None:
-    """Raises UserError for what can be told before any work."""
+    """Raises UserError for mistakes that show before any work is done."""
     names = config.embeddings.names
     if not names:
         raise UserError(f"{KEY}.embeddings.names: is empty; name one or more of {', '.join(EMBEDDINGS)}")
@@ -157,8 +183,8 @@ def _check_fit(config: ConfigDict, dataset: Dataset) -> None:
         _check_choice("embeddings.names", name, EMBEDDINGS)
     if {"tfidf", "text_encoder"} & set(names) and dataset.item_texts is None:
         raise UserError(
-            f"{KEY}.embeddings.names: {list(names)} needs item text, which dataset {dataset.name} has not; "
-            "set it to ('interactions',), or to ('npy',) with embeddings of your own"
+            f"{KEY}.embeddings.names: {list(names)} needs item text, but dataset {dataset.name} has none; "
+            "set it to ('interactions',), or to ('npy',) with your own embeddings"
         )
     _check_choice("quantizer.name", config.quantizer.name, QUANTIZERS)
     for key, least in (
@@ -174,7 +200,7 @@ def _check_fit(config: ConfigDict, dataset: Dataset) -> None:
     if config.quantizer.codebook_size > dataset.num_items:
         raise UserError(
             f"{KEY}.quantizer.codebook_size: is {config.quantizer.codebook_size}, more than the catalog's "
-            f"{dataset.num_items} items; set it to fewer"
+            f"{dataset.num_items} items; set it to at most that many"
         )
     weights = _weights(config)
     if len(weights) != len(names) or not all(isinstance(weight, int | float) and weight > 0 for weight in weights):

@@ -6,13 +6,13 @@ import numpy as np
 
 
 def groups(codes: np.ndarray) -> np.ndarray:
-    """codes int32 [N, L] -> int32 [N], the same number for items with the same codes, counted in the codes' order."""
+    """codes int32 [N, L] -> int32 [N]: numbers the distinct IDs 0, 1, 2, ... in sorted order."""
     _, group = np.unique(codes, axis=0, return_inverse=True)
     return group.reshape(-1).astype(np.int32)
 
 
 def add_disambiguating_level(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Makes IDs unique by one more level: 0, 1, 2, ... among the items that share a code, in item order (TIGER,
+    """Makes IDs unique with one more level, which numbers the items that share an ID 0, 1, 2, ... in item order (TIGER,
     arXiv 2305.05065, section 3.1).
 
     Args:
@@ -20,7 +20,7 @@ def add_disambiguating_level(codes: np.ndarray, codebook_sizes: tuple[int, ...])
       codebook_sizes: L sizes.
 
     Returns:
-      codes int32 [N, L + 1] and L + 1 sizes, the last that of the largest group.
+      codes int32 [N, L + 1] and L + 1 sizes. The last size is that of the largest group.
     """
     group = groups(codes)
     order = np.argsort(group, kind="stable")

@@ -1,4 +1,4 @@
-"""Item embeddings from who-interacted-with-what-next, for catalogs without text."""
+"""Item embeddings from the training sequences, for catalogs without text."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from simgr_jax.data.dataset import Sequences
 
 
 def cooccurrence(train: Sequences, num_items: int, dim: int, seed: int, window: int) -> np.ndarray:
-    """Positive pointwise mutual information of items close to each other in a sequence, factorised by SVD.
+    """Factorizes the positive pointwise mutual information of items that are close in a sequence.
 
-    Only the training sequences are read: **the interactions held out for validation and test are never seen**, so
-    the semantic IDs made from these embeddings leak nothing about the answers.
+    **Interactions held out for validation and test are never seen**: only the training sequences are read. The
+    resulting semantic IDs leak nothing about the evaluation targets.
 
-    PPMI[i, j] = max(0, log(n_ij n / (n_i n_j))), where n_ij counts i and j within `window` places of each other, a
-    pair at distance d for 1/d; then U sqrt(S) of its SVD (Levy and Goldberg 2014, "Neural word embedding as implicit
-    matrix factorization").
+    PPMI[i, j] = max(0, log(n_ij n / (n_i n_j))), where n_ij counts the pairs of i and j within `window` positions, and
+    a pair at distance d counts 1/d. The embeddings are U sqrt(S) of its SVD (Levy and Goldberg 2014, "Neural word
+    embedding as implicit matrix factorization").
 
     Args:
       train: the training sequences.
       num_items: N.
-      dim: D, the number of singular directions kept; fewer where the catalog is smaller.
+      dim: D, the number of singular vectors to keep; fewer if the catalog is smaller.
       seed: of the randomized SVD.
       window: the largest distance of a pair.
 
     Returns:
-      float32 [N, D], rows of unit length; zero rows for items that occur with no other.
+      float32 [N, D], rows of unit length; zero rows for items that occur near no other item.
     """
     ppmi = _ppmi(_pair_counts(train, num_items, window))
-    with threadpool_limits(1):  # the same sums whatever the core count
+    with threadpool_limits(1):  # the result must not depend on the core count
         left, singular_values, _ = randomized_svd(ppmi, min(dim, num_items), n_iter=4, random_state=seed)
     left[np.diff(ppmi.indptr) == 0] = 0  # the SVD leaves rounding errors there, which normalizing would blow up
     return normalize(left * np.sqrt(singular_values)).astype(np.float32)

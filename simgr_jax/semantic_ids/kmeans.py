@@ -1,4 +1,4 @@
-"""k-means by faiss, the same on every run."""
+"""Deterministic k-means, by faiss."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from threadpoolctl import threadpool_limits
 
 
 def kmeans(points: np.ndarray, num_clusters: int, seed: int, iterations: int = 25) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's algorithm; an empty cluster takes half of a big one.
+    """Lloyd's algorithm. An empty cluster takes half of a big one.
 
-    The first centroids are the means of K random groups of at most 32 points. The usual start, K random
-    points, does badly on what is quantized here (many dimensions, few points a cluster): a centroid that is a point is
-    far from every other point, keeps that one alone, and the rest crowd into a few clusters.
+    The initial centroids are the means of K random groups of at most 32 points. The usual choice, K random points,
+    does badly here, with many dimensions and few points per cluster: such a centroid is far from all points but its
+    own, so it keeps only that one, and the other points crowd into a few clusters.
 
     Args:
       points: float32 [N, D], N >= num_clusters.
       num_clusters: K.
-      seed: of the first centroids, and of the sample that is fitted where N > 256 K.
+      seed: of the initial centroids, and of the sample that is fitted if N > 256 K.
       iterations: of Lloyd's algorithm.
 
     Returns:
@@ -26,7 +26,7 @@ def kmeans(points: np.ndarray, num_clusters: int, seed: int, iterations: int = 2
     points = np.ascontiguousarray(points, np.float32)
     chosen = np.random.default_rng(seed).permutation(len(points))[: 32 * num_clusters]
     start = np.stack([points[group].mean(axis=0) for group in np.array_split(chosen, num_clusters)])
-    # On one thread the order of the sums, and so the centroids, does not depend on the machine's core count.
+    # With one thread, the order of the sums, and so the centroids, doesn't depend on the machine's core count.
     with threadpool_limits(1):
         fit = faiss.Kmeans(
             points.shape[1], num_clusters, niter=iterations, seed=seed % 2**31, min_points_per_centroid=1

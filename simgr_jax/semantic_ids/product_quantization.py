@@ -32,12 +32,12 @@ def fit_pq(embeddings: np.ndarray, levels: int, codebook_size: int, seed: int) -
 
 
 def fit_opq(embeddings: np.ndarray, levels: int, codebook_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Product quantization after the rotation that makes it lose least (Ge et al. 2013; semantic IDs: RPG,
+    """Product quantization after a rotation that minimizes its error (Ge et al. 2013; for semantic IDs: RPG,
     arXiv 2506.05781).
 
-    Where D is not a multiple of L, the D mod L directions of least variance are dropped.
+    If D is not a multiple of L, drops the D mod L directions of least variance.
 
-    Args, Returns: those of `fit_pq`.
+    Args, Returns: see `fit_pq`.
     """
     if embeddings.shape[1] < levels:
         raise ValueError(f"{embeddings.shape[1]} dimensions can't be cut into {levels} slices")
@@ -48,11 +48,11 @@ def fit_opq(embeddings: np.ndarray, levels: int, codebook_size: int, seed: int) 
 
 
 def _opq_rotation(points: np.ndarray, levels: int, codebook_size: int, seed: int) -> np.ndarray:
-    """Learns float32 [D', D] with orthonormal rows, D' the largest multiple of `levels` up to D.
+    """Learns a rotation, float32 [D', D] with orthonormal rows. D' is the largest multiple of `levels` up to D.
 
-    It starts where every slice gets principal directions of about the same product of variances (Ge et al.'s
-    parametric solution, best for Gaussian data): few rounds from there do better than many from faiss's random start.
-    The rounds use at most 64 codes, which is as good as 256 and several times as fast.
+    Starts from Ge et al.'s parametric solution, the best for Gaussian data: each slice gets principal directions with
+    about the same product of variances. A few rounds from there do better than many from faiss's random start. The
+    rounds use at most 64 codes, which is as good as 256 and several times faster.
     """
     dim = points.shape[1]
     kept = dim // levels * levels
@@ -73,10 +73,10 @@ def _opq_rotation(points: np.ndarray, levels: int, codebook_size: int, seed: int
 
 
 def _balanced_slices(variances: np.ndarray, levels: int) -> np.ndarray:
-    """Deals out variances [D], falling, to `levels` slices of one size: each to the slice of the smallest product.
+    """Deals out variances [D], largest first, to `levels` slices of equal size: each to the one of smallest product.
 
     Returns:
-      int [D], the variances' places, slice after slice.
+      int [D], the indices of the variances, slice by slice.
     """
     logs = np.log(np.maximum(variances / variances[0], 1e-12)) - np.log(1e-12)  # >= 0: products only grow
     slices: list[list[int]] = [[] for _ in range(levels)]

@@ -1,4 +1,4 @@
-"""How good semantic IDs are: collisions, use of the codebooks, reconstruction."""
+"""The quality of semantic IDs: collisions, codebook use, reconstruction error."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ def report(
     embeddings: np.ndarray | None = None,
     reconstruction: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """A small report, ready for JSON.
+    """Measures the quality of codes. The result is ready for JSON.
 
     Args:
       codes: int32 [N, L], before any disambiguating level.
       codebook_sizes: L sizes.
-      embeddings: float32 [N, D], what was quantized, if known.
-      reconstruction: float32 [N, D], what the codes say the embeddings were.
+      embeddings: float32 [N, D], the quantized embeddings, if known.
+      reconstruction: float32 [N, D], the embeddings decoded from the codes.
 
     Returns:
       num_items: N.
       levels: L.
-      distinct_ids: different IDs.
+      distinct_ids: the number of distinct IDs.
       collisions: N - distinct_ids.
-      items_sharing: items whose ID another item has too.
+      items_sharing: the number of items that share their ID with another item.
       collision_rate: items_sharing / N.
-      largest_group: most items with one ID.
-      codes_used: [L], share of each level's codebook that occurs.
-      perplexity: [L], exp(entropy) of each level's codes; at most the codebook size, which is best.
-      relative_mse: sum |x - reconstruction|^2 / sum |x - mean|^2; None where nothing was reconstructed. 0 is exact,
-        1 is as bad as the mean.
+      largest_group: the most items with the same ID.
+      codes_used: [L], the share of each level's codebook that is used.
+      perplexity: [L], exp(entropy) of each level's codes. The best value is the codebook size.
+      relative_mse: sum |x - reconstruction|^2 / sum |x - mean|^2; None without a reconstruction. 0 is exact, 1 is
+        no better than the mean.
     """
     sizes = np.bincount(groups(codes))
     counts = [np.bincount(codes[:, level], minlength=size) for level, size in enumerate(codebook_sizes)]

@@ -1,4 +1,4 @@
-"""Residual k-means: each level clusters what the levels before it left over."""
+"""Residual k-means: each level clusters the residual of the levels before it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from simgr_jax.semantic_ids.kmeans import kmeans
 
 
 def fit(embeddings: np.ndarray, levels: int, codebook_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """x ~ c_1[code_1] + ... + c_L[code_L], coarse to fine, a k-means a level (additive vector quantization).
+    """Fits x ~ c_1[code_1] + ... + c_L[code_L] (additive vector quantization), coarse to fine, one k-means per level.
 
     Args:
       embeddings: float32 [N, D].

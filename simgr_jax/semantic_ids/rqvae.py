@@ -1,4 +1,4 @@
-"""RQ-VAE: an autoencoder whose latent is quantized by residuals."""
+"""RQ-VAE: an autoencoder with a residual-quantized latent."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from jaxtyping import Array, Float, Int
 
 from simgr_jax.semantic_ids.kmeans import kmeans
 
-# A code that no item took in this many steps is dead.
+# A code that no item chose in this many steps is dead.
 REVIVAL_INTERVAL = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How an RQ-VAE is built and trained.
+    """The architecture and training of an RQ-VAE.
 
     Attributes:
-      steps: of Adam.
-      learning_rate: its peak; it rises over the first 5% of the steps and falls to 0 by cosine.
+      steps: the number of Adam steps.
+      learning_rate: the peak, after a warm-up over the first 5% of the steps. It then falls to 0 by cosine.
       hidden_widths: widths of the encoder's hidden layers; the decoder mirrors them.
-      latent_dim: width of what is quantized.
-      commitment: beta, the weight of the pull of latents towards their codes.
-      batch_size: items a step.
+      latent_dim: width of the quantized latent.
+      commitment: beta, the weight of the loss that pulls latents towards their codes.
+      batch_size: items per step.
     """
 
     steps: int = 1500
@@ -64,7 +64,7 @@ class RQVAE(nnx.Module):
     def quantize(
         self, latent: Float[Array, "B D"]
     ) -> tuple[Int[Array, "B L"], Float[Array, "L B D"], Float[Array, "L B D"]]:
-        """Codes, the residual that each level got, and the code vector it chose for it."""
+        """Returns the codes, the residual that each level quantizes, and the code vector it chooses."""
         codes, residuals, chosen = [], [], []
         for codebook in self.codebooks[...]:
             codes.append(_nearest(latent, codebook))
@@ -74,7 +74,10 @@ class RQVAE(nnx.Module):
         return jnp.stack(codes, axis=1), jnp.stack(residuals), jnp.stack(chosen)
 
     def loss(self, x: Float[Array, "B D"], commitment: float) -> tuple[Float[Array, ""], tuple[Array, Array]]:
-        """Reconstruction plus, a level, |sg(residual) - code|^2 + beta |residual - sg(code)|^2; codes and residuals."""
+        """Returns the loss and (codes, residuals).
+
+        The loss is the reconstruction error plus |sg(residual) - code|^2 + beta |residual - sg(code)|^2 per level.
+        """
         latent = self.encoder(x)
         codes, residuals, chosen = self.quantize(latent)
         quantized = latent + jax.lax.stop_gradient(chosen.sum(axis=0) - latent)  # straight-through
@@ -89,8 +92,8 @@ def fit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Trains an RQ-VAE on the catalog and encodes it.
 
-    Codebooks start as a residual k-means of the first latents, and every `REVIVAL_INTERVAL` steps codes that no item
-    took are moved onto residuals of the batch, so no code stays dead.
+    Codebooks start as a residual k-means of the untrained encoder's latents. Every `REVIVAL_INTERVAL` steps, codes that
+    no item chose move onto residuals of the batch, so no code stays dead.
 
     Args:
       embeddings: float32 [N, D].
@@ -141,7 +144,7 @@ def _train(model: RQVAE, data: Float[Array, "N D"], seed: int, options: Options)
 
 @nnx.jit(static_argnums=(5, 6))
 def _step(model, optimizer, data, uses, key, batch_size, commitment):
-    """One step of Adam on a random batch; adds to `uses`, int32 [L, K], and returns the residuals [L, B, D]."""
+    """One Adam step on a random batch. Returns `uses`, int32 [L, K], updated, and the residuals [L, B, D]."""
     batch = data[jax.random.choice(key, len(data), (batch_size,), replace=False)]
     gradients, (codes, residuals) = nnx.grad(lambda m: m.loss(batch, commitment), has_aux=True)(model)
     optimizer.update(model, gradients)
@@ -151,7 +154,7 @@ def _step(model, optimizer, data, uses, key, batch_size, commitment):
 
 @nnx.jit
 def _revive(model, uses, residuals):
-    """Moves each dead code onto a residual of its level: the ones worst served by the codes alive."""
+    """Moves each level's dead codes onto the residuals that are farthest from the live codes."""
     levels, batch_size, _ = residuals.shape
     codebooks = []
     for level in range(levels):
@@ -176,12 +179,12 @@ def _encode(model: RQVAE, data: Float[Array, "N D"], batch_size: int) -> tuple[n
 
 
 def _nearest(x: Float[Array, "B D"], codebook: Float[Array, "K D"]) -> Int[Array, " B"]:
-    """The nearest code; codes at infinity are never it."""
+    """The nearest code. Codes at infinity are never chosen."""
     distance = jnp.square(codebook).sum(axis=1) - 2 * x @ codebook.T
     return jnp.argmin(jnp.where(jnp.isfinite(distance), distance, jnp.inf), axis=1)
 
 
 def _squared_error(x: Float[Array, "... D"], y: Float[Array, "... D"]) -> Float[Array, ""]:
-    """Squared distance, the mean over the batch, the sum over levels, the mean over D."""
+    """Squared error: the mean over the batch and D, the sum over levels."""
     error = jnp.square(x - y).mean(axis=(-2, -1))
     return error.sum()

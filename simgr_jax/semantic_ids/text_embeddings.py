@@ -1,4 +1,4 @@
-"""Item embeddings from item text, or from a file somebody else made."""
+"""Item embeddings from item text, or from a user's file."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from simgr_jax.errors import UserError
-from simgr_jax.huggingface.checkpoint import local_folder
+from simgr_jax.hub import local_folder
 
 
 def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
     """Latent semantic analysis: TF-IDF of words and of their character n-grams, reduced by a truncated SVD.
 
-    Character n-grams (3 and 4 letters within words, the 30,000 most frequent) let "moisturizer" and "moisturizing"
-    meet; words keep rare names apart.
+    Character n-grams (3 and 4 letters within words, the 30,000 most frequent) bring "moisturizer" and "moisturizing"
+    together. Whole words keep rare names apart.
 
     Args:
-      texts: [N], an item's text; may be empty.
-      dim: the number of singular directions kept; fewer where the texts don't have as many.
+      texts: [N], one text per item, which may be empty.
+      dim: the number of singular vectors to keep; fewer if the texts have fewer.
       seed: of the randomized SVD.
 
     Returns:
       float32 [N, D], D <= dim, rows of unit length; an item whose text has no word gets a zero row.
 
     Raises:
-      UserError: no text has a word in it.
+      UserError: no text contains a word.
     """
     words = TfidfVectorizer(sublinear_tf=True, min_df=2 if len(texts) > 1000 else 1)
     characters = TfidfVectorizer(
@@ -43,23 +43,23 @@ def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
     except ValueError as error:  # scikit-learn: empty vocabulary
         raise UserError(
             "config.semantic_ids.embeddings.names: 'tfidf' finds no words in the items' texts; "
-            "give items text, or use 'interactions'"
+            "add item text, or use 'interactions'"
         ) from error
     matrix = scipy.sparse.hstack(blocks, format="csr", dtype=np.float32)
-    with threadpool_limits(1):  # the same sums whatever the core count
+    with threadpool_limits(1):  # the result must not depend on the core count
         left, singular_values, _ = randomized_svd(matrix, min(dim, *matrix.shape), n_iter=2, random_state=seed)
     left[matrix.getnnz(axis=1) == 0] = 0  # the SVD leaves rounding errors there, which normalizing would blow up
     return normalize(left * singular_values).astype(np.float32)
 
 
 def encode(texts: Sequence[str], model: str, batch_size: int) -> np.ndarray:
-    """Sentence embeddings by a pretrained encoder.
+    """Sentence embeddings from a pretrained encoder.
 
     Args:
-      texts: [N], an item's text; may be empty.
+      texts: [N], one text per item, which may be empty.
       model: a folder or a Hugging Face id: a sentence-transformers model, or any Transformers encoder (its last
         hidden states are then mean-pooled). Weights must be safetensors; code that comes with a model is never run.
-      batch_size: texts encoded at once.
+      batch_size: the number of texts encoded at once.
 
     Returns:
       float32 [N, D], rows of unit length; zero rows for empty texts.
@@ -93,7 +93,7 @@ def encode(texts: Sequence[str], model: str, batch_size: int) -> np.ndarray:
 
 
 def _refuse_unsafe(folder: Path) -> None:
-    """Raises UserError where loading `folder` would unpickle weights or run code that it brings along."""
+    """Raises UserError if loading `folder` would unpickle weights or run the model's own code."""
     key = "config.semantic_ids.embeddings.encoder"
     if not any(folder.rglob("*.safetensors")):
         raise UserError(f"{key}: {folder} has no safetensors weights; convert them, or give another model")
@@ -103,16 +103,16 @@ def _refuse_unsafe(folder: Path) -> None:
     modules = folder / "modules.json"
     if modules.exists():
         for module in json.loads(modules.read_text()):
-            # Releases before 6 run such code from a local folder even with trust_remote_code=False.
+            # sentence-transformers before 6 runs such code from a local folder even with trust_remote_code=False.
             if not str(module.get("type")).startswith("sentence_transformers."):
                 raise UserError(f"{modules}: module {module.get('type')} is the model's own code; give another model")
 
 
 def load_npy(path: Path, num_items: int) -> np.ndarray:
-    """Embeddings from a `.npy` file, a row an item in the order of the catalog (`Dataset.item_ids`).
+    """Reads embeddings from a `.npy` file with one row per item, in catalog order (`Dataset.item_ids`).
 
     Returns:
-      float32 [N, D], as they are in the file.
+      float32 [N, D], not normalized.
 
     Raises:
       UserError: the file is missing or not an array of N rows of finite numbers.
@@ -124,9 +124,9 @@ def load_npy(path: Path, num_items: int) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise UserError(f"{path}: is not an array of numbers; write a float array with numpy.save")
     if array.ndim != 2 or array.shape[1] == 0:
-        raise UserError(f"{path}: has shape {array.shape}; write [items, dimensions]")
+        raise UserError(f"{path}: has shape {array.shape}; write an array of shape [items, dimensions]")
     if len(array) != num_items:
-        raise UserError(f"{path}: has {len(array)} rows for {num_items} items; write one row an item, in catalog order")
+        raise UserError(f"{path}: has {len(array)} rows for {num_items} items; write one per item, in catalog order")
     array = array.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if len(bad):

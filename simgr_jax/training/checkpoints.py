@@ -1,9 +1,9 @@
-"""Orbax checkpoints of a run: the latest, to go on from, and the best by validation NDCG@10, to keep."""
+"""Orbax checkpoints of a run: the latest, to continue from, and the best by validation NDCG@10, to keep."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -11,21 +11,44 @@ from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from simgr_jax.errors import UserError, first_line
+from simgr_jax.evaluation.metrics import SELECTION_METRIC
 from simgr_jax.training.state import TrainState
 
-SELECTION_METRIC = "NDCG@10"
+
+class Progress(NamedTuple):
+    """How far training has come, besides its state.
+
+    Attributes:
+      best: the best validation score so far.
+      since_best: evaluations since then.
+      seconds: wall time of training, with validation and compilation.
+      step_seconds: wall time of the training steps alone.
+      targets: targets trained.
+      input: the position of the input streams, as JSON.
+    """
+
+    best: float = -1.0
+    since_best: int = 0
+    seconds: float = 0.0
+    step_seconds: float = 0.0
+    targets: int = 0
+    input: Any = None
+
+    def after_evaluation(self, score: float) -> Progress:
+        """With the score of one more evaluation."""
+        since_best = 0 if score > self.best else self.since_best + 1
+        return self._replace(best=max(self.best, score), since_best=since_best)
 
 
 class Checkpoints:
     """The checkpoints in a folder, by step.
 
     Each holds `state` (the TrainState), `model` (the parameters to evaluate, so that a reader needs no optimizer) and
-    `progress` (JSON: where the input and the early stopping stand). Writing is asynchronous and atomic. Use as a
-    context manager, which waits for the last write.
+    `progress` (JSON). Writing is asynchronous and atomic. Use as a context manager, which waits for the last write.
     """
 
     def __init__(self, folder: Path, read_only: bool = False):
-        """read_only: leaves alone what a run may be writing there at the same time."""
+        """read_only: does not disturb a run that may be writing there at the same time."""
         self._read_only = read_only
         selection = lambda metrics: metrics[SELECTION_METRIC]  # noqa: E731
         self._manager = ocp.CheckpointManager(
@@ -53,30 +76,33 @@ class Checkpoints:
     def best_step(self) -> int | None:
         return self._manager.best_step()
 
-    def save(self, state: TrainState, progress: dict[str, Any], metrics: dict[str, float] | None) -> None:
-        """metrics: of the validation split; SELECTION_METRIC among them selects the best. None: not evaluated, and
-        kept as the latest only."""
+    def save(self, state: TrainState, progress: Progress, metrics: dict[str, float] | None) -> None:
+        """
+        Args:
+          metrics: the validation split's, whose SELECTION_METRIC selects the best; None for a checkpoint without
+            evaluation, which is only kept as the latest.
+        """
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state._asdict()),
                 model=ocp.args.StandardSave(nnx.to_pure_dict(state.evaluation_params)),
-                progress=ocp.args.JsonSave(progress),
+                progress=ocp.args.JsonSave(progress._asdict()),
             ),
             metrics=metrics,
         )
 
-    def restore_latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress]:
         """The newest state, in the shapes and shardings of `like`, and its progress."""
         restored = self._restore(
             self.latest_step,
             state=ocp.args.StandardRestore(_abstract(like._asdict())),
             progress=ocp.args.JsonRestore(),
         )
-        return TrainState(**restored.state), restored.progress
+        return TrainState(**restored.state), Progress(**restored.progress)
 
     def restore_best(self, like: nnx.State) -> nnx.State:
-        """The parameters that did best on validation, in the shapes and shardings of `like`."""
+        """The best checkpoint's parameters, in the shapes and shardings of `like`."""
         pure = nnx.to_pure_dict(like)
         restored = self._restore(self.best_step, model=ocp.args.StandardRestore(_abstract(pure)))
         params = jax.tree.map(lambda leaf: leaf, like)
@@ -84,12 +110,12 @@ class Checkpoints:
         return params
 
     def training_cost(self) -> dict[str, float]:
-        """`train_seconds`, the wall time of training with validation and compilation, over all resumed parts, and
+        """`train_seconds`, the wall time of training with validation and compilation, over all resumed parts; and
         `train_targets_per_second`, of the training steps alone."""
-        progress = self._restore(self.latest_step, progress=ocp.args.JsonRestore()).progress
+        progress = Progress(**self._restore(self.latest_step, progress=ocp.args.JsonRestore()).progress)
         return {
-            "train_seconds": progress["seconds"],
-            "train_targets_per_second": progress["targets"] / progress["step_seconds"],
+            "train_seconds": progress.seconds,
+            "train_targets_per_second": progress.targets / progress.step_seconds,
         }
 
     def _restore(self, step: int | None, **items):
@@ -102,7 +128,7 @@ class Checkpoints:
             # Orbax may list a whole tree of parameters.
             reason, path = first_line(error)[:150], folder / str(step)
             if self._read_only and not path.exists():
-                raise UserError(f"{path}: was replaced by a run that is at work here; try again") from error
+                raise UserError(f"{path}: was replaced by a run that is training here; try again") from error
             raise UserError(
                 f"{path}: can't be restored ({reason}); the checkpoint is damaged or another config's: "
                 "remove it or choose another --workdir"
@@ -112,7 +138,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception) -> None:
-        """Waits for what is still being written."""
+        """Waits until everything is written."""
         self._manager.close()
 
 

@@ -1,33 +1,31 @@
-"""The training loop: any recommender, one config, one workdir."""
+"""The training loop, for any recommender."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from flax import nnx
 
-from simgr_jax import distributed, sharding
-from simgr_jax.data.batches import TrainingWindows, train_batches
-from simgr_jax.data.dataset import Split
-from simgr_jax.data.prompts import Prompt
+from simgr_jax.devices import distributed, sharding
 from simgr_jax.errors import UserError
-from simgr_jax.evaluation.metrics import summarize
-from simgr_jax.evaluation.ranking import Ranker
+from simgr_jax.evaluation.metrics import SELECTION_METRIC
+from simgr_jax.inputs.train_batches import train_batches
+from simgr_jax.inputs.training_windows import TrainingWindows
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.training import optimizer as optimizers
-from simgr_jax.training.checkpoints import SELECTION_METRIC, Checkpoints
+from simgr_jax.training.checkpoints import Checkpoints, Progress
 from simgr_jax.training.metric_writer import MetricWriter
 from simgr_jax.training.state import create_state, make_train_step
 
 
 class _StepTimer:
-    """Counts the targets trained and the seconds spent on training steps, evaluations left out."""
+    """Counts the targets trained and the seconds spent on training steps, without evaluations."""
 
     def __init__(self, seconds: float, targets: int):
         self.seconds, self.targets = seconds, targets
@@ -52,29 +50,29 @@ class _StepTimer:
 
 
 def fit(
-    model: Recommender, split: Split, prompt: Prompt, config: ml_collections.ConfigDict, ranker: Ranker, workdir: Path
+    model: Recommender,
+    windows: TrainingWindows,
+    validate: Callable[[Recommender], dict[str, float]],
+    config: ml_collections.ConfigDict,
+    workdir: Path,
 ) -> None:
-    """Trains `model` on `split.train`, going on from the workdir's latest checkpoint where there is one.
+    """Trains `model`, continuing from the workdir's latest checkpoint where there is one.
 
     Leaves `workdir/checkpoints` (the latest, and the best by validation NDCG@10), `metrics.jsonl` and TensorBoard
-    events. The model's own parameters are used up: their buffers become the first step's. A model without parameters is
-    left as it is.
+    events. It uses the model's own parameters up: their buffers become the first step's.
+
+    Args:
+      windows: the training windows.
+      validate: from a model to the metrics of the validation split.
+      config: `training`, `optimizer` and `seed` are read.
 
     Raises:
-      UserError: nothing to train on, or a loss or gradient that is not finite.
+      UserError: a loss or gradient is not finite, or the batches can't be made.
     """
     began, training = time.monotonic(), config.training
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    if not params:
-        return
-
-    windows = TrainingWindows(split.train, prompt, config.data.max_items, training.row_length, model.windows)
-    if not len(windows):
-        raise UserError(
-            "config.data.split: leaves no training sequence of two items; give users with more interactions"
-        )
-    # Rows are never quite full, so what is called an epoch here shows a little less than every target.
-    steps_per_epoch = -(-windows.num_inputs // (training.batch_rows * training.row_length))
+    # The epoch's batches, but for what packing leaves empty.
+    steps_per_epoch = -(-windows.num_inputs // (training.batch_rows * windows.row_length))
     num_steps = training.epochs * steps_per_epoch
     evaluate_every = training.evaluate_every_epochs * steps_per_epoch
 
@@ -83,26 +81,26 @@ def fit(
     batch_like = sharding.batch_like(windows.batch_like(training.batch_rows))
     part = distributed.input_part(batch_like.inputs.sharding, training.batch_rows)
     batches = train_batches(windows, training.batch_rows, config.seed, streams=training.input_streams, part=part)
-    progress: dict[str, Any] = {"best": -1.0, "since_best": 0, "seconds": 0.0, "step_seconds": 0.0, "targets": 0}
+    progress = Progress()
     # Closed whatever happens: the interpreter aborts where a prefetching thread outlives it.
     with closing(batches), Checkpoints(workdir / "checkpoints") as checkpoints:
         if checkpoints.latest_step is not None:
-            # Their values are not asked for, and there need not be room for two states.
+            # Frees the initial values, as there may be no room for two states.
             for leaf in jax.tree.leaves(state):
                 leaf.delete()
             state, progress = checkpoints.restore_latest(state)
-            batches.set_state(progress["input"])
-        began -= progress["seconds"]
+            batches.set_state(progress.input)
+        began -= progress.seconds
 
         # Compiled ahead, so that no step of the loop can ever compile: a batch of another shape would be an error.
         train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed, state)
         train_step = train_step.lower(state, rest, batch_like).compile()
 
         step, pending = int(state.step), []
-        timer = _StepTimer(progress["step_seconds"], progress["targets"])
+        timer = _StepTimer(progress.step_seconds, progress.targets)
         with MetricWriter(workdir, num_steps, step) as writer:
             timer.start()
-            while step < num_steps and progress["since_best"] < training.patience:
+            while step < num_steps and progress.since_best < training.patience:
                 state, scalars = train_step(state, rest, sharding.join_batch(next(batches)))
                 step += 1
                 pending.append(scalars)
@@ -110,8 +108,8 @@ def fit(
                 evaluates = step % evaluate_every == 0 or step == num_steps
                 saves = evaluates or (training.checkpoint_every_steps and step % training.checkpoint_every_steps == 0)
                 if saves or (step % training.log_every_steps == 0 and len(pending) > 1):
-                    # All but the newest: the device still has a step to do while the host reads the finished ones.
-                    # Before a checkpoint, all: none is taken of a run that has diverged.
+                    # All but the newest, so that the device still has a step to do while the host reads finished ones.
+                    # All before a checkpoint, as none is taken of a run that has diverged.
                     finished, pending = (pending, []) if saves else (pending[:-1], pending[-1:])
                     finished = jax.device_get(finished)
                     timer.targets += sum(int(scalars.pop("targets")) for scalars in finished)
@@ -123,20 +121,16 @@ def fit(
                     timer.stop()
                     metrics = None
                     if evaluates:
-                        ranking = ranker(state.evaluation_params, rest, split.validation)
-                        metrics = summarize(ranking.target_rank, ranking.items, model.num_items)
+                        metrics = validate(nnx.merge(graphdef, state.evaluation_params, rest))
                         writer.write(step, {f"validation/{name}": value for name, value in metrics.items()})
-                        score = metrics[SELECTION_METRIC]
-                        since_best = 0 if score > progress["best"] else progress["since_best"] + 1
-                        progress |= {"best": max(progress["best"], score), "since_best": since_best}
-                    progress |= {
-                        "seconds": time.monotonic() - began,
-                        "step_seconds": timer.seconds,
-                        "targets": timer.targets,
-                        "input": batches.get_state(),
-                    }
-                    # A copy, because it is written while the loop goes on.
-                    checkpoints.save(state, dict(progress), metrics)
+                        progress = progress.after_evaluation(metrics[SELECTION_METRIC])
+                    progress = progress._replace(
+                        seconds=time.monotonic() - began,
+                        step_seconds=timer.seconds,
+                        targets=timer.targets,
+                        input=batches.get_state(),
+                    )
+                    checkpoints.save(state, progress, metrics)
                     timer.start()
 
 
@@ -145,7 +139,7 @@ def _finite_means(scalars: list[dict[str, np.ndarray]], step: int) -> dict[str, 
     means = {name: float(np.mean([one[name] for one in scalars])) for name in scalars[0]}
     if not np.isfinite([means["loss"], means["gradient_norm"]]).all():
         raise UserError(
-            f"config.optimizer.learning_rate: the loss was not finite, or its gradient, before step {step + 1}; "
-            "lower it or raise config.model.temperature, and train in a new workdir"
+            f"config.optimizer.learning_rate: the loss or its gradient was not finite before step {step + 1}; lower it "
+            "or raise the model's temperature, and train in a new workdir"
         )
     return means

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from simgr_jax import distributed
-from simgr_jax.cache import atomic_path
+from simgr_jax.devices import distributed
+from simgr_jax.workdir.atomic_write import atomic_path
 
 
 class MetricWriter:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from simgr_jax import sharding
-from simgr_jax.batch import TrainBatch
+from simgr_jax.devices import sharding
+from simgr_jax.inputs.batch import TrainBatch
+from simgr_jax.training.random_keys import step_rngs
 
 
 class TrainState(NamedTuple):
@@ -20,7 +21,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32 [], batches seen.
-      params: what is learned.
+      params: the trained parameters.
       averaged_params: exponential moving average of `params`, or None.
       optimizer_state: optax's.
     """
@@ -37,7 +38,7 @@ class TrainState(NamedTuple):
 
 
 def create_state(params: nnx.State, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
-    """The state before the first step, as the mesh cuts it.
+    """The state before the first step, split over the mesh.
 
     Args:
       ema_decay: 0 keeps no average.
@@ -53,7 +54,7 @@ def abstract_state(params: nnx.State, optimizer: optax.GradientTransformation, e
 
 
 def _all_but_params(optimizer: optax.GradientTransformation, ema_decay: float, params: nnx.State) -> TrainState:
-    # A copy, because the step donates its state and must not be handed one buffer twice.
+    # A copy, because the step donates its state, and no buffer may be donated twice.
     averaged = jax.tree.map(jnp.copy, params) if ema_decay else None
     return TrainState(jnp.int32(0), None, averaged, optimizer.init(params))
 
@@ -61,31 +62,29 @@ def _all_but_params(optimizer: optax.GradientTransformation, ema_decay: float, p
 def make_train_step(
     graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, ema_decay: float, seed: int, state: TrainState
 ) -> Callable[[TrainState, nnx.State, TrainBatch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The compiled step (state, catalog, batch) -> (state, scalars), for states like `state`. The old state's buffers
-    are reused.
+    """The compiled step (state, catalog, batch) -> (state, scalars), for states like `state`. It reuses the old state's
+    buffers.
 
-    Dropout and negatives are drawn from the seed and the step number alone, so a resumed run draws what an unbroken
-    one would.
+    Args:
+      seed: of dropout and negatives (see `random_keys`).
     """
 
     def train_step(state: TrainState, catalog: nnx.State, batch: TrainBatch):
         def loss_of(params):
-            key = jax.random.fold_in(jax.random.key(seed), state.step)
-            rngs = nnx.Rngs(dropout=key, negatives=jax.random.split(key)[0])
-            return nnx.merge(graphdef, params, catalog).loss(batch, rngs)
+            return nnx.merge(graphdef, params, catalog).loss(batch, step_rngs(seed, state.step))
 
         (loss, scalars), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averaged = state.averaged_params
         if averaged is not None:
-            # Early steps average over what has been seen so far, so that the random start is forgotten at once.
+            # Early steps average over the steps so far, so that the random start is forgotten at once.
             decay = jnp.minimum(ema_decay, (state.step + 1) / (state.step + 10))
             averaged = optax.incremental_update(params, averaged, 1 - decay)
-        # Counted here, where the batch is whole: a process has only its own rows.
+        # Counted here, where the batch is whole: each process has only its own rows.
         scalars = {"targets": jnp.sum(batch.valid)} | scalars
         scalars |= {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
         return TrainState(state.step + 1, params, averaged, optimizer_state), scalars
 
-    # The new state lies where the old one did.
+    # The new state is split as the old one was.
     return jax.jit(train_step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))

@@ -8,11 +8,12 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from simgr_jax import default_config, run_config
+from simgr_jax import default_config
 from simgr_jax.data.dataset import EvaluationCases, Sequences
-from simgr_jax.evaluation import metrics, ranking_file
-from simgr_jax.evaluation.ranking_file import CaseRankings
+from simgr_jax.evaluation import metrics, saved_ranking
+from simgr_jax.evaluation.saved_ranking import CaseRankings
 from simgr_jax.ops.top_k import Ranking
+from simgr_jax.workdir import config_file
 
 NUM_USERS, NUM_ITEMS = 80, 30
 
@@ -60,9 +61,9 @@ def write_report(workdir: Path, seed: int = 0, skill: float = 1.0, targets_seed:
     (folder / "metrics.json").write_text(json.dumps(facts | cost | metrics.summarize(ranks, items, NUM_ITEMS)))
     targets = np.random.default_rng(targets_seed).integers(0, NUM_ITEMS, NUM_USERS, np.int32)
     cases = EvaluationCases(np.arange(NUM_USERS, dtype=np.int32), Sequences.from_lists([[0]] * NUM_USERS), targets)
-    ranking_file.write(folder, Ranking(items, np.zeros_like(items, np.float32), ranks), cases)
-    return ranking_file.read(folder)
+    saved_ranking.write(folder, Ranking(items, np.zeros_like(items, np.float32), ranks), cases)
+    return saved_ranking.read(folder)
 
 
 def written_config(workdir: Path) -> dict:
-    return run_config.flat(run_config.load(workdir))
+    return config_file.flat(config_file.load(workdir))

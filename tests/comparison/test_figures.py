@@ -3,12 +3,12 @@ import pytest
 from comparisons import NUM_ITEMS, NUM_USERS, config, rates, write_report
 
 from simgr_jax.comparison.figures import Finished, collect
-from simgr_jax.comparison.inference import Speeds
 from simgr_jax.comparison.rows import read
 from simgr_jax.comparison.runs import Trial, Tuning
+from simgr_jax.comparison.speed import Speeds
 from simgr_jax.evaluation import metrics
 from simgr_jax.evaluation.significance import holm, paired_difference
-from simgr_jax.files import read_json_object
+from simgr_jax.workdir.read_files import read_json_object
 
 ONE_USER = {"num_users": 1}
 SKILLS = {"a": 1.0, "b": 3.0, "same": 1.0}

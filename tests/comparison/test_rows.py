@@ -2,9 +2,10 @@ import ml_collections
 import pytest
 from comparisons import config, rates
 
-from simgr_jax import default_config, run_config
+from simgr_jax import default_config
 from simgr_jax.comparison import rows
 from simgr_jax.errors import UserError
+from simgr_jax.workdir import config_file
 
 
 def test_a_row_is_the_base_with_what_it_shares_and_its_overrides():
@@ -21,7 +22,7 @@ def test_a_row_is_the_base_with_what_it_shares_and_its_overrides():
         "backbone.width": 64,
         "loss.log_q": False,
     }
-    before, now = run_config.flat(values.base), run_config.flat(other.config)
+    before, now = config_file.flat(values.base), config_file.flat(other.config)
     assert {key: now[key] for key in now if now[key] != before[key]} == other.overrides
     assert now["training.epochs"] == 7
 

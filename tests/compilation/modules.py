@@ -1,8 +1,8 @@
-"""Compiles functions for 8 devices and prints what their modules cost; a program of its own, run by `test_cost.py`.
+"""Compiles functions for 8 devices and prints their modules' costs. A separate program that `test_cost.py` runs.
 
     python -m tests.compilation.modules cpu:8
 
-A topology of TPUs, like v5e:2x4, takes libtpu.
+A TPU topology, e.g. v5e:2x4, needs libtpu.
 """
 
 import json
@@ -32,7 +32,7 @@ def loss(weights, x, remat):
 
 
 def talk(x):
-    """Each collective in every turn of a loop, among 4 or 2 devices; x: [8, 128] on each."""
+    """Runs each kind of collective among 2, 4 or 8 devices in every iteration of a loop; x: [8, 128] on each."""
 
     def turn(x, _):
         gathered = jax.lax.all_gather(x, "four", tiled=True)

@@ -1,7 +1,8 @@
-"""Whether the step that is compiled ahead is the one that is trained, on 8 devices; a program of its own, run by
-`test_train_step.py`.
+"""Checks that the step compiled in advance is the one used in training, on 8 devices.
 
     python -m tests.compilation.same_step
+
+A separate program that `test_train_step.py` runs.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from simgr_jax import default_config, sharding
+from simgr_jax import default_config
 from simgr_jax.compilation import train_step
-from simgr_jax.data.batches import TrainingWindows
+from simgr_jax.compilation.train_step import PlannedRun
 from simgr_jax.data.dataset import Sequences
+from simgr_jax.devices import sharding
 from simgr_jax.huggingface.pretrained import load_pretrained, open_checkpoint
-from simgr_jax.models.create import create
-from simgr_jax.preparation import open_mesh
+from simgr_jax.inputs.training_windows import TrainingWindows
+from simgr_jax.models.model_inputs import ModelInputs
+from simgr_jax.models.registry import create
+from simgr_jax.models.scratch import scratch_backbone
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.state import create_state, make_train_step
 from tests.huggingface.make_golden import GOLDEN
@@ -43,7 +47,7 @@ def llm_config(rank: int):
     tiny = default_config.get_config()
     tiny.backbone.checkpoint = str(GOLDEN / "qwen3")
     tiny.semantic_ids.quantizer.update({"levels": 4, "codebook_size": 8})
-    tiny.model.history = "tokens"
+    tiny.simgr.history = "tokens"
     tiny.data.max_items = 8
     tiny.lora.rank = rank
     tiny.training.update({"batch_rows": 8, "row_length": 32, "ema_decay": 0.9})
@@ -51,15 +55,18 @@ def llm_config(rank: int):
     return tiny
 
 
-def actual_step(config, plan: train_step.Plan) -> jax.stages.Lowered:
-    """As `prepare` and `training.loop.fit` make it, with all of its arrays."""
-    codes, prompt = plan.semantic_ids, plan.prompt
-    llm = None
-    if config.backbone.checkpoint:
-        llm = load_pretrained(open_checkpoint(config), None, config, codes, None, prompt)
-    model = create(config, codes, Sequences.from_lists([]), llm)
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    windows = TrainingWindows(Sequences.from_lists([[0, 1]]), prompt, config.data.max_items, config.training.row_length)
+def actual_step(config, planned: PlannedRun) -> jax.stages.Lowered:
+    """The step as `Run.model` and `training.loop.fit` make it, with real arrays."""
+    items, prompt, rngs = planned.items, planned.prompt, nnx.Rngs(config.seed)
+
+    def backbone():
+        if not config.backbone.checkpoint:
+            return scratch_backbone(config, rngs)
+        return load_pretrained(open_checkpoint(config), None, config, items, prompt, planned.longest_sequence)
+
+    inputs = ModelInputs(items.num_items, items.semantic_ids, Sequences.from_lists([]), backbone, rngs)
+    graphdef, params, rest = nnx.split(create(config, inputs), nnx.Param, ...)
+    windows = TrainingWindows(Sequences.from_lists([[0, 1]]), prompt, config.data.max_items, planned.row_length)
     optimizer = optimizers.create(config.optimizer, 1000 * config.optimizer.accumulate_steps)
     state = create_state(params, optimizer, config.training.ema_decay)
     step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, state)
@@ -69,12 +76,12 @@ def actual_step(config, plan: train_step.Plan) -> jax.stages.Lowered:
 def compare(config, folder: Path) -> None:
     config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
     planned_config = config.copy_and_resolve_references()
-    if config.backbone.checkpoint:  # Without its weights.
+    if config.backbone.checkpoint:  # The folder has no weights.
         shutil.copy(Path(config.backbone.checkpoint) / "config.json", folder)
         planned_config.backbone.checkpoint = str(folder)
-    plan = train_step.plan(planned_config, folder, NUM_ITEMS)
-    with open_mesh(config):
-        assert train_step.lower(plan).as_text() == actual_step(config, plan).as_text()
+    planned = PlannedRun(planned_config, folder, NUM_ITEMS)
+    with planned.mesh():
+        assert train_step.lower(planned).as_text() == actual_step(config, planned).as_text()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Costs of modules that were compiled for 8 devices, against what they are by hand."""
+"""Costs of modules compiled for 8 devices, compared with costs computed by hand."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ pytestmark = pytest.mark.usefixtures("optimized_programs")
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 FLOAT = 4
-# Of all layers on one device: 64 rows over 4 devices, two products a layer.
+# All layers on one device: 64 rows over 4 devices, two products per layer.
 FORWARD = L * 2 * (2 * B // 4 * D * F)
 
 
 @pytest.fixture(scope="module", params=["cpu:8", pytest.param("v5e:2x4", marks=needs_libtpu)])
 def costs(request, root):
-    """As `tests.compilation.modules` prints them."""
+    """The costs printed by `tests.compilation.modules`."""
     command = [sys.executable, "-m", "tests.compilation.modules", request.param]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout) | {"topology": request.param}
 
 
-def test_a_loop_counts_as_often_as_it_turns(costs):
+def test_a_loop_counts_once_per_iteration(costs):
     assert costs["forward"]["flops"] == FORWARD
     assert costs["forward"]["collectives"] == {}
 
 
-def test_a_product_has_two_gradients_and_remat_makes_the_first_products_again(costs):
+def test_a_product_has_two_gradients_and_remat_repeats_the_first_products(costs):
     assert costs["gradient"]["flops"] == 3 * FORWARD
     assert costs["recomputed"]["flops"] == 3.5 * FORWARD
 
 
-def test_data_parallel_gradients_are_summed_once_a_layer(costs):
+def test_data_parallel_gradients_are_summed_once_per_layer(costs):
     weights = 2 * D * F * FLOAT
     assert costs["gradient"]["collectives"] == {"all-reduce": [L, L * 2 * weights * 3 / 4]}
 
@@ -67,19 +67,19 @@ def test_every_kind_of_collective_is_counted_in_loops(costs):
     if costs["topology"].startswith("cpu"):
         assert counted["reduce-scatter"] == [5, 5 * 4 * own * 3 / 4]
         assert counted["all-reduce"] == [5, over_all]
-    else:  # The TPU compiler sums so little in one go and cuts it then.
+    else:  # For so little data, the TPU compiler uses an all-reduce and slices the result.
         assert counted["all-reduce"] == [10, over_all + 5 * 2 * 4 * own * 3 / 4]
 
 
-def test_memory_traffic_lies_between_the_arguments_and_their_passes(costs):
+def test_memory_traffic_is_at_least_the_weights_and_not_much_more(costs):
     read = L * 2 * D * F * FLOAT
-    # Weights are read once, or rounded once to bfloat16 first; the CPU's activations lie in memory too.
+    # Weights are read once, possibly after rounding to bfloat16; on CPUs, activations are in memory as well.
     assert read <= costs["forward"]["memory_bytes"] <= 4 * read
     half = costs["tensor_parallel"]["memory_bytes"] / costs["forward"]["memory_bytes"]
     assert half == pytest.approx(0.5, abs=0.05)
 
 
-def test_all_is_counted(costs):
+def test_nothing_is_uncounted(costs):
     assert all(one["uncounted"] == {} for name, one in costs.items() if name != "topology")
 
 
@@ -112,7 +112,9 @@ def test_compiled_and_traced_operations_agree(sizes, turns, product):
     kernel_dilation=st.integers(1, 2),
     layouts=st.sampled_from([("NHWC", "HWIO", "NHWC"), ("WNHC", "IWHO", "HCNW")]),
 )
-def test_a_convolution_counts_what_its_window_meets(size, kernel, stride, padding, dilation, kernel_dilation, layouts):
+def test_a_convolution_counts_window_positions_that_meet_an_input(
+    size, kernel, stride, padding, dilation, kernel_dilation, layouts
+):
     def convolve(x, window):
         return jax.lax.conv_general_dilated(
             x,
@@ -126,12 +128,12 @@ def test_a_convolution_counts_what_its_window_meets(size, kernel, stride, paddin
 
     sizes = {"N": 2, "H": size + 2, "W": 5, "C": 3}, {"H": kernel, "W": 2, "I": 3, "O": 4}
     arguments = [jnp.ones([of[axis] for axis in layout]) for of, layout in zip(sizes, layouts, strict=False)]
-    # With ones everywhere each product adds one.
+    # With all ones, each product adds one.
     products = float(convolve(*arguments).sum())
     assert cost(jax.jit(convolve).lower(*arguments).compile().as_text()).flops == 2 * products
 
 
-def test_a_slice_and_an_update_count_what_they_move():
+def test_a_slice_and_an_update_count_only_the_rows_they_move():
     table, rows = jnp.ones((1000, 8)), jnp.ones((3, 8))
 
     def update(table, rows, index):

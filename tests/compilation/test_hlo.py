@@ -1,4 +1,4 @@
-"""What the TPU compiler writes, in its own words, cut down to what counts."""
+"""Parses shortened excerpts of the TPU compiler's output."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_types_operands_and_attributes():
     assert module.entry.root.operands == ("p", "n")
 
 
-def test_what_is_no_module_is_refused():
-    with pytest.raises(ValueError, match="no HLO module"):
+def test_text_that_is_not_a_module_is_refused():
+    with pytest.raises(ValueError, match="not an HLO module"):
         hlo.parse("builtin.module @jit_f {\n}\n")
 
 
@@ -54,13 +54,13 @@ def test_group_sizes(groups, size):
     assert group_size(f"channel_id=1, replica_groups={groups}, use_global_device_ids=true", devices=8) == size
 
 
-def test_groups_that_are_printed_otherwise_are_an_error():
-    with pytest.raises(ValueError, match="no replica groups that are known"):
+def test_groups_in_an_unknown_form_are_an_error():
+    with pytest.raises(ValueError, match="replica_groups: unknown form"):
         group_size("channel_id=1, replica_groups=<2 x 4>, use_global_device_ids=true", devices=8)
 
 
-def test_trip_counts_without_a_note_of_them():
-    """The inner loop counts up by 2 to a bound that is handed on from outside of both."""
+def test_trip_counts_without_annotations():
+    """The inner loop counts up by 2 to a bound that comes from outside both loops."""
     module = hlo.parse(text("nested"))
     loop = module.entry.instructions["loop"]
     assert loops.trip_count(module, module.entry, loop, ()) == 5  # 4, 3, 2, 1, 0
@@ -71,7 +71,7 @@ def test_trip_counts_without_a_note_of_them():
     assert loops.trip_count(module, outer, outer.instructions["loop"], [None]) is None
 
 
-def test_a_loop_whose_end_is_not_known_is_said_to_be_uncounted():
+def test_a_loop_of_unknown_length_is_reported_as_uncounted():
     unknown = text("nested").replace(
         "%twelve = s32[] constant(12)", '%twelve = s32[] custom-call(), custom_call_target="Ask"'
     )
@@ -79,7 +79,7 @@ def test_a_loop_whose_end_is_not_known_is_said_to_be_uncounted():
 
 
 def test_fused_products_and_collectives():
-    """An all-gather beside a product, a reduce-scatter, and the products of two batches as one convolution."""
+    """An all-gather that overlaps with a product, a reduce-scatter, and a batched product as one convolution."""
     found = cost(text("fused"))
     whole = (64 * 128 + 64 * 64) * 4
     assert found.collectives == {
@@ -87,7 +87,7 @@ def test_fused_products_and_collectives():
         "reduce-scatter": Traffic(1, whole * 3 / 4),
     }
     one = 2 * 16 * 64 * 32
-    # Of the window's places two in four meet an input, in each of two outputs one: two products of matrices.
+    # Two outputs times two window positions make four pairs, but only one pair per output meets an input.
     assert found.flops == one + 2 * one
     gathering = (64 * 32 + 64 * 128) * 2
     product = (16 * 64 + 64 * 32) * 2  # Its result stays on the chip.
@@ -96,8 +96,8 @@ def test_fused_products_and_collectives():
     assert found.uncounted == {}
 
 
-def test_kernels_of_attention_and_kernels_that_say_what_they_cost():
-    # Rows of 4 blocks of 128 queries see 1, 2, 3 and 4 blocks of 128 keys.
+def test_attention_kernels_and_kernels_that_state_their_cost():
+    # The 4 blocks of 128 queries in a row see 1, 2, 3 and 4 blocks of 128 keys.
     pairs = (1 + 2 + 3 + 4) * 128**2
     one = 2 * 2 * 16 * pairs * 128
     found = cost(text("splash"))

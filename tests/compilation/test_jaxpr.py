@@ -20,11 +20,11 @@ def test_gradients_of_frozen_weights_are_not_counted():
         return jnp.sum((jnp.tanh(x @ frozen) @ adapter) ** 2)
 
     product = 2 * ROWS * WIDTH * INNER
-    # Nothing is learned before the adapter: its gradient is the only third product.
+    # Nothing before the adapter is learned, so its gradient is the only product besides the forward pass.
     assert traced(jax.grad(loss), adapter) == 3 * product
 
 
-def test_recomputation_is_counted_where_it_is_asked_for():
+def test_requested_recomputation_is_counted():
     x, weights = jnp.ones((ROWS, WIDTH)), jnp.ones((3, WIDTH, WIDTH))
 
     def loss(weights, policy):
@@ -45,13 +45,13 @@ def test_a_mixture_of_experts_counts_its_rows_once():
     assert traced(gradient, x, experts) == 3 * product
 
 
-def test_the_largest_branch_counts():
+def test_a_conditional_counts_its_most_expensive_branch():
     x = jnp.ones((ROWS, ROWS))
     branches = [lambda x: x, lambda x: x @ x, lambda x: x @ x @ x]
     assert traced(lambda i, x: jax.lax.switch(i, branches, x), 1, x) == 2 * 2 * ROWS**3
 
 
-def test_what_cannot_be_told_is_refused():
+def test_per_device_computations_are_refused():
     mesh = jax.make_mesh((1,), ("only",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("only")
     with pytest.raises(ValueError, match="without a mesh"):

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from simgr_jax.compilation.chips import CHIPS, ici_bandwidth
 from simgr_jax.compilation.cost import Cost, Traffic
 from simgr_jax.compilation.roofline import roofline
+from simgr_jax.devices.chips import CHIPS, ici_bandwidth
 
 V5E, V5P = CHIPS["v5e"], CHIPS["v5p"]
 
@@ -21,11 +21,11 @@ def test_a_torus_uses_all_links(name, documented):
     assert 2 * ici_bandwidth(chip, shape) == documented * 1e9
 
 
-def test_the_ends_of_what_is_no_ring_have_a_link_less():
+def test_chips_at_the_ends_of_an_open_side_have_one_link_less():
     assert ici_bandwidth(V5E, (1, 1)) == 0
     assert ici_bandwidth(V5E, (2, 2)) == 2 * 50e9
     assert ici_bandwidth(V5E, (4, 4)) == 3 * 50e9
-    # A side is closed by itself where it is long enough, a cube only as a whole.
+    # In 2D, each long enough side closes independently; in 3D, only all sides together.
     assert ici_bandwidth(V5E, (8, 16)) == (2 * 7 / 8 + 2) * 50e9
     assert ici_bandwidth(V5P, (2, 4, 4)) == (1 + 1.5 + 1.5) * 100e9
 

@@ -1,4 +1,4 @@
-"""Raw Amazon Reviews: small files shaped like those of the three releases, prepared and read back."""
+"""Raw Amazon Reviews: prepares and reads small files in the form of the three releases."""
 
 import functools
 import gzip
@@ -105,7 +105,7 @@ def write(path: Path, lines: list[str]) -> None:
 
 
 def write_release(folder: Path, version: str, suffix: str = ".gz") -> None:
-    """The two raw files of one category; the 2014 metadata is Python, not JSON."""
+    """Writes the two raw files of one category. The 2014 metadata is Python, not JSON."""
     _, reviews_name, items_name, reviews, items, _ = RELEASES[version]
     write(folder / f"{reviews_name}{suffix}", [json.dumps(record) for record in reviews])
     write(folder / f"{items_name}{suffix}", [(repr if version == "2014" else json.dumps)(record) for record in items])
@@ -120,7 +120,7 @@ def no_network(monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".gz", ""], ids=["gzip", "plain"])
 @pytest.mark.parametrize("version", RELEASES)
-def test_reads_each_release_packed_or_not(tmp_path, version, suffix):
+def test_reads_each_release_gzipped_or_not(tmp_path, version, suffix):
     write_release(tmp_path, version, suffix)
     category, *_, texts = RELEASES[version]
     frame, item_texts = amazon.read(tmp_path, version, category)
@@ -142,14 +142,14 @@ def test_the_second_call_needs_no_raw_files(tmp_path):
     assert again.equals(first) and again_texts == first_texts
 
 
-def test_a_changed_raw_file_is_prepared_anew(tmp_path):
+def test_a_changed_raw_file_is_prepared_again(tmp_path):
     write_release(tmp_path, "2018")
     assert amazon.read(tmp_path, "2018", "All_Beauty")[0].height == 2
     write(tmp_path / "All_Beauty.json.gz", [json.dumps(REVIEWS_2018[1])])
     assert amazon.read(tmp_path, "2018", "All_Beauty")[0].rows() == ROWS["2018"][1:]
 
 
-def test_a_category_reads_its_5_core_when_only_that_is_there(tmp_path):
+def test_a_category_reads_its_5_core_if_that_is_all_there_is(tmp_path):
     write_release(tmp_path, "2014")
     assert amazon.read(tmp_path, "2014", "Beauty")[0].height == 3
     write(tmp_path / "reviews_Beauty.json", [json.dumps(REVIEWS_2014[0])])
@@ -157,7 +157,7 @@ def test_a_category_reads_its_5_core_when_only_that_is_there(tmp_path):
     assert amazon.read(tmp_path, "2014", "Beauty_5")[0].height == 3
 
 
-def test_order_is_kept_over_blocks_and_splits(tmp_path, monkeypatch):
+def test_rows_keep_their_order_across_blocks_and_splits(tmp_path, monkeypatch):
     monkeypatch.setitem(amazon_reviews.BLOCK_ROWS, "reviews", 3)
     monkeypatch.setitem(amazon_reviews.SPLIT_ROWS, "reviews", 7)
     monkeypatch.setattr(amazon, "BLOCKS_AT_ONCE", 2)
@@ -192,7 +192,7 @@ def test_works_without_tensorflow(tmp_path):
 
 
 class RecordingDownloads:
-    """What the builder asks of TFDS's download manager."""
+    """A stand-in for TFDS's download manager that records the URLs."""
 
     def __init__(self, folder: Path, manual_dir: Path | None):
         self.folder, self._manual_dir, self.urls = folder, manual_dir, []
@@ -282,12 +282,12 @@ def test_downloads_over_http(tmp_path, monkeypatch):
         (
             "2014",
             "Beuty",
-            r"^config\.data\.amazon_reviews\.category: Amazon Reviews 2014 has no 'Beuty', the nearest is 'Beauty';",
+            r"^config\.data\.amazon_reviews\.category: Amazon Reviews 2014 has no 'Beuty' \(closest match: 'Beauty'\);",
         ),
         (
             "2023",
             "All_Beauty_5",
-            r"^config\.data\.amazon_reviews\.category: .* the nearest is 'All_Beauty'; use one of All_Beauty, Ama",
+            r"^config\.data\.amazon_reviews\.category: .* \(closest match: 'All_Beauty'\); use one of All_Beauty, Ama",
         ),
         (
             "2014",
@@ -296,13 +296,13 @@ def test_downloads_over_http(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_unknown_or_missing_data_is_one_line(tmp_path, version, category, message):
+def test_unknown_or_missing_data_is_named_in_one_line(tmp_path, version, category, message):
     with pytest.raises(UserError, match=message) as error:
         amazon.read(tmp_path / "data", version, category)
     assert "\n" not in str(error.value)
 
 
-def test_missing_metadata_is_an_error_that_names_the_file(tmp_path):
+def test_missing_metadata_is_named(tmp_path):
     write_release(tmp_path, "2014")
     (tmp_path / "meta_Beauty.json.gz").unlink()
     with pytest.raises(UserError, match=r"there is no meta_Beauty\.json\.gz or meta_Beauty\.json, and"):
@@ -341,11 +341,11 @@ def test_a_broken_line_is_named_and_nothing_is_kept(tmp_path, name, lines, messa
         amazon.read(tmp_path, "2014", "Beauty_5")
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(str(tmp_path / name))
-    write_release(tmp_path, "2014")  # repaired, the same command works
+    write_release(tmp_path, "2014")  # once repaired, the same command works
     assert amazon.read(tmp_path, "2014", "Beauty_5")[0].rows() == ROWS["2014"]
 
 
-def test_a_cut_gzip_file_is_named(tmp_path):
+def test_a_truncated_gzip_file_is_named(tmp_path):
     write_release(tmp_path, "2023")
     path = tmp_path / "All_Beauty.jsonl.gz"
     path.write_bytes(path.read_bytes()[:-12])
@@ -353,14 +353,14 @@ def test_a_cut_gzip_file_is_named(tmp_path):
         amazon.read(tmp_path, "2023", "All_Beauty")
 
 
-def test_a_folder_that_cannot_hold_the_prepared_data(tmp_path):
+def test_a_folder_that_cannot_hold_the_prepared_data_is_named(tmp_path):
     write_release(tmp_path, "2023")
     (tmp_path / "tfds").touch()
     with pytest.raises(UserError, match=r"tfds: can't be written"):
         amazon.read(tmp_path, "2023", "All_Beauty")
 
 
-def test_text_is_cut_at_a_word_within_the_cap():
+def test_long_text_is_cut_after_a_word():
     text = item_text({"title": "Brush", "description": ["hair " * 10_000]})
     assert text.startswith("Brush. hair hair") and text.endswith("hair")
     assert amazon_reviews.MAX_TEXT_LENGTH - 5 < len(text) <= amazon_reviews.MAX_TEXT_LENGTH

@@ -1,4 +1,4 @@
-"""What a user reads about a file that is wrong: one line, with the place and the remedy."""
+"""Every mistake in a user's file becomes one line that names the place and what to do."""
 
 import json
 
@@ -40,15 +40,15 @@ def expect(message, read, *args, **kwargs):
         ({"user_sequence.txt": ""}, "user_sequence.txt: the file is empty"),
         ({"user_sequence.txt": "\n \n"}, "user_sequence.txt: has only blank lines"),
         ({"user_sequence.txt": "u a b\nv\n"}, "user_sequence.txt:2: user v has no items"),
-        ({"user_sequence.txt": "u a b\n\nu c\n"}, "user_sequence.txt:3: user u has line 1 already"),
+        ({"user_sequence.txt": "u a b\n\nu c\n"}, "user_sequence.txt:3: user u is already on line 1"),
         ({"user_sequence.txt": "u a b\nv a x\n", "item_plain_text.txt": "a A\nb B"}, "user_sequence.txt:2: item x is"),
-        ({"user_sequence.txt": "u a", "item_plain_text.txt": "a A\na B"}, "item_plain_text.txt:2: item a has line 1"),
+        ({"user_sequence.txt": "u a", "item_plain_text.txt": "a A\na B"}, "item_plain_text.txt:2: item a is"),
         ({"user_sequence.txt": "u a", "item_plain_text.txt": ""}, "item_plain_text.txt: the file is empty"),
         ({"user_sequence.txt": b"u a\nv caf\xe9\n"}, "user_sequence.txt:2: not UTF-8"),
         ({"user_sequence.txt/x": "u a"}, "user_sequence.txt: is a folder"),
     ],
 )
-def test_p5(tmp_path, files, message):
+def test_mistakes_in_p5_files_are_named(tmp_path, files, message):
     write(tmp_path, files)
     expect(message, p5.read, tmp_path, "x")
 
@@ -60,8 +60,8 @@ def test_p5(tmp_path, files, message):
         ({"a.inter.json": {"u": [1]}, "b.inter.json": {"u": [1]}}, "2 files match *.inter.json (a.inter.json, b."),
         ({"a.inter.json": ""}, "a.inter.json: the file is empty"),
         ({"a.inter.json": '{"u": [1, 2],\n"v": [1, 2'}, "a.inter.json:2: not JSON"),
-        ({"a.inter.json": '{"u": [1], "u": [2]}'}, "a.inter.json:u: the key comes more than once"),
-        ({"a.inter.json": [1, 2]}, "a.inter.json: has a JSON list where an object is due"),
+        ({"a.inter.json": '{"u": [1], "u": [2]}'}, "a.inter.json:u: the key occurs more than once"),
+        ({"a.inter.json": [1, 2]}, "a.inter.json: has a JSON list instead of an object"),
         ({"a.inter.json": "[" * 100_000}, "a.inter.json: JSON nested too deeply"),
         ({"a.inter.json": {}}, "a.inter.json: has no users"),
         ({"a.inter.json": {"u": [0], "v": []}}, "a.inter.json:v: the user has no items"),
@@ -76,7 +76,7 @@ def test_p5(tmp_path, files, message):
         ),
     ],
 )
-def test_lcrec(tmp_path, files, message):
+def test_mistakes_in_lcrec_files_are_named(tmp_path, files, message):
     write(tmp_path, files)
     expect(message, lcrec.read, tmp_path, "x")
 
@@ -96,12 +96,12 @@ def test_lcrec(tmp_path, files, message):
         ({"train/a.csv": ROW + 'v,"[0]",\n'}, "train/a.csv:3: a row without user_id or item_id"),
         ({"train/a.csv": ROW + 'v,"[0]"x,1\n'}, "train/a.csv:3: not CSV"),
         ({"train/a.csv": ROW + 'v,"[0]",7\n'}, "train/a.csv:3: item 7 is not in"),
-        ({"test/a.csv": TABLES["valid/a.csv"]}, "test/a.csv:2: the history is not the items of user u"),
-        ({"test/a.csv": TABLES["test/a.csv"].replace("[0, 1, 0]", "[1, 1, 0]")}, "test/a.csv:2: the history is not"),
+        ({"test/a.csv": TABLES["valid/a.csv"]}, "test/a.csv:2: the history does not match the earlier rows of user u"),
+        ({"test/a.csv": TABLES["test/a.csv"].replace("[0, 1, 0]", "[1, 1, 0]")}, "test/a.csv:2: the history does not"),
         ({"test/a.csv": b"user_id,history_item_id,item_id\nu,\xff,1\n"}, "test/a.csv:2: not UTF-8"),
     ],
 )
-def test_minionerec(tmp_path, changed, message):
+def test_mistakes_in_minionerec_files_are_named(tmp_path, changed, message):
     files = {**TABLES, "a.item.json": ITEMS, **changed}
     write(tmp_path, {name: content for name, content in files.items() if content is not None})
     expect(message, minionerec.read, tmp_path, "x")
@@ -123,7 +123,7 @@ def test_minionerec(tmp_path, changed, message):
         ({"a.inter": INTER, "a.item": "item_id:token\tt:token\na\tx\na\ty\n"}, "a.item: item a has more than one row"),
     ],
 )
-def test_recbole(tmp_path, files, message):
+def test_mistakes_in_recbole_files_are_named(tmp_path, files, message):
     write(tmp_path, files)
     expect(message, recbole.read, tmp_path, "x")
 
@@ -149,17 +149,17 @@ def test_recbole(tmp_path, files, message):
             "items.csv:1: no column 'title' (it has id, name); set config.data.log.items",
         ),
         ({"items.csv": "id,title\n\n,x\n"}, "items.csv: row 2: no 'id'"),
-        ({"items.csv": "id,title\na,x\na,y\n"}, "items.csv: row 2: item a is there already"),
+        ({"items.csv": "id,title\na,x\na,y\n"}, "items.csv: row 2: item a has an earlier row"),
         ({"items.csv": "id,title\nb,x\n"}, "items.csv: no row for item a of"),
         ({"items.jsonl": JSONL + '{"id": "b", "title"\n'}, "items.jsonl:2: not JSON"),
         ({"items.jsonl": JSONL + "\n[1]\n"}, "items.jsonl:3: not an object"),
         ({"items.jsonl": JSONL + '{"title": "x"}\n'}, "items.jsonl:2: no 'id'"),
-        ({"items.jsonl": JSONL + JSONL}, "items.jsonl:2: item a is there already"),
+        ({"items.jsonl": JSONL + JSONL}, "items.jsonl:2: item a has an earlier row"),
         ({"items.jsonl": b'{"id": "a", "title": "caf\xe9"}'}, "items.jsonl:1: not UTF-8"),
         ({"items.txt": "a"}, "items.txt: the name ends in none of .csv, .tsv, .parquet"),
     ],
 )
-def test_log(tmp_path, files, message):
+def test_mistakes_in_a_log_are_named(tmp_path, files, message):
     items = next((name for name in files if name.startswith("items")), None)
     write(tmp_path, {"log.csv": "user,item,time\nu,a,1\n", **files} if items else files)
     arguments = {"user": "user", "item": "item", "timestamp": "time"}
@@ -168,7 +168,7 @@ def test_log(tmp_path, files, message):
     expect(message, log.read, tmp_path / "log.csv", "x", **arguments)
 
 
-def test_parquet_logs(tmp_path):
+def test_mistakes_in_a_parquet_log_are_named(tmp_path):
     path, columns = tmp_path / "log.parquet", {"user": "user", "item": "item", "timestamp": "time"}
     path.write_bytes(b"PAR1 not really")
     expect("log.parquet: not a Parquet file", log.read, path, "x", **columns)
@@ -179,7 +179,7 @@ def test_parquet_logs(tmp_path):
 
 
 @pytest.mark.parametrize("reader", [p5, lcrec, minionerec, recbole])
-def test_folders(tmp_path, reader):
+def test_a_path_that_is_not_a_folder_is_named(tmp_path, reader):
     expect("nowhere: no such folder; set config.data.path", reader.read, tmp_path / "nowhere", "x")
     (tmp_path / "file").write_text("x")
     expect("file: is a file, not a folder; set config.data.path", reader.read, tmp_path / "file", "x")

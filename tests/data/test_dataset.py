@@ -3,7 +3,7 @@ import numpy as np
 from simgr_jax.data.dataset import EvaluationCases, Sequences
 
 
-def test_chosen_cases():
+def test_take_gives_the_chosen_cases_in_order():
     cases = EvaluationCases(np.arange(4), Sequences.from_lists([[1], [2, 3], [4], [5, 6]]), np.arange(10, 14))
     chosen = cases.take([3, 1])
     assert [list(history) for history in chosen.histories] == [[5, 6], [2, 3]]

@@ -21,7 +21,7 @@ def frame_of(rows):
 
 
 def naive_k_core(pairs, k):
-    """Takes one user or item away at a time."""
+    """Removes one user or item at a time."""
     pairs = list(enumerate(pairs))
     while True:
         users = collections.Counter(user for _, (user, _) in pairs)
@@ -43,7 +43,7 @@ def test_k_core_equals_removing_one_at_a_time(pairs, k):
 
 
 def test_k_core_goes_on_until_nothing_changes():
-    # Without user 3, item 2 is too light; without item 2, user 2; without user 2, item 1; and so on to nothing.
+    # User 3 has too few interactions; without it, so does item 2, then user 2, then item 1, and finally user 1.
     users = np.array([0, 0, 1, 1, 2, 2, 3])
     items = np.array([0, 0, 0, 1, 1, 2, 2])
     assert k_core(users, items, 2).tolist() == [True, True, False, False, False, False, False]
@@ -52,7 +52,7 @@ def test_k_core_goes_on_until_nothing_changes():
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.randoms(use_true_random=False))
 def test_dataset_does_not_depend_on_the_order_of_rows(rows, random):
-    shuffled = rows + rows[:3]  # exact repeats count once
+    shuffled = rows + rows[:3]  # duplicates count once
     random.shuffle(shuffled)
     a, b = from_frame(frame_of(rows), "x"), from_frame(frame_of(shuffled), "x")
     assert (a.user_ids, a.item_ids) == (b.user_ids, b.item_ids)
@@ -63,7 +63,7 @@ def test_dataset_does_not_depend_on_the_order_of_rows(rows, random):
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS)
-def test_dataset_holds_the_sorted_log(rows):
+def test_dataset_is_the_log_sorted_and_without_duplicates(rows):
     dataset = from_frame(frame_of(rows), "x")
     got = [
         (user, dataset.item_ids[item], int(time))
@@ -116,7 +116,7 @@ def test_k_core_of_a_dataset_keeps_everything_aligned():
     assert core.parts.tolist() == [0, 1, 0, 2]
 
 
-def test_nothing_left_is_an_error():
+def test_an_empty_k_core_is_an_error():
     with pytest.raises(UserError, match=r"config\.data\.k_core"):
         from_frame(frame_of([("u", "a", 1)]), "x", k_core=2)
     dataset = Dataset("x", ["u"], ["a"], Sequences.from_lists([[0]]))

@@ -16,7 +16,7 @@ from simgr_jax.data.item_text import clean, join_fields
         ("&lt;li&gt;item", "item"),
     ],
 )
-def test_clean(messy, expected):
+def test_clean_gives_plain_text_on_one_line(messy, expected):
     assert clean(messy) == expected
 
 

@@ -66,7 +66,7 @@ def assert_same(a, b):
 
 
 def write_format(folder, name):
-    """Data in each format that a user brings, with all of its optional files. Returns config changes."""
+    """Writes data in a format, with all optional files. Returns the config overrides that read it."""
     folder.mkdir()
     if name == "p5":
         (folder / "user_sequence.txt").write_text(SEQUENCES)
@@ -90,7 +90,7 @@ def write_format(folder, name):
 
 
 @pytest.mark.parametrize("name", ["p5", "lcrec", "minionerec", "recbole", "log"])
-def test_what_is_kept_is_what_was_read(tmp_path, cache_dir, monkeypatch, name):
+def test_a_second_load_reads_the_same_data_from_the_cache(tmp_path, cache_dir, monkeypatch, name):
     config = config_of(**write_format(tmp_path / "shop", name))
     dataset, split = load(config, cache_dir)
     assert len(split.train) and len(split.validation) and len(split.test)
@@ -106,7 +106,7 @@ def test_what_is_kept_is_what_was_read(tmp_path, cache_dir, monkeypatch, name):
     assert len(list(cache_dir.iterdir())) == 1
 
 
-def test_changed_files_and_config_are_read_anew(p5_folder, cache_dir):
+def test_changed_files_or_options_are_read_again(p5_folder, cache_dir):
     config = config_of(path=str(p5_folder))
     assert load(config, cache_dir)[0].num_items == 5
     config.k_core = 2
@@ -119,7 +119,7 @@ def test_changed_files_and_config_are_read_anew(p5_folder, cache_dir):
     assert len(list(cache_dir.iterdir())) == 4
 
 
-def test_name_and_split_do_not_read_anew(p5_folder, cache_dir):
+def test_another_name_reuses_the_cache(p5_folder, cache_dir):
     load(config_of(path=str(p5_folder)), cache_dir)
     dataset, _ = load(config_of(path=str(p5_folder), name="my shop"), cache_dir)
     assert dataset.name == "my shop"
@@ -142,12 +142,12 @@ def test_synthetic_data_is_made_once(cache_dir):
     assert other.sequences.values.tolist() != dataset.sequences.values.tolist()
 
 
-def test_synthetic_data_in_a_folder_of_the_users(tmp_path, cache_dir):
+def test_synthetic_data_may_be_kept_in_a_folder_of_the_users(tmp_path, cache_dir):
     load(config_of(format="synthetic", path=str(tmp_path / "embedded")), cache_dir)
     assert (tmp_path / "embedded/user_sequence.txt").exists()
 
 
-def test_paths_may_begin_at_the_users_home(tmp_path, cache_dir, p5_folder, monkeypatch):
+def test_paths_may_start_with_a_tilde(tmp_path, cache_dir, p5_folder, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load(config_of(path="~/shop"), cache_dir)[0].item_texts[0] == "apple"
     (tmp_path / "log.csv").write_text("user,item,time\n" + "".join(f"u,{item},{i}\n" for i, item in enumerate("abcd")))
@@ -159,7 +159,7 @@ def test_paths_may_begin_at_the_users_home(tmp_path, cache_dir, p5_folder, monke
         load(config_of(path="~no_such_user/shop"), cache_dir)
 
 
-def test_raw_amazon_reviews(tmp_path, cache_dir):
+def test_raw_amazon_reviews_are_loaded_and_cached(tmp_path, cache_dir):
     reviews = [
         {"reviewerID": f"U{u}", "asin": f"B{(u + t) % 4}", "unixReviewTime": 1000 + t, "overall": 5.0}
         for u in range(3)
@@ -183,34 +183,34 @@ def test_raw_amazon_reviews(tmp_path, cache_dir):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "parquet"}, "config.data.format: there is no 'parquet'; use one of p5, lcrec,"),
-        ({"split": "random"}, "config.data.split: there is no 'random'; use one of leave_one_out,"),
+        ({"format": "parquet"}, "config.data.format: 'parquet' is unknown; choose from p5, lcrec,"),
+        ({"split": "random"}, "config.data.split: 'random' is unknown; choose from leave_one_out,"),
         ({"k_core": -1}, "config.data.k_core: -1 is negative"),
         ({"path": ""}, "config.data.path: not set; set it to the folder"),
-        ({"path": "", "format": "log"}, "config.data.path: not set; set it to the log's file"),
+        ({"path": "", "format": "log"}, "config.data.path: not set; set it to the log file"),
         ({"path": "", "format": "amazon_reviews"}, "config.data.path: not set"),
-        ({"k_core": 5}, "config.data.k_core: no user and no item has 5"),
+        ({"k_core": 5}, "config.data.k_core: 5 leaves no interactions"),
         ({"split": "temporal"}, "config.data.split: temporal needs timestamps"),
         ({"split": "given"}, "config.data.split: this data has no split of its own"),
     ],
 )
-def test_config_mistakes(p5_folder, cache_dir, changes, message):
+def test_mistakes_in_the_config_are_named(p5_folder, cache_dir, changes, message):
     with pytest.raises(UserError, match=re.escape(message)):
         load(config_of(**{"path": str(p5_folder), **changes}), cache_dir)
 
 
-def test_a_cache_folder_that_can_not_be_written(p5_folder, tmp_path):
+def test_an_unwritable_cache_folder_is_named(p5_folder, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="can't be written"):
         load(config_of(path=str(p5_folder)), tmp_path / "file")
 
 
 @pytest.mark.parametrize(("order", "num_users", "warns"), [(sorted, 100, True), (list, 100, False), (sorted, 9, False)])
-def test_sequences_in_the_order_of_their_ids_are_suspicious(tmp_path, cache_dir, caplog, order, num_users, warns):
-    """Whoever sorted them lost their order in time. A few users' may be so by chance."""
+def test_sequences_sorted_by_id_cause_a_warning(tmp_path, cache_dir, caplog, order, num_users, warns):
+    """Sorting by id loses the order in time. With few users, sequences may be sorted by chance."""
     generator = np.random.default_rng(0)
     users = [generator.choice(50, 6, replace=False).astype(str) for _ in range(num_users)]
     lines = [f"u{number} {' '.join(order(items))}" for number, items in enumerate(users)]
     (tmp_path / "user_sequence.txt").write_text("\n".join(lines))
     load(config_of(path=str(tmp_path), name="mine"), cache_dir)
-    assert ("every user's items in mine are in the order of their ids" in caplog.text) == warns
+    assert ("every user's items in mine are sorted by id" in caplog.text) == warns

@@ -1,4 +1,4 @@
-"""Each format, as small written files and as the real files beside the repository where they are."""
+"""Each format's reader, on small files and, if they are there, on the real files beside the repository."""
 
 import ast
 import csv
@@ -34,7 +34,7 @@ def write(path, content):
     return path
 
 
-def test_p5(tmp_path):
+def test_p5_items_keep_the_order_of_their_file(tmp_path):
     write(tmp_path / "user_sequence.txt", "u1 b a b\nu2\ta  c\n\n")
     write(tmp_path / "item_plain_text.txt", "c sea salt, 2 oz\na \nb apple; pie\nd never bought")
     dataset = p5.read(tmp_path, "x")
@@ -44,7 +44,7 @@ def test_p5(tmp_path):
     assert dataset.timestamps is None
 
 
-def test_p5_without_texts_has_items_by_first_appearance(tmp_path):
+def test_p5_items_without_a_file_come_in_order_of_first_appearance(tmp_path):
     write(tmp_path / "user_sequence.txt", "u1 b a b\nu2 a c\n")
     dataset = p5.read(tmp_path, "x")
     assert dataset.item_ids == ["b", "a", "c"]
@@ -59,7 +59,7 @@ def test_p5_without_texts_has_items_by_first_appearance(tmp_path):
         ("amazon_toys", 19_412, 11_924, 167_597, None, None),
     ],
 )
-def test_real_p5(folder, users, items, interactions, first_user, first_items):
+def test_real_p5_files_are_read(folder, users, items, interactions, first_user, first_items):
     dataset = p5.read(SHARED / folder, "x")
     assert (len(dataset.user_ids), dataset.num_items) == (users, items)
     assert dataset.sequences.values.size == interactions
@@ -68,7 +68,7 @@ def test_real_p5(folder, users, items, interactions, first_user, first_items):
         assert lists_of(dataset)[first_user][:3] == first_items
 
 
-def test_lcrec(tmp_path):
+def test_lcrec_items_are_sorted_by_number(tmp_path):
     write(tmp_path / "X.inter.json", {"7": [10, 2, 10], "8": ["0", "2"]})
     write(tmp_path / "X.index.json", {"10": ["<a_1>"], "2": ["<a_2>"], "0": ["<a_0>"], "3": ["<a_3>"]})
     write(
@@ -87,7 +87,7 @@ def test_lcrec(tmp_path):
     assert dataset.codebook_sizes == (4,)
 
 
-def test_lcrec_with_the_sequences_alone(tmp_path):
+def test_lcrec_files_may_be_the_sequences_alone(tmp_path):
     write(tmp_path / "X.inter.json", {"u": ["b", "a"], "v": ["c"]})
     dataset = lcrec.read(tmp_path, "x")
     assert dataset.item_ids == ["b", "a", "c"]
@@ -95,7 +95,7 @@ def test_lcrec_with_the_sequences_alone(tmp_path):
 
 
 @needs_real_data
-def test_real_lcrec():
+def test_real_lcrec_files_are_read():
     dataset = lcrec.read(SHARED / "amazon_instruments", "x")
     assert (len(dataset.user_ids), dataset.num_items) == (24_772, 9_922)
     assert dataset.sequences.values.size == 206_153
@@ -113,7 +113,7 @@ def minionerec_csv(*rows):
     return "\n".join(lines) + "\n"
 
 
-def test_minionerec(tmp_path):
+def test_minionerec_rows_join_into_sequences(tmp_path):
     long = list(range(12))
     write(
         tmp_path / "train/X.csv",
@@ -138,7 +138,7 @@ def test_minionerec(tmp_path):
 
 @pytest.fixture(scope="module")
 def industrial(tmp_path_factory):
-    """The real valid and test rows, and train rows for what their first histories say."""
+    """The real valid and test rows, and train rows made from their first histories."""
     source, folder = SHARED / "amazon_industrial", tmp_path_factory.mktemp("industrial")
     shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
     folder.chmod(0o755)
@@ -153,12 +153,12 @@ def industrial(tmp_path_factory):
 
 
 @needs_real_data
-def test_real_minionerec(industrial):
+def test_real_minionerec_files_are_read(industrial):
     folder, num_train_rows = industrial
     dataset = minionerec.read(folder, "x")
     assert dataset.num_items == 3_686
     assert dataset.codes.shape == (3_686, 3)
-    # A row of the files is an interaction, and each user has one more, the first.
+    # Each row is an interaction, and each user's first interaction has no row.
     labels = np.bincount(dataset.parts)
     assert labels.tolist() == [num_train_rows + len(dataset.user_ids), 4_532, 4_533]
     split = splits.given(dataset)
@@ -178,7 +178,7 @@ def test_real_item_texts_are_clean(industrial):
     assert "['" not in texts[51]  # its description is a list with a lost quote
 
 
-def test_recbole(tmp_path):
+def test_recbole_files_are_read(tmp_path):
     write(
         tmp_path / "x.inter",
         "rating:float\tuser_id:token\titem_id:token\ttimestamp:float\n"
@@ -199,7 +199,7 @@ EXPECTED = {"u": ["1", "10", "2"], "v": ["1"]}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
-def test_log(tmp_path, suffix):
+def test_a_log_is_sorted_by_user_and_time(tmp_path, suffix):
     path = tmp_path / f"log{suffix}"
     frame = pl.DataFrame({"other": [1.5] * 4, **ROWS})
     if suffix == ".parquet":
@@ -213,7 +213,7 @@ def test_log(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
-def test_log_with_dates(tmp_path, zone):
+def test_dates_become_seconds(tmp_path, zone):
     times = [datetime.datetime(2020, 1, 1, 0, 0, s, tzinfo=datetime.UTC) for s in ROWS["time"]]
     frame = pl.DataFrame({**ROWS, "time": times}).with_columns(
         pl.col("time").dt.convert_time_zone(zone) if zone else pl.col("time").dt.replace_time_zone(None)
@@ -240,7 +240,7 @@ ITEMS = [
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
-def test_log_with_items(tmp_path, suffix):
+def test_a_log_takes_texts_from_the_items_file(tmp_path, suffix):
     write(tmp_path / "log.csv", pl.DataFrame(ROWS).write_csv())
     path, frame = tmp_path / f"items{suffix}", pl.DataFrame(ITEMS)
     {".csv": frame.write_csv, ".parquet": frame.write_parquet, ".jsonl": frame.write_ndjson}[suffix](path)

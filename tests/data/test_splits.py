@@ -30,9 +30,9 @@ def lists_of(sequences):
     return [sequence.tolist() for sequence in sequences]
 
 
-def test_leave_one_out():
+def test_leave_one_out_holds_out_the_last_two_items():
     split = splits.leave_one_out(dataset_of([[0, 1, 2, 3], [4, 5, 4], [1, 1, 1, 1, 1]]))
-    assert lists_of(split.train) == [[0, 1], [1, 1, 1]]  # the second user's one item trains nothing
+    assert lists_of(split.train) == [[0, 1], [1, 1, 1]]  # the second user has one item left, which makes no pair
     assert cases_of(split.validation) == [(0, [0, 1], 2), (1, [4], 5), (2, [1, 1, 1], 1)]
     assert cases_of(split.test) == [(0, [0, 1, 2], 3), (1, [4, 5], 4), (2, [1, 1, 1, 1], 1)]
 
@@ -48,12 +48,12 @@ def test_leave_one_out_equals_slices(sequences):
     assert cases_of(split.test) == [(u, s[:-1], s[-1]) for u, s in enumerate(everyone)]
 
 
-def test_leave_one_out_names_the_user_who_is_too_short():
-    with pytest.raises(UserError, match=r"user u1 has 2 \(and 1 other users\); set config\.data\.k_core"):
+def test_leave_one_out_names_a_user_with_too_few_items():
+    with pytest.raises(UserError, match=r"2 of 3 users have fewer \(user u1 has 2\); set config\.data\.k_core"):
         splits.leave_one_out(dataset_of([[0, 1, 2, 3], [0, 1], [2]]))
 
 
-def test_temporal():
+def test_temporal_cuts_all_users_at_the_same_times():
     dataset = dataset_of([[0, 1, 2, 3, 4], [5, 6, 7], [8, 9]], timestamps=[0, 1, 2, 6, 8, 3, 4, 9, 5, 7])
     split = splits.temporal(dataset, validation_fraction=0.2, test_fraction=0.2)
     # By time: 0 1 2 5 6 8 | 3 9 | 4 7
@@ -62,8 +62,8 @@ def test_temporal():
     assert cases_of(split.test) == [(0, [0, 1, 2, 3], 4), (1, [5, 6], 7)]
 
 
-def test_temporal_asks_nothing_without_a_history():
-    # User 1 begins in the test window: only the second of the two items is a question.
+def test_temporal_makes_no_case_without_a_history():
+    # User 1 starts in the test window: only the second of the two items is a case.
     dataset = dataset_of([[0, 1, 2, 3, 4, 5], [6, 7]], timestamps=[0, 1, 2, 3, 4, 5, 10, 11])
     split = splits.temporal(dataset, 0.25, 0.25)
     assert cases_of(split.test) == [(1, [6], 7)]
@@ -87,8 +87,8 @@ def test_temporal_never_looks_ahead(times, data):
     try:
         split = splits.temporal(dataset, *fractions)
     except UserError:
-        return  # all of a part at one time, or first items
-    # Item t of a user is its position, so the time of any (user, item) is known.
+        return  # a part is empty: ties in time, or only first items
+    # A user's item t is at position t, so the time of any (user, item) is known.
     when = lambda cases: [times[user][item] for user, item in zip(cases.users, cases.targets, strict=True)]  # noqa: E731
     validation, test = when(split.validation), when(split.test)
     assert max(validation) < min(test)
@@ -104,7 +104,7 @@ def _rows(cases):
     return zip(cases.users, cases.histories, cases.targets, strict=True)
 
 
-def test_given():
+def test_given_uses_the_published_split():
     dataset = dataset_of([[0, 1, 2, 3], [4, 5], [6, 7]], parts=[0, 0, 1, 2, 0, 2, 1, 1])
     split = splits.given(dataset)
     assert lists_of(split.train) == [[0, 1]]
@@ -120,7 +120,7 @@ def test_given():
         (lambda d: splits.leave_one_out(d), r"config\.data\.split: leaves nothing to train on; .*k_core"),
     ],
 )
-def test_a_split_that_the_data_does_not_allow(make, message):
+def test_a_split_that_the_data_does_not_allow_is_an_error(make, message):
     with pytest.raises(UserError, match=message):
         make(dataset_of([[0, 1, 2], [2, 1, 0]]))
 
@@ -129,11 +129,11 @@ def test_a_split_that_the_data_does_not_allow(make, message):
     ("fractions", "key"),
     [((0.0, 0.1), "validation_fraction"), ((0.1, 1.5), "test_fraction"), ((0.5, 0.5), "test_fraction")],
 )
-def test_fractions_that_leave_nothing(fractions, key):
+def test_fractions_that_leave_nothing_are_named(fractions, key):
     with pytest.raises(UserError, match=rf"config\.data\.{key}"):
         splits.temporal(dataset_of([[0, 1, 2]], timestamps=[1, 2, 3]), *fractions)
 
 
-def test_a_log_of_one_moment_can_not_be_cut():
+def test_interactions_of_one_moment_can_not_be_split():
     with pytest.raises(UserError, match=r"leaves nothing to train on; change config\.data\.validation_fraction"):
         splits.temporal(dataset_of([[0, 1, 2, 3]], timestamps=[5, 5, 5, 5]), 0.25, 0.25)

@@ -16,7 +16,7 @@ SMALL = {"num_users": 50, "num_items": 40, "seed": 3}
 
 @pytest.fixture(scope="module")
 def world():
-    """The quickstart's."""
+    """The quickstart's world."""
     return synthetic.generate(num_users=6000, num_items=1200, seed=0)
 
 
@@ -27,7 +27,7 @@ def small_world():
 
 @pytest.fixture(scope="module")
 def cases(world):
-    """Leave-one-out: histories and targets."""
+    """The histories and targets of leave-one-out."""
     return Sequences.from_lists(s[:-1] for s in world.sequences), np.array([s[-1] for s in world.sequences])
 
 
@@ -78,7 +78,7 @@ def test_an_item_counts_less_the_longer_ago_it_was_bought(small_world):
     assert recent[liked_after_5] > old[liked_after_5]
 
 
-def test_a_weight_is_the_number_of_ways_to_draw_its_item():
+def test_items_are_drawn_in_proportion_to_their_weights():
     table = synthetic.WeightTable(np.array([[1, 0, 2], [0, 3, 1]]))
     np.testing.assert_array_equal(table.draw(np.zeros(3, int), np.array([0, 1 / 3, 0.999])), [0, 2, 2])
     np.testing.assert_array_equal(
@@ -97,7 +97,7 @@ def test_drawn_items_follow_the_stated_distribution(small_world, history):
 
 
 def test_users_follow_the_stated_distribution(world, cases, oracle_probabilities):
-    """Over all users, the log-likelihood of what came next is minus the entropy of p, within sampling error."""
+    """Over all users, the mean log-likelihood of the next item is minus the entropy of p, within sampling error."""
     p = oracle_probabilities
     surprise = -np.log(p[np.arange(len(p)), cases[1]])
     entropy = -(p * np.log(p)).sum(axis=1)
@@ -108,18 +108,18 @@ def test_users_follow_the_stated_distribution(world, cases, oracle_probabilities
 def test_first_items_follow_popularity(world):
     first_items = world.sequences.values[world.sequences.offsets[:-1]]
     popularity = world.next_item_probabilities([[]])[0]
-    group = np.argsort(np.argsort(popularity)) // 60  # 20 groups of items, so that each is expected often enough
+    group = np.argsort(np.argsort(popularity)) // 60  # 20 groups of items, so that chi-square is valid
     observed = np.bincount(group[first_items], minlength=20)
     assert stats.chisquare(observed, 6000 * np.bincount(group, popularity)).pvalue > 1e-3
 
 
-def test_oracle_hits_as_often_as_its_probabilities_say(cases, oracle_probabilities):
+def test_oracle_hit_rate_is_what_its_probabilities_predict(cases, oracle_probabilities):
     expected = np.take_along_axis(oracle_probabilities, top_10(oracle_probabilities), axis=1).sum(axis=1)
     error = np.sqrt((expected * (1 - expected)).sum()) / len(expected)
     assert abs(hit_rate(oracle_probabilities, cases[1]) - expected.mean()) < 4 * error
 
 
-def test_popularity_counting_and_the_oracle_land_far_apart(world, cases, oracle_probabilities):
+def test_hit_rates_of_popularity_counting_and_the_oracle_are_far_apart(world, cases, oracle_probabilities):
     histories, targets = cases
     num_items = len(world.catalog)
     train = [s[:-2] for s in world.sequences]
@@ -146,7 +146,7 @@ def test_popularity_counting_and_the_oracle_land_far_apart(world, cases, oracle_
     assert 0.35 < rates["oracle"] < 0.5, rates
     assert 2 * rates["popularity"] < rates["category"] < rates["product"] < rates["markov"], rates
     assert 0.6 * rates["oracle"] < rates["markov"] < 0.85 * rates["oracle"], rates
-    # The older history carries what no model of the last item can know.
+    # The older history has information that no model of the last item alone can use.
     assert rates["markov"] + 0.04 < rates["last item only"] < rates["oracle"] - 0.02, rates
 
 
@@ -158,21 +158,21 @@ def test_popularity_has_a_long_tail_without_unseen_items(world):
 
 
 def test_tastes_drift(world):
-    """Items bought one after the other share their brand far more often than items bought seven apart."""
+    """Items bought in succession share their brand far more often than items bought seven apart."""
     brands = [world.catalog.brand[s] for s in world.sequences if len(s) >= 10]
     shared = {gap: np.mean(np.concatenate([b[gap:] == b[:-gap] for b in brands])) for gap in (1, 7)}
     chance = np.sum((np.bincount(np.concatenate(brands)) / sum(map(len, brands))) ** 2)
     assert shared[1] > 1.5 * shared[7] > 1.5 * chance, (shared, chance)
 
 
-def test_lengths_are_those_of_a_5_core_data_set(world):
+def test_lengths_are_those_of_a_5_core_dataset(world):
     lengths = world.sequences.lengths
     assert lengths.min() == 5
     assert lengths.max() == 24
     assert 9 < lengths.mean() < 10.5
 
 
-def test_texts_name_what_an_item_is(world):
+def test_texts_name_the_attributes_of_an_item(world):
     texts, catalog = world.catalog.texts, world.catalog
     assert len(set(texts)) == len(texts) == len(set(catalog.item_ids)) == 1200
     first_of_product = texts[int(np.argmax(catalog.product == catalog.product[0]))]
@@ -190,7 +190,7 @@ def test_words_are_distinct_within_each_attribute():
     assert [len(words) for words in (synthetic._PRODUCTS, synthetic._MATERIALS, synthetic._LINES)] == [96, 48, 72]
 
 
-def test_one_seed_gives_one_world_and_another_seed_another(small_world):
+def test_equal_seeds_give_equal_worlds_and_other_seeds_others(small_world):
     again = synthetic.generate(**SMALL)
     assert again.catalog.texts == small_world.catalog.texts
     np.testing.assert_array_equal(again.sequences.values, small_world.sequences.values)
@@ -200,7 +200,7 @@ def test_one_seed_gives_one_world_and_another_seed_another(small_world):
 
 
 def test_files_are_the_same_on_every_platform(tmp_path):
-    """If this fails after a change meant to change the data, put the new digests here."""
+    """If the data was meant to change, put the new digests here."""
     synthetic.ensure(tmp_path, **SMALL)
     digests = {
         name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:16]
@@ -223,7 +223,7 @@ def test_ensure_writes_the_world_in_p5_form(tmp_path, small_world):
         assert [index[item] for item in bought] == expected.tolist()
 
 
-def test_ensure_leaves_its_own_files_alone_and_adds_what_is_missing(tmp_path):
+def test_ensure_adds_missing_files_and_leaves_the_others_alone(tmp_path):
     synthetic.ensure(tmp_path, **SMALL)
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns, p.stat().st_ino) for p in tmp_path.iterdir()}
     synthetic.ensure(tmp_path, **SMALL)
@@ -242,7 +242,7 @@ def test_ensure_refuses_a_folder_of_other_arguments(tmp_path, change):
 
 
 @pytest.mark.parametrize("name", ["user_sequence.txt", "item_plain_text.txt"])
-def test_files_of_another_source_are_neither_overwritten_nor_given_an_oracle(tmp_path, name):
+def test_other_files_are_not_overwritten_and_have_no_oracle(tmp_path, name):
     (tmp_path / name).write_text("A1 B1 B2\n")
     with pytest.raises(UserError, match=f"{name}: not what this version makes"):
         synthetic.ensure(tmp_path, **SMALL)
@@ -253,7 +253,7 @@ def test_files_of_another_source_are_neither_overwritten_nor_given_an_oracle(tmp
         synthetic.oracle(tmp_path)
 
 
-def test_oracle_is_the_world_whose_files_are_there(tmp_path, small_world):
+def test_oracle_is_the_world_that_ensure_wrote(tmp_path, small_world):
     synthetic.ensure(tmp_path, **SMALL)
     world = synthetic.oracle(tmp_path)
     np.testing.assert_array_equal(world.sequences.values, small_world.sequences.values)

@@ -3,8 +3,8 @@ import numpy as np
 from flax import nnx
 
 from simgr_jax.data.dataset import EvaluationCases, Sequences
-from simgr_jax.data.prompts import item_prompt
 from simgr_jax.evaluation.ranking import Ranker
+from simgr_jax.inputs.prompts import item_prompt
 from simgr_jax.ops.top_k import rank_catalog
 
 

@@ -1,10 +1,10 @@
-"""Tiny random checkpoints of every family, made by Transformers, and what torch computes with them.
+"""Makes tiny random checkpoints of every family with Transformers, and the outputs that torch computes from them.
 
     python tests/huggingface/make_golden.py
 
-writes `golden/NAME/` for every one of CASES: a checkpoint as `save_pretrained` lays it out, and `expected.safetensors`
-with the inputs, the hidden states and the gradients of `Reference`. The tests compare with these where torch is not
-installed, and otherwise also with checkpoints that they make in the same way.
+writes `golden/NAME/` for each of CASES: a checkpoint in `save_pretrained`'s layout, and `expected.safetensors` with the
+inputs, hidden states and gradients of `expected`. The tests compare with these files; if torch is installed, they also
+make and compare new checkpoints in the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden"
 
-# Three sequences, each longer than every window and rope length below, padded to the first; the other two fill a row.
+# Three sequences, each longer than every window and rope length below. They are padded to the first one's length; the
+# other two also fill one packed row.
 LENGTHS = (24, 14, 10)
 VOCABULARY = 1 + sum(LENGTHS)
 PADDING = 0
@@ -53,7 +54,7 @@ _TINY_VISION = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A checkpoint: its model class, what its config has beyond `small`, and how it is saved."""
+    """A checkpoint: its model class, its config in addition to `small`, and the options for saving it."""
 
     architecture: str
     config: dict[str, Any]
@@ -90,7 +91,7 @@ _GEMMA3 = {
 
 CASES = {
     "llama": Case("LlamaForCausalLM", {"head_dim": 6, "rms_norm_eps": 1e-2}),
-    # Of its eight frequencies, one is kept, two are interpolated, and five are divided.
+    # One of its eight frequencies is kept, two are interpolated and five are divided.
     "llama_llama3_rope": Case(
         "LlamaForCausalLM",
         {
@@ -222,7 +223,7 @@ CASES = {
 
 
 def make_model(case: Case, seed: int):
-    """The torch model, with weights large enough for everything in it to matter."""
+    """The torch model, with weights large enough that every part affects the output."""
     import torch
     import transformers
 
@@ -235,7 +236,7 @@ def make_model(case: Case, seed: int):
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
-                # Norms' scales keep the value that means 1, be it 0 or 1.
+                # Add noise to norm scales, because the value that means 1 is 0 in some families.
                 parameter += 0.3 * noise
             elif name.endswith(("embed_tokens.weight", "wte.weight", "wpe.weight")):
                 parameter.copy_(noise)
@@ -245,10 +246,10 @@ def make_model(case: Case, seed: int):
 
 
 def expected(model, seed: int) -> dict[str, np.ndarray]:
-    """What torch computes on sequences of distinct tokens: three padded rows, and a row with two of them behind each
-    other, whose states are those of each alone.
+    """Torch's outputs for sequences of distinct tokens: three padded rows, and one row that packs two of the sequences,
+    whose states are those of each sequence alone.
 
-    The gradient is that of sum(hidden * cotangent), by each position's embedding as it lies in the table.
+    The gradient is that of sum(hidden * cotangent) with respect to each position's embedding in the table.
     """
     import torch
 
@@ -282,7 +283,7 @@ def expected(model, seed: int) -> dict[str, np.ndarray]:
 
 
 def write(name: str, folder: Path, seed: int) -> None:
-    """The checkpoint of CASES[name] and what is expected of it."""
+    """Writes the checkpoint of CASES[name] and its expected outputs."""
     from safetensors.numpy import save_file
 
     model = make_model(CASES[name], seed)

@@ -1,10 +1,10 @@
-"""Loads a checkpoint onto the devices of several processes; a program of its own, run by `test_load_transformer.py`.
+"""Loads a checkpoint onto the devices of several processes. A separate program that `test_load_weights.py` runs.
 
     python -m tests.huggingface.sharded_load FOLDER SHARDING PORT PROCESSES RANK
 
-SHARDING is "fsdp", an axis of each kernel cut in four, or "all", as many axes as there are to cut.
+SHARDING is "fsdp" (one axis of each kernel is split in four) or "all" (as many axes as possible are split).
 
-Fails if a device's share differs from the same share of an unsharded load; prints how much was read, as JSON.
+Fails if a device's shard differs from the same shard of an unsharded load. Prints the number of bytes read, as JSON.
 """
 
 import json
@@ -19,14 +19,14 @@ from jax.sharding import PartitionSpec as P
 
 from simgr_jax.huggingface import families
 from simgr_jax.huggingface.checkpoint import Checkpoint
-from simgr_jax.huggingface.load import load_transformer
+from simgr_jax.huggingface.load_weights import load_transformer
 
 
-def spec_of(sharding: str, path: str, shape: tuple[int, ...]) -> P:
-    """How a parameter is cut along a mesh of 4 times 2."""
-    if "norm" in path:
+def spec_of(sharding: str, shape: tuple[int, ...]) -> P:
+    """A parameter's sharding over a mesh of 4 × 2."""
+    if len(shape) < 3:  # The norms.
         return P()
-    if sharding == "fsdp":  # Each share on two devices.
+    if sharding == "fsdp":  # Each shard is on two devices.
         return P(*(None,) * (len(shape) - 2), "first")
     if len(shape) == 4:  # Experts.
         return P(None, "first", None, "second")
@@ -37,12 +37,12 @@ def main(folder: str, sharding: str, port: str, processes: str, rank: str) -> No
     if int(processes) > 1:
         jax.distributed.initialize(f"localhost:{port}", int(processes), int(rank))
     assert jax.device_count() == 8
-    # Meshes of both kinds: explicit is what jax.make_mesh makes by default.
+    # Test both kinds of meshes. Explicit is jax.make_mesh's default.
     kind = AxisType.Explicit if sharding == "fsdp" else AxisType.Auto
     mesh = jax.make_mesh((4, 2), ("first", "second"), axis_types=(kind, kind))
 
-    def shardings(path, shape):
-        return NamedSharding(mesh, spec_of(sharding, path, shape))
+    def shardings(variable):
+        return NamedSharding(mesh, spec_of(sharding, variable.get_value().shape))
 
     checkpoint = Checkpoint(Path(folder))
     config = families.transformer_config(checkpoint.config, max_length=16)

@@ -1,4 +1,4 @@
-"""Folders with a model: slices that are read as they were written, and what a user is told of a broken one."""
+"""Model folders: tensors and slices are read as they were written, and broken folders are refused in one line."""
 
 import json
 import shutil
@@ -12,7 +12,8 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
 from simgr_jax.errors import UserError
-from simgr_jax.huggingface.checkpoint import Checkpoint, local_folder
+from simgr_jax.hub import local_folder
+from simgr_jax.huggingface.checkpoint import Checkpoint
 
 CONFIG = {
     "model_type": "llama",
@@ -39,7 +40,7 @@ def write_index(folder, changes=None):
 
 
 def write_safetensors(path, header, data):
-    """What the library would not write."""
+    """Writes files that the library would refuse to write."""
     header = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)
 
@@ -77,12 +78,12 @@ def test_a_single_file_needs_no_index(tmp_path):
 
 
 @pytest.mark.parametrize("index", [(slice(2, 5),), (slice(0, 12), slice(3, 4)), (slice(11, 12), slice(0, 8))])
-def test_slices_are_those_of_the_whole(folder, index):
+def test_slices_equal_slices_of_the_whole_tensor(folder, index):
     whole = SHARDS[FIRST]["model.embed_tokens.weight"]
     np.testing.assert_array_equal(Checkpoint(folder).read("model.embed_tokens.weight", index), whole[index])
 
 
-def test_rows_come_in_the_order_asked_for(folder):
+def test_rows_are_returned_in_the_given_order(folder):
     rows = [7, 0, 11, 7]
     whole = SHARDS[FIRST]["model.embed_tokens.weight"]
     np.testing.assert_array_equal(Checkpoint(folder).read_rows("model.embed_tokens.weight", rows), whole[rows])
@@ -97,9 +98,9 @@ def test_a_slice_of_a_file_larger_than_memory_is_read(tmp_path):
     try:
         with (tmp_path / "model.safetensors").open("wb") as file:
             file.write(struct.pack("<Q", len(header)) + header)
-            file.truncate(8 + len(header) + size)  # A hole: it takes no space on the disk.
+            file.truncate(8 + len(header) + size)  # A sparse file takes no disk space.
     except OSError:
-        pytest.skip("the file system has no files with holes that large")
+        pytest.skip("the file system does not support sparse files of this size")
     np.testing.assert_array_equal(Checkpoint(tmp_path).read("big", (slice(2**30, 2**30 + 2),)), np.zeros((2, 8)))
 
 
@@ -130,55 +131,61 @@ def pickles_only(folder):
 
 BROKEN = {
     "no config": (remove("config.json"), "config.json: no such file; give the folder of a Hugging Face model"),
-    "config is no JSON": (text("config.json", '{"model_type":\n'), "config.json:2: not JSON .*; copy"),
+    "config is not JSON": (text("config.json", '{"model_type":\n'), "config.json:2: not JSON .*; copy"),
     "no model type": (text("config.json", "{}"), "config.json:model_type: .*llama"),
     "unknown model type": (config(model_type="dit"), "config.json:model_type: 'dit' is not supported; use .*llama"),
     "remote code": (
         config(model_type="x", auto_map={"AutoConfig": "c.X"}),
         "config.json:model_type: 'x' is not supported; use .*llama",
     ),
-    "refused by Transformers": (config(hidden_size="big"), "config.json: is refused by Transformers .*hidden_size.*; "),
+    "refused by Transformers": (config(hidden_size="big"), "config.json: Transformers rejects it .*hidden_size.*; "),
     "quantised": (
         config(quantization_config={"quant_method": "fp8"}),
-        "config.json:quantization_config: quantised weights are not supported, give the float32",
+        "config.json:quantization_config: quantised weights are not supported, use the float32",
     ),
-    "no weights": (remove(FIRST, SECOND, INDEX), "model.safetensors: no such file; copy the model's weights"),
-    "pickle only": (pickles_only, "pytorch_model.bin: is a pickle.*; convert it .*save_pretrained"),
-    "shards without index": (remove(INDEX), "model.safetensors.index.json: no such file; copy it beside"),
+    "no weights": (
+        remove(FIRST, SECOND, INDEX),
+        "model.safetensors: no such file; copy the model's safetensors weights",
+    ),
+    "pickle only": (pickles_only, "pytorch_model.bin: is a pickle.*; if you trust it, convert it .*save_pretrained"),
+    "shards without index": (remove(INDEX), "model.safetensors.index.json: no such file; copy it to the folder of"),
     "broken index": (text(INDEX, '{"weight_map": {'), "index.json:1: not JSON .*; copy"),
-    "index without map": (text(INDEX, "{}"), "index.json:weight_map: is not an object .*; copy"),
-    "index of numbers": (text(INDEX, '{"weight_map": {"a": 1}}'), "index.json:weight_map: is not an object .*; copy"),
-    "missing shard": (remove(SECOND), f"{SECOND}: no such file; .*index.json names it: copy"),
-    "index names no shard": (
-        lambda folder: write_index(folder, {"half": "other.safetensors"}),
-        "other.safetensors: no such file; .*index.json names it: copy",
+    "index without map": (text(INDEX, "{}"), "index.json:weight_map: does not map tensors to files; copy"),
+    "index of numbers": (
+        text(INDEX, '{"weight_map": {"a": 1}}'),
+        "index.json:weight_map: does not map tensors to files; copy",
     ),
-    "index names another tensor": (
+    "missing shard": (remove(SECOND), f"{SECOND}: no such file; copy it there .*index.json lists it"),
+    "index lists a missing shard": (
+        lambda folder: write_index(folder, {"half": "other.safetensors"}),
+        "other.safetensors: no such file; copy it there .*index.json lists it",
+    ),
+    "index lists another tensor": (
         lambda folder: write_index(folder, {"lost": SECOND}),
         f"index.json:lost: the tensor is not in .*{SECOND}; copy",
     ),
-    "truncated": (truncate, f"{FIRST}: is not a whole safetensors file .*; copy or download"),
+    "truncated": (truncate, f"{FIRST}: is not a complete safetensors file .*; copy or download"),
     "empty": (text(FIRST, ""), f"{FIRST}: the file is empty; copy"),
     "git-lfs pointer": (
         text(FIRST, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 96\n"),
-        f"{FIRST}: is not a whole safetensors file .*; .*git lfs pull",
+        f"{FIRST}: is not a complete safetensors file .*; .*git lfs pull",
     ),
-    "garbage header": (shard(b"\x93garbage", bytes(64)), f"{FIRST}: is not a whole safetensors file .*; copy"),
+    "garbage header": (shard(b"\x93garbage", bytes(64)), f"{FIRST}: is not a complete safetensors file .*; copy"),
     "offsets beyond the end": (
         shard({"half": tensor("F32", [4, 4], 0, 64)}, bytes(32)),
-        f"{FIRST}: is not a whole safetensors file .*; copy",
+        f"{FIRST}: is not a complete safetensors file .*; copy",
     ),
     "overlapping tensors": (
         shard({"half": tensor("F32", [2], 0, 8), "b": tensor("F32", [2], 4, 12)}, bytes(12)),
-        f"{FIRST}: is not a whole safetensors file .*; copy",
+        f"{FIRST}: is not a complete safetensors file .*; copy",
     ),
     "more elements than bytes": (
         shard({"half": tensor("F32", [2**40, 2**40], 0, 8)}, bytes(8)),
-        f"{FIRST}: is not a whole safetensors file .*; copy",
+        f"{FIRST}: is not a complete safetensors file .*; copy",
     ),
     "unknown dtype": (
         shard({"half": tensor("Q4_K", [2], 0, 8)}, bytes(8)),
-        f"{FIRST}: has a tensor of dtype Q4_K; quantised weights are not supported, give",
+        f"{FIRST}: has a tensor of dtype Q4_K; quantised weights are not supported, use",
     ),
 }
 
@@ -193,34 +200,34 @@ def test_a_broken_checkpoint_is_refused_in_one_line_when_it_is_opened(folder, da
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "I8", "U8", "F64"])
-def test_a_tensor_of_another_dtype_is_refused_when_it_is_used(folder, dtype):
+def test_a_tensor_of_an_unsupported_dtype_is_refused_only_when_it_is_used(folder, dtype):
     size = 8 if dtype == "F64" else 1
     write_safetensors(
         folder / FIRST,
         {"model.embed_tokens.weight": tensor("F32", [1, 8], 0, 32), "half": tensor(dtype, [4], 32, 32 + 4 * size)},
         bytes(32 + 4 * size),
     )
-    checkpoint = Checkpoint(folder)  # Masks that some checkpoints keep are no trouble as long as nobody reads them.
+    checkpoint = Checkpoint(folder)  # Some checkpoints keep masks, which do no harm unless they are read.
     for use in (checkpoint.read, checkpoint.shape, lambda name: checkpoint.require(name, (4,))):
         with pytest.raises(UserError, match=f"{FIRST}:half: has dtype {dtype}; quantised weights are not supported"):
             use("half")
 
 
-def test_tensors_are_compared_with_what_is_needed(folder):
+def test_a_required_tensor_must_exist_and_have_the_required_shape(folder):
     checkpoint = Checkpoint(folder)
     checkpoint.require("half", (2, 3))
-    with pytest.raises(UserError, match=rf"{FIRST}:half: has shape \[2, 3\], and by .* should have \[3, 2\]; use"):
+    with pytest.raises(UserError, match=rf"{FIRST}:half: has shape \[2, 3\], but .* implies \[3, 2\]; use"):
         checkpoint.require("half", (3, 2))
-    with pytest.raises(UserError, match=r"index\.json:lost: there is no such tensor; use"):
+    with pytest.raises(UserError, match=r"index\.json:lost: the tensor is missing; use"):
         checkpoint.require("lost", (3, 2))
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path):
+def test_a_local_folder_is_used_as_it_is(tmp_path):
     assert local_folder(str(tmp_path), "config.backbone.checkpoint") == tmp_path
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "/no/such/folder"])
-def test_a_name_that_is_neither_folder_nor_id_is_the_users_mistake(name):
+def test_a_name_that_is_neither_a_folder_nor_an_id_is_refused(name):
     with pytest.raises(UserError, match=f"config.backbone.checkpoint: no folder {name}, .*; check the name"):
         local_folder(name, "config.backbone.checkpoint")
 

@@ -1,7 +1,6 @@
-"""Every family's checkpoints give the hidden states and gradients that torch and Transformers compute from them.
+"""Every family's checkpoints give the same hidden states and gradients as in torch and Transformers.
 
-`golden/` holds what torch computed once (see make_golden.py); where torch is installed, other checkpoints are compared
-with it directly.
+`golden/` holds torch's outputs (see make_golden.py). If torch is installed, other checkpoints are compared directly.
 """
 
 import functools
@@ -19,7 +18,7 @@ from transformers import AutoConfig
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families
 from simgr_jax.huggingface.checkpoint import Checkpoint
-from simgr_jax.huggingface.load import load_transformer
+from simgr_jax.huggingface.load_weights import load_transformer
 from simgr_jax.models.transformer import Transformer
 
 GOLDEN, CASES = make_golden.GOLDEN, make_golden.CASES
@@ -34,7 +33,7 @@ def read(folder):
 def load(folder, max_length=MAX_LENGTH):
     """The transformer and the token embeddings [V, D] of a checkpoint.
 
-    Each parameter has its source and each source its parameter, of one shape.
+    Asserts that parameters and sources correspond one to one and have equal shapes.
     """
     hf_config, tensors = read(folder)
     config = families.transformer_config(hf_config, max_length=max_length)
@@ -67,7 +66,7 @@ def parameter(source, tensors, prefix, config):
     return np.stack([layer(layer=i) for i in range(config.layers)]) if "{layer}" in source.name else layer()
 
 
-# Nearly all of the time is the compiler's.
+# Nearly all of the time is compilation.
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def hidden_and_gradient(graphdef, state, embeddings, segment_ids, positions, cotangent):
     transformer = nnx.merge(graphdef, state)
@@ -89,7 +88,7 @@ def assert_agrees_with_torch(folder, expected):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_padded_and_packed_states_and_gradients_equal_what_torch_once_computed(name):
+def test_padded_and_packed_states_and_gradients_equal_the_golden_ones(name):
     assert_agrees_with_torch(GOLDEN / name, load_file(GOLDEN / name / "expected.safetensors"))
 
 
@@ -101,7 +100,7 @@ def test_padded_and_packed_states_and_gradients_equal_torchs(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe_fused_window", "gemma3"])
-def test_the_loader_reads_the_same_where_a_checkpoints_layout_is_unusual(name):
+def test_the_loader_reads_unusual_layouts(name):
     checkpoint = Checkpoint(GOLDEN / name)
     config = families.transformer_config(checkpoint.config, max_length=MAX_LENGTH)
     loaded = load_transformer(checkpoint, config, "float32")
@@ -109,8 +108,8 @@ def test_the_loader_reads_the_same_where_a_checkpoints_layout_is_unusual(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_sources_lead_back_to_every_tensor_of_the_decoder(name):
-    """As `Source` says how: that is how a model is exported."""
+def test_the_sources_can_be_reversed_to_rebuild_every_tensor_of_the_decoder(name):
+    """Follows `Source`'s description of an export."""
     hf_config, tensors = read(GOLDEN / name)
     prefix, state = families.prefix(hf_config, tensors), nnx.state(load(GOLDEN / name)[0])
     parameters = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
@@ -149,20 +148,20 @@ def test_the_sources_lead_back_to_every_tensor_of_the_decoder(name):
         ("gpt2", ["transformer.wte.weight", "transformer.wpe.weight"], "transformer."),
     ],
 )
-def test_the_prefix_is_found_from_the_tensors_names(model_type, names, prefix):
+def test_the_prefix_is_found_from_the_tensor_names(model_type, names, prefix):
     assert families.prefix(AutoConfig.for_model(model_type), names) == prefix
 
 
 @pytest.mark.parametrize(
     "names", [[], ["model.norm.weight", "not_embed_tokens.weight"], ["a.wte.weight", "b.wte.weight"]]
 )
-def test_a_checkpoint_without_one_table_of_embeddings_is_refused(names):
-    with pytest.raises(UserError, match=r"^config\.backbone\.checkpoint: \d tensors are named"):
+def test_a_checkpoint_without_exactly_one_embedding_table_is_refused(names):
+    with pytest.raises(UserError, match=r"^config\.backbone\.checkpoint: has \d tensors named"):
         families.prefix(AutoConfig.for_model("gpt2"), names)
 
 
 def config_from_json(folder, values):
-    """TransformerConfig of a config.json that says `values`, read as a checkpoint's is."""
+    """The TransformerConfig of a config.json with `values`, read like a checkpoint's."""
     (folder / "config.json").write_text(json.dumps(values))
     return families.transformer_config(AutoConfig.from_pretrained(folder), max_length=MAX_LENGTH)
 
@@ -178,7 +177,7 @@ LONGROPE = {"short_factor": [1.0, 2.0, 3.0], "long_factor": [4.0, 5.0, 6.0]}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
 
 
-# What Transformers wrote until version 4, and on the hub mostly still stands, beside what it writes now.
+# Transformers' spellings until version 4, still the usual ones on the hub, and today's.
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -253,8 +252,8 @@ def test_older_spellings_of_a_config_mean_the_same(tmp_path, old, new):
     assert config != config_from_json(tmp_path, make_golden.SMALL | kept)
 
 
-def test_gemma_3_of_text_and_images_is_its_text_part_with_the_defaults_of_one(tmp_path):
-    """The hub's configs leave out what is the default."""
+def test_multimodal_gemma_3_is_read_like_its_text_part(tmp_path):
+    """The hub's configs leave out default values."""
     text = {"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 7, "sliding_window": 9}
     both = config_from_json(tmp_path, {"model_type": "gemma3", "text_config": text})
     assert both == config_from_json(tmp_path, text)
@@ -262,7 +261,7 @@ def test_gemma_3_of_text_and_images_is_its_text_part_with_the_defaults_of_one(tm
     assert both.windows == (9, 9, 9, 9, 9, 0, 9)
 
 
-def test_experts_are_taken_to_be_tensors_of_their_own_unless_the_checkpoint_has_them_in_one():
+def test_each_expert_has_its_own_tensor_unless_the_checkpoint_fuses_them():
     hf_config, fused = read(GOLDEN / "qwen3_moe_fused_window")
     assert families.sources(hf_config)["layers.mlp.down_proj.kernel"] == families.Source(
         "layers.{layer}.mlp.experts.{expert}.down_proj.weight", transpose=True
@@ -273,7 +272,7 @@ def test_experts_are_taken_to_be_tensors_of_their_own_unless_the_checkpoint_has_
 
 
 @pytest.mark.parametrize(("max_length", "factors"), [(16, (1, 2, 3)), (17, (4, 5, 6))])
-def test_longropes_factors_are_those_of_the_longest_sequence(max_length, factors):
+def test_longropes_factors_depend_on_the_longest_sequence(max_length, factors):
     rope_parameters = LONGROPE | {"rope_type": "longrope", "rope_theta": 100.0}
     hf_config = AutoConfig.for_model(
         "phi3",
@@ -312,7 +311,7 @@ LENGTHS = {"original_max_position_embeddings": 4096, "max_position_embeddings": 
         ),
     ],
 )
-def test_rotary_frequencies_at_full_size_are_those_of_transformers(parameters, share):
+def test_rotary_frequencies_at_full_size_equal_transformers(parameters, share):
     pytest.importorskip("torch")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -344,7 +343,7 @@ HALF = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 1e4}
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
     ],
 )
-def test_what_is_not_computed_is_refused_in_a_line_that_names_it(model_type, options, named):
+def test_unsupported_options_are_refused_by_name(model_type, options, named):
     hf_config = AutoConfig.for_model(model_type, **options)
     for use in (families.sources, functools.partial(families.transformer_config, max_length=8)):
         with pytest.raises(UserError, match=rf"^config\.backbone\.checkpoint: .*{named}.*; use "):
@@ -352,7 +351,7 @@ def test_what_is_not_computed_is_refused_in_a_line_that_names_it(model_type, opt
 
 
 @pytest.mark.parametrize("model_type", ["bert", None, 3])
-def test_other_architectures_are_refused_with_the_list_of_those_supported(model_type):
+def test_unsupported_model_types_are_refused_with_the_list_of_supported_ones(model_type):
     with pytest.raises(UserError) as refusal:
         families.require_supported(model_type, "folder/config.json")
     message = str(refusal.value)
@@ -362,7 +361,7 @@ def test_other_architectures_are_refused_with_the_list_of_those_supported(model_
         families.require_supported(supported, "folder/config.json")
 
 
-def test_a_config_of_another_architecture_is_refused():
+def test_a_config_of_an_unsupported_model_type_is_refused():
     with pytest.raises(UserError, match=r"^config\.backbone\.checkpoint: .*'bert' is not supported; use .* llama, "):
         families.transformer_config(AutoConfig.for_model("bert"), max_length=8)
 
@@ -374,7 +373,7 @@ def test_a_sequence_longer_than_the_learned_positions_is_refused():
         families.transformer_config(hf_config, max_length=25)
 
 
-def test_the_computations_own_options_are_passed_on():
+def test_the_users_computation_options_are_passed_on():
     config = families.transformer_config(
         AutoConfig.for_model("gpt2", resid_pdrop=0.5), max_length=8, dtype="bfloat16", dropout=0.25, remat="full"
     )

@@ -1,4 +1,4 @@
-"""A checkout with a space in its name, and stand-ins for the tools that the launch scripts call, which record how."""
+"""A checkout with a space in its path, and recording stand-ins for the tools that the launch scripts call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-# Nothing else is found by the scripts under test: whatever cloud tools this machine has, no test can reach them.
+# The only real tools that the scripts under test can find, so that no test reaches a cloud tool of this machine.
 TOOLS = (
     "bash", "cat", "chmod", "cp", "date", "dirname", "env", "flock", "git", "gzip", "id", "kill", "mkdir", "mv", "rm",
     "sed", "setsid", "sh", "sleep", "tail", "tar", "true",
@@ -25,7 +25,7 @@ with open({log!r}, "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
 """
 
-# What has to arrive unchanged, however many shells are on the way.
+# Arguments that must arrive unchanged through any number of shells.
 HARD_ARGUMENTS = (
     "--config=configs/llm.py:full",
     "--workdir=/mnt/bucket/a run",
@@ -42,12 +42,12 @@ HARD_ARGUMENTS = (
 
 @dataclass
 class Launch:
-    """A checkout of the launch scripts, and the tools they find.
+    """A checkout of the launch scripts, and the tools that they find.
 
     Attributes:
       root: the checkout.
-      bin: the folder of the stand-ins; what is put there is found before TOOLS.
-      path: the PATH of the scripts.
+      bin: the folder of the stand-ins, which comes before TOOLS in the PATH.
+      path: the scripts' PATH.
     """
 
     root: Path
@@ -59,7 +59,7 @@ class Launch:
         return self.bin.parent / "calls.jsonl"
 
     def record(self, *names: str, then: str = "") -> None:
-        """Makes stand-ins that record their argv, and then do `then` (Python; `sys`, `os` and `json` are imported)."""
+        """Makes stand-ins that record their argv and then run `then` (Python; `sys`, `os` and `json` are imported)."""
         for name in names:
             file = self.bin / name
             file.write_text(RECORD.format(python=sys.executable, log=str(self.log)) + then)
@@ -73,7 +73,7 @@ class Launch:
         return {"PATH": self.path, "HOME": str(self.root.parent), "LC_ALL": "C.UTF-8", "TMPDIR": str(self.root.parent)}
 
     def __call__(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs launch/SCRIPT from another folder than the checkout."""
+        """Runs launch/SCRIPT from outside the checkout."""
         command = [str(self.root / "launch" / script), *arguments]
         return subprocess.run(command, env=self.env(), cwd="/", capture_output=True, text=True, timeout=60)
 
@@ -100,9 +100,9 @@ def hard_arguments() -> Sequence[str]:
 
 @pytest.fixture(scope="session")
 def expanded_by_kubernetes() -> Callable[[str], str]:
-    """A function that gives what a container's bash gets of a word of its command.
+    """A function from a word of a container's command to the word that its bash receives.
 
-    $$ is an escaped $, and $(NAME) the container's variable NAME:
+    $$ is an escaped $, and $(NAME) is the container's variable NAME:
     https://kubernetes.io/docs/tasks/inject-data-application/define-command-argument-container
     """
     return lambda word: re.sub(r"\$\$|\$\([^)]*\)", lambda found: "$" if found[0] == "$$" else "REPLACED", word)
@@ -110,7 +110,7 @@ def expanded_by_kubernetes() -> Callable[[str], str]:
 
 @pytest.fixture
 def same_when_printed(launch) -> Callable[..., None]:
-    """A function that asserts that what a script prints with --dry_run is what it calls without."""
+    """A function that asserts that --dry_run prints exactly the commands that a script would otherwise call."""
 
     def check(script: str, *arguments: str) -> None:
         before = len(launch.calls())
@@ -119,7 +119,7 @@ def same_when_printed(launch) -> Callable[..., None]:
         end = arguments.index("--") if "--" in arguments else len(arguments)
         printed = launch(script, *arguments[:end], "--dry_run", *arguments[end:])
         assert printed.returncode == 0
-        assert launch.calls()[before:] == called, "it has called something"
+        assert launch.calls()[before:] == called, "--dry_run must not call anything"
         launch.bash(printed.stdout)
         assert launch.calls()[before + len(called) :] == called
         assert called

@@ -1,15 +1,15 @@
-"""A `gcloud` of one TPU, whose workers are folders of this machine.
+"""A fake `gcloud` with one TPU, whose workers are folders on this machine.
 
-Run as `gcloud ARGUMENTS` in a folder CLOUD with
+Run as `fake_gcloud.py CLOUD ARGUMENTS` with a folder CLOUD that holds
 
     request        the queued resource's state; absent if there is none
     node           the TPU's state
-    workers/N/     the home folder of worker N, while the TPU is there
-    worker_path    the PATH of the workers
-    fails          a verb that fails while this file is there
+    workers/N/     the home folder of worker N, while the TPU exists
+    worker_path    the workers' PATH
+    fails          a verb that fails while this file exists
 
-A queued resource passes from WAITING_FOR_RESOURCES through PROVISIONING to ACTIVE as it is looked at. A command for a
-worker passes what it passes on its way: gcloud splits it at spaces and ssh joins it again, and a shell runs it.
+Each listing moves a queued resource from WAITING_FOR_RESOURCES to PROVISIONING, and then to ACTIVE. A worker's command
+is treated as in reality: gcloud splits it at spaces, ssh joins it again, and a shell runs it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(cloud: Path, words: list[str]) -> None:
     assert values[:2] == ["compute", "tpus"] and flags.pop("zone") == "us-west4-a"
     group, verb, *names = values[2:]
     if (cloud / "fails").exists() and (cloud / "fails").read_text() == verb:
-        sys.exit(f"ERROR: (gcloud.compute.tpus.{group}.{verb}) it fails")
+        sys.exit(f"ERROR: (gcloud.compute.tpus.{group}.{verb}) failed on request")
     request = (cloud / "request").read_text() if (cloud / "request").exists() else None
     if (group, verb) == ("queued-resources", "list"):
         _list(cloud, request, flags)
@@ -75,13 +75,13 @@ def _make_workers(cloud: Path) -> None:
 
 
 def delete(cloud: Path) -> None:
-    """Deletes the TPU and its request, and ends what runs there."""
+    """Deletes the TPU and its request, and ends the run on it."""
     (cloud / "request").unlink(missing_ok=True)
     for run in (cloud / "workers").glob("*/simgr_jax_run"):
         with (run / "lock").open() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # It goes on
+            except BlockingIOError:  # A run is active.
                 os.killpg(int((run / "pid").read_text()), signal.SIGKILL)
     shutil.rmtree(cloud / "workers", ignore_errors=True)
 

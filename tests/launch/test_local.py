@@ -1,4 +1,4 @@
-"""launch/local.sh: what it runs, and how it ends."""
+"""launch/local.sh: the processes that it runs, and how they end."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections import Counter
 import pytest
 
 ARGUMENTS = ("--config=c", "--workdir=w")
-# Which process the stand-in is.
+# The stand-in's process number.
 NUMBER = "number = int(sys.argv[-1].removeprefix('--process_id='))\n"
-# It tells its pid, and goes on until it is ended.
+# Writes its pid to a file and runs until it is ended.
 STAYS = "import time\nopen(f'{sys.argv[0]}.{number}', 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
 
 
@@ -24,7 +24,7 @@ def mktemp(launch):
 
 
 def pids(launch, count):
-    """Of the processes that stay, when so many have said so."""
+    """The pids of the running processes, once `count` of them have written theirs."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         files = [file for file in launch.bin.glob("python.*") if file.read_text()]
@@ -49,7 +49,7 @@ def logs(launch):
 @pytest.mark.parametrize(
     ("options", "binary"), [((), "train"), (("--",), "train"), (("--binary=recommend", "--"), "recommend")]
 )
-def test_as_many_processes_with_the_arguments_as_they_were(launch, hard_arguments, options, binary):
+def test_n_processes_get_the_unchanged_arguments(launch, hard_arguments, options, binary):
     launch.record("python")
     ended = launch("local.sh", "3", *options, *hard_arguments)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
@@ -63,13 +63,13 @@ def test_as_many_processes_with_the_arguments_as_they_were(launch, hard_argument
     assert not logs(launch)
 
 
-def test_what_dry_run_prints_is_what_runs(launch, hard_arguments):
+def test_dry_run_prints_the_commands_that_would_run(launch, hard_arguments):
     launch.record("python")
     assert launch("local.sh", "2", *hard_arguments).returncode == 0
     called = launch.calls()
     printed = launch("local.sh", "2", "--dry_run", *hard_arguments)
     assert printed.returncode == 0
-    assert launch.calls() == called, "it has called something"
+    assert launch.calls() == called, "--dry_run must not run anything"
     launch.bash(printed.stdout)
 
     def without_port(calls):
@@ -78,8 +78,8 @@ def test_what_dry_run_prints_is_what_runs(launch, hard_arguments):
     assert without_port(launch.calls()[2:]) == without_port(called)
 
 
-def test_the_environment(launch):
-    """The checkout's package, by the interpreter that is asked for, on the CPU unless something else is."""
+def test_the_environment_selects_interpreter_and_platform(launch):
+    """Runs the checkout's package with the requested interpreter, on the CPU by default."""
     launch.record("other", then="print(os.environ['PYTHONPATH'], os.environ['JAX_PLATFORMS'])")
     command = [str(launch.root / "launch" / "local.sh"), "1", *ARGUMENTS]
     for given, expected in (({}, "cpu"), ({"JAX_PLATFORMS": "cuda"}, "cuda")):
@@ -88,14 +88,14 @@ def test_the_environment(launch):
         assert told.stdout == f"{launch.root} {expected}\n"
 
 
-def test_only_process_0_is_shown(launch):
+def test_only_process_0_writes_to_the_terminal(launch):
     launch.record("python", then=NUMBER + "print('out', number)\nprint('err', number, file=sys.stderr)")
     ended = launch("local.sh", "3", *ARGUMENTS)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "out 0\n", "err 0\n")
 
 
 @pytest.mark.parametrize("failing", [0, 2])
-def test_the_first_failure_ends_all(launch, failing):
+def test_the_first_failure_ends_all_processes(launch, failing):
     says = f"if number == {failing}:\n    import time; time.sleep(0.5)\n    print('trouble', file=sys.stderr)\n"
     launch.record("python", then=NUMBER + says + f"    sys.exit(3)\n{STAYS}")
     ended = launch("local.sh", "3", *ARGUMENTS)
@@ -105,19 +105,19 @@ def test_the_first_failure_ends_all(launch, failing):
     assert not logs(launch)
 
 
-def test_everybodys_mistake_is_said_once(launch):
+def test_a_mistake_shared_by_all_processes_is_reported_once(launch):
     launch.record("python", then=NUMBER + "print('error: a: is wrong', file=sys.stderr)\nsys.exit(2)")
     ended = launch("local.sh", "3", *ARGUMENTS)
     assert (ended.returncode, ended.stderr) == (2, "error: a: is wrong\n")
 
 
-def test_a_process_that_is_killed_ends_all(launch):
+def test_a_killed_process_ends_all_others(launch):
     launch.record("python", then=NUMBER + f"if number == 1: os.kill(os.getpid(), 9)\n{STAYS}")
     assert launch("local.sh", "2", *ARGUMENTS).returncode == 128 + signal.SIGKILL
     assert all(gone(pid) for pid in pids(launch, 1))
 
 
-def test_who_does_not_listen_is_killed(launch):
+def test_a_process_that_ignores_sigterm_is_killed(launch):
     launch.record("python", then=NUMBER + f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{STAYS}")
     running = start(launch)
     stubborn = pids(launch, 2)
@@ -126,7 +126,7 @@ def test_who_does_not_listen_is_killed(launch):
     assert all(gone(pid) for pid in stubborn)
 
 
-def test_interruption_ends_all(launch):
+def test_an_interrupt_ends_all_processes(launch):
     launch.record("python", then=NUMBER + STAYS)
     running = start(launch)
     interrupted = pids(launch, 2)
@@ -143,14 +143,14 @@ def start(launch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "N: is missing, or no number; give launch/local.sh the number of processes first"),
-        (("0", *ARGUMENTS), "N: is missing, or no number"),
-        (ARGUMENTS, "N: is missing, or no number"),
-        (("2", "--binary=compare", *ARGUMENTS), "--binary=compare: is none; give train, evaluate or recommend"),
+        ((), "N: is missing or not a number; give the number of processes first"),
+        (("0", *ARGUMENTS), "N: is missing or not a number"),
+        (ARGUMENTS, "N: is missing or not a number"),
+        (("2", "--binary=compare", *ARGUMENTS), "--binary=compare: is unknown; give train, evaluate or recommend"),
         (("2", "--config=c"), "--workdir: is missing"),
     ],
 )
-def test_bad_arguments(launch, arguments, message):
+def test_invalid_arguments_are_refused_in_one_line(launch, arguments, message):
     launch.record("python")
     ended = launch("local.sh", *arguments)
     assert ended.returncode == 2

@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh and launch/tpu_worker.sh, on a make-believe TPU of two workers; see fake_gcloud.py."""
+"""launch/tpu_vm.sh and launch/tpu_worker.sh on a fake TPU with two workers; see fake_gcloud.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POD = ("--name=pod", "--zone=us-west4-a")
 UP = ("up", *POD, "--type=v5litepod-16", "--spot", "--poll=0")
 TRAIN = ("--", "--config=configs/llm.py", "--workdir=/mnt/bucket/llm")
 
-# A worker's Python: each run of training does what the next word of the file `plan` says.
+# A worker's fake Python: each training run does what the next word of the file `plan` says.
 PYTHON = """
 import time
 cloud = os.environ["CLOUD"]
@@ -33,7 +33,7 @@ for word, name, state in (("preempted", "request", "SUSPENDED"), ("vanished", "n
     if what == word and worker == "0":
         with open(cloud + "/new", "w") as file:
             file.write(state)
-        os.replace(cloud + "/new", cloud + "/" + name)  # It is never seen empty
+        os.replace(cloud + "/new", cloud + "/" + name)  # So that no reader sees it empty.
 if what == "alone" and worker == "0":
     sys.exit(1)
 if what.isdigit():
@@ -44,14 +44,14 @@ time.sleep(60)
 
 @dataclass
 class Cloud:
-    """The make-believe TPU, and launch/tpu_vm.sh as it is called with it."""
+    """The fake TPU, and calls of launch/tpu_vm.sh that use it."""
 
     folder: Path
     launch: object
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Calls it without waiting for its end, with what it writes in a pipe."""
+        """Starts tpu_vm.sh without waiting for its end; its output goes to pipes."""
         command = [f"{self.launch.root}/launch/tpu_vm.sh", *arguments]
         pipe = subprocess.PIPE
         self.started.append(subprocess.Popen(command, env=self.launch.env(), stdout=pipe, stderr=pipe, text=True))
@@ -69,14 +69,14 @@ class Cloud:
         return [line for line in lines if line["worker"] == worker]
 
     def await_runs(self, number: int) -> None:
-        """Until each worker has begun training so many times."""
+        """Waits until each worker has started training `number` times."""
         deadline = time.monotonic() + 20
         while min(len(self.runs("0")), len(self.runs("1"))) < number:
-            assert time.monotonic() < deadline, "training has not begun"
+            assert time.monotonic() < deadline, "training has not started"
             time.sleep(0.02)
 
     def status_without(self, word: str) -> str:
-        """What `status` tells once no worker's line has the word."""
+        """The output of `status` once no worker's line contains the word."""
         for _ in range(50):
             told = self("status", *POD).stdout
             if word not in told:
@@ -84,7 +84,7 @@ class Cloud:
         raise AssertionError(told)
 
     def verbs(self) -> list[str]:
-        """What gcloud was asked to change."""
+        """The verbs of the calls of gcloud that create or delete something."""
         calls = [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
         return [call[4] for call in calls if call[4] in ("create", "delete")]
 
@@ -123,21 +123,21 @@ def cloud(launch, tmp_path):
     yield cloud
     for process in cloud.started:
         process.kill()
-    fake_gcloud.delete(folder)  # ends what still runs there
+    fake_gcloud.delete(folder)  # Ends any run that is still active.
     for process in cloud.started:
         process.communicate(timeout=20)
 
 
 @pytest.fixture
 def pod(cloud):
-    """The make-believe TPU, set up."""
+    """The fake TPU after setup."""
     assert cloud("create", *POD, "--type=v5litepod-16").returncode == 0
     told = cloud("setup", *POD)
     assert told.returncode == 0, told.stderr
     return cloud
 
 
-def test_setup_copies_the_checkout_as_it_is(cloud):
+def test_setup_copies_the_working_tree(cloud):
     cloud("create", *POD, "--type=v5litepod-16")
     root = cloud.launch.root
     (root / "launch" / "Dockerfile").unlink()
@@ -157,7 +157,7 @@ def test_setup_copies_the_checkout_as_it_is(cloud):
         assert not (copy / "launch" / "Dockerfile").exists()
 
 
-def test_setup_installs_what_training_needs(pod):
+def test_setup_installs_the_requirements(pod):
     venv = f"{pod.home()}/simgr_jax_venv"
     made, installed = [call for call in pod.launch.calls() if any(venv in word for word in call)]
     assert made == ["uv", "venv", "--quiet", "--python=3.12", venv]
@@ -167,7 +167,7 @@ def test_setup_installs_what_training_needs(pod):
     ]  # fmt: skip
 
 
-def test_setup_brings_uv_and_gcsfuse_to_a_bare_machine(cloud):
+def test_setup_installs_uv_and_gcsfuse_on_a_bare_machine(cloud):
     cloud("create", *POD, "--type=v5litepod-16")
     worker = Path((cloud.folder / "worker_path").read_text().split(":")[0])
     uv = worker.rename(worker.with_name("later")) / "uv"
@@ -209,12 +209,12 @@ def test_setup_mounts_a_bucket_once(pod):
     mount = ["gcsfuse", "--implicit-dirs", "--metadata-cache-ttl-secs=0", "mine", "/mnt/bucket"]
     for _ in range(2):
         assert pod("setup", *POD, "--bucket=mine").returncode == 0
-        assert [call for call in pod.launch.calls() if call[0] == "gcsfuse"] == [mount, mount], "once a worker"
+        assert [call for call in pod.launch.calls() if call[0] == "gcsfuse"] == [mount, mount], "once per worker"
     other = pod("setup", *POD, "--bucket=other")
-    assert other.returncode == 2 and "/mnt/bucket holds another bucket" in other.stderr
+    assert other.returncode == 2 and "/mnt/bucket has another bucket" in other.stderr
 
 
-def test_all_workers_train_with_the_arguments_as_they_were(pod, hard_arguments):
+def test_all_workers_train_with_unchanged_arguments(pod, hard_arguments):
     pod.plan("0")
     assert pod("run", *POD, "--", *hard_arguments).returncode == 0
     pod.await_runs(1)
@@ -224,22 +224,22 @@ def test_all_workers_train_with_the_arguments_as_they_were(pod, hard_arguments):
         assert run["folder"] == "simgr_jax"
 
 
-def test_a_run_goes_on_without_the_connection_until_it_is_stopped(pod):
+def test_a_run_continues_without_the_connection_until_it_is_stopped(pod):
     pod.plan("on", "on")
     assert pod("run", *POD, *TRAIN).returncode == 0
     pod.await_runs(1)
     assert pod("status", *POD).stdout.count("simgr_jax: running on ") == 2
     again = pod("run", *POD, *TRAIN)
-    assert again.returncode == 2 and "a run goes on already" in again.stderr
+    assert again.returncode == 2 and "a run is already active" in again.stderr
     setup = pod("setup", *POD)
-    assert setup.returncode == 2 and "a run goes on; stop it first" in setup.stderr
+    assert setup.returncode == 2 and "a run is active; stop it first" in setup.stderr
     assert (pod.home() / "simgr_jax" / "launch").exists()
 
     assert pod("stop", *POD).stdout.count("simgr_jax: ended stopped on ") == 2
-    assert pod("run", *POD, *TRAIN).returncode == 0, "it can run again"
+    assert pod("run", *POD, *TRAIN).returncode == 0, "it must be able to run again"
 
 
-def test_status_tells_how_a_run_ended(pod):
+def test_status_shows_how_a_run_ended(pod):
     assert pod("status", *POD).stdout.count("simgr_jax: none on ") == 2
     pod.plan("1", "killed")
     pod("run", *POD, *TRAIN)
@@ -264,10 +264,10 @@ def test_logs_follow_until_the_run_ends(pod):
     assert logs.poll() is None
     pod("stop", *POD)
     assert "simgr_jax: " in logs.stdout.read()
-    assert "doing on\n" in pod("logs", *POD).stdout, "it is there afterwards too"
+    assert "doing on\n" in pod("logs", *POD).stdout, "the log must remain after the run"
 
 
-def test_up_does_it_all(cloud, hard_arguments):
+def test_up_does_everything(cloud, hard_arguments):
     cloud.plan("0")
     told = cloud(*UP, "--bucket=mine", "--delete", "--", *hard_arguments)
     assert told.returncode == 0, told.stderr
@@ -283,7 +283,7 @@ def test_up_does_it_all(cloud, hard_arguments):
 
 
 @pytest.mark.parametrize("how", ["preempted", "vanished"])
-def test_up_begins_again_on_a_new_tpu_after_a_preemption(cloud, how):
+def test_up_restarts_on_a_new_tpu_after_a_preemption(cloud, how):
     cloud.plan(how, how, "0")
     told = cloud(*UP, *TRAIN)
     assert told.returncode == 0, told.stderr
@@ -292,7 +292,7 @@ def test_up_begins_again_on_a_new_tpu_after_a_preemption(cloud, how):
     assert "delete it: launch/tpu_vm.sh delete --name=pod --zone=us-west4-a" in told.stderr
 
 
-def test_up_begins_again_after_a_crash_but_not_for_ever(cloud):
+def test_up_restarts_after_a_crash_but_not_forever(cloud):
     cloud.plan("1", "alone", "0")
     assert cloud(*UP, *TRAIN).returncode == 0
     assert cloud.verbs() == ["create"] and len(cloud.runs("0")) == len(cloud.runs("1")) == 3
@@ -302,7 +302,7 @@ def test_up_begins_again_after_a_crash_but_not_for_ever(cloud):
     cloud.plan("1", "1")
     told = cloud(*UP, "--max_failures=1", *TRAIN)
     assert told.returncode == 1 and "crashed (2)" in told.stderr
-    assert "doing 1\n" in told.stdout, "the end of the log"
+    assert "doing 1\n" in told.stdout, "it must show the end of the log"
 
 
 def test_up_does_not_repeat_a_users_mistake(cloud):
@@ -313,13 +313,13 @@ def test_up_does_not_repeat_a_users_mistake(cloud):
     assert cloud.verbs() == ["create", "delete"] and len(cloud.runs()) == 1
 
 
-def test_up_takes_up_the_run_it_finds(cloud):
+def test_up_continues_the_run_it_finds(cloud):
     cloud.plan("on")
     first = cloud.start(*UP, *TRAIN)
     cloud.await_runs(1)
     first.terminate()
     other = cloud(*UP, *TRAIN, "--config.training.epochs=9")
-    assert other.returncode == 2 and "another run goes on" in other.stderr
+    assert other.returncode == 2 and "another run is active" in other.stderr
     second = cloud.start(*UP, *TRAIN)
     assert "running" in second.stderr.readline()
     cloud("stop", *POD)
@@ -328,23 +328,23 @@ def test_up_takes_up_the_run_it_finds(cloud):
     assert cloud.verbs() == ["create"] and len(cloud.runs()) == 1
 
 
-def test_up_runs_what_has_not_run(cloud):
+def test_up_does_not_repeat_a_finished_run(cloud):
     cloud.plan("0", "0")
     assert cloud(*UP, *TRAIN).returncode == 0
     assert cloud(*UP, *TRAIN).returncode == 0
-    assert len(cloud.runs()) == 1, "finished is finished"
+    assert len(cloud.runs()) == 1, "a finished run must not start again"
     assert cloud(*UP, *TRAIN, "--config.training.epochs=9").returncode == 0
     assert len(cloud.runs()) == 2
 
 
 @pytest.mark.parametrize("verb", ["list", "create"])
-def test_up_ends_at_once_when_gcloud_refuses_from_the_first(cloud, verb):
+def test_up_ends_at_once_if_gclouds_first_call_fails(cloud, verb):
     (cloud.folder / "fails").write_text(verb)
     told = cloud(*UP, *TRAIN)
-    assert told.returncode == 1 and "it fails" in told.stderr
+    assert told.returncode == 1 and "failed on request" in told.stderr
 
 
-def test_up_goes_on_when_gcloud_fails_for_a_while(cloud):
+def test_up_survives_temporary_failures_of_gcloud(cloud):
     cloud.plan("on")
     up = cloud.start(*UP, *TRAIN)
     cloud.await_runs(1)
@@ -358,13 +358,13 @@ def test_up_goes_on_when_gcloud_fails_for_a_while(cloud):
     assert cloud.verbs() == ["create"]
 
 
-def test_up_gives_up_a_request_that_failed(cloud):
+def test_up_ends_if_the_request_failed(cloud):
     (cloud.folder / "request").write_text("FAILED")
     told = cloud(*UP, *TRAIN)
     assert told.returncode == 1 and "the request failed" in told.stderr
 
 
-def test_delete_deletes_what_there_is(cloud):
+def test_delete_works_for_queued_and_created_tpus(cloud):
     cloud("create", *POD, "--type=v5litepod-16")
     assert cloud("delete", *POD).returncode == 0
     cloud("queue", *POD, "--type=v5litepod-16")
@@ -382,7 +382,7 @@ def test_delete_deletes_what_there_is(cloud):
         ("v6e-16", "v2-alpha-tpuv6e"),
     ],
 )
-def test_each_type_has_its_runtime(launch, kind, version):
+def test_each_type_has_its_runtime_version(launch, kind, version):
     launch.record("gcloud")
     launch("tpu_vm.sh", "create", *POD, f"--type={kind}", "--project=mine", "--extra=--network=a b")
     launch("tpu_vm.sh", "queue", *POD, f"--type={kind}", "--version=mine")
@@ -396,7 +396,7 @@ def test_each_type_has_its_runtime(launch, kind, version):
 
 
 @pytest.mark.parametrize("command", ["create", "queue", "setup", "run", "logs", "status", "stop"])
-def test_dry_run_prints_what_is_called(launch, same_when_printed, hard_arguments, command):
+def test_dry_run_prints_the_commands_that_would_run(launch, same_when_printed, hard_arguments, command):
     launch.record("gcloud", then="print('READY')")
     subprocess.run(["git", "init", "--quiet", launch.root], check=True)
     arguments = {"create": ["--type=v6e-8"], "queue": ["--type=v6e-8", "--spot"], "setup": ["--bucket=mine"]}
@@ -404,7 +404,7 @@ def test_dry_run_prints_what_is_called(launch, same_when_printed, hard_arguments
     same_when_printed("tpu_vm.sh", command, *POD, *arguments.get(command, []), *train)
 
 
-def test_dry_run_of_up_and_delete(launch):
+def test_dry_run_of_up_prints_all_its_steps(launch):
     launch.record("gcloud")
     printed = launch("tpu_vm.sh", *UP[:-1], "--delete", "--dry_run", *TRAIN)
     assert printed.returncode == 0 and not launch.calls()

@@ -1,4 +1,4 @@
-"""launch/xpk.sh: what it calls, and what the containers would run."""
+"""launch/xpk.sh: the commands that it calls, and the command that the containers run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def test_run_creates_a_workload(launch, hard_arguments):
     assert command.startswith("--command=exec python -m simgr_jax.train ")
 
 
-def test_the_container_trains_with_the_arguments_as_they_were(launch, expanded_by_kubernetes, hard_arguments):
+def test_the_container_trains_with_unchanged_arguments(launch, expanded_by_kubernetes, hard_arguments):
     launch.record("xpk")
     launch("xpk.sh", *RUN, "--", *hard_arguments)
     command = launch.calls()[0][-1].removeprefix("--command=")
-    # xpk 1.16 puts the command, as it is, into a line of a YAML block that the container's bash runs.
+    # xpk 1.16 inserts the command unchanged into a YAML block that the container's bash runs.
     manifest = f"command:\n- bash\n- -c\n- |\n  echo begin;\n  ({command}) & PID=$!;\n  wait $PID;\n  exit $?\n"
     container = [expanded_by_kubernetes(word) for word in yaml.safe_load(manifest)["command"]]
     launch.record("python", then="sys.exit(42)")
@@ -36,7 +36,7 @@ def test_the_container_trains_with_the_arguments_as_they_were(launch, expanded_b
     assert launch.calls()[1:] == [["python", "-m", "simgr_jax.train", *hard_arguments]]
 
 
-def test_other_commands(launch):
+def test_the_other_commands_call_their_tools(launch):
     launch.record("xpk", "kubectl", "docker")
     place = ("--cluster=pods", "--zone=us-west4-a")
     for arguments in (("status", "--name=llm", *place), ("delete", "--name=llm", *place), ("logs", "--name=llm"),
@@ -50,7 +50,7 @@ def test_other_commands(launch):
     assert push == ["docker", "push", "registry/simgr_jax:1"]
 
 
-def test_dry_run_prints_what_is_called(launch, same_when_printed, hard_arguments):
+def test_dry_run_prints_the_commands_that_would_run(launch, same_when_printed, hard_arguments):
     launch.record("xpk", "kubectl", "docker")
     same_when_printed("xpk.sh", *RUN, "--", *hard_arguments)
     same_when_printed("xpk.sh", "build", "--image=registry/simgr_jax:1")

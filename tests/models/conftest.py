@@ -10,7 +10,7 @@ from flax import nnx
 
 from simgr_jax.models.simgr import SimGR, SimGRConfig
 from simgr_jax.models.transformer import Transformer, from_scratch_config
-from simgr_jax.semantic_ids.tokenizer import SemanticIds
+from simgr_jax.semantic_ids.codes import SemanticIds
 
 NUM_ITEMS = 37
 CODEBOOK_SIZES = (4, 5, 3)

@@ -10,11 +10,12 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from simgr_jax import default_config, sharding
-from simgr_jax.batch import RankBatch, TrainBatch
+from simgr_jax import default_config
 from simgr_jax.data.dataset import Sequences
-from simgr_jax.models.create import create
-from simgr_jax.semantic_ids.tokenizer import SemanticIds
+from simgr_jax.devices import sharding
+from simgr_jax.inputs.batch import RankBatch, TrainBatch
+from simgr_jax.models.registry import create
+from simgr_jax.semantic_ids.codes import SemanticIds
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 NUM_ITEMS, CODEBOOKS = 43, (4, 4, 3)

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from simgr_jax import sharding
-from simgr_jax.batch import RankBatch, TrainBatch
+from simgr_jax.devices import sharding
+from simgr_jax.inputs.batch import RankBatch, TrainBatch
 from simgr_jax.models.simgr import SimGR, SimGRConfig
 from simgr_jax.models.transformer import Transformer, from_scratch_config
 from simgr_jax.training.state import create_state, make_train_step

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
+from simgr_jax.inputs.batch import RankBatch, TrainBatch
 from simgr_jax.models.bert4rec import BERT4Rec, hide
-from simgr_jax.models.create import create
+from simgr_jax.models.registry import create
 from tests.training import tiny_run
 
 SEGMENT_IDS = np.array([[1] * 7 + [2] * 2 + [3] * 3, [1] * 12, [1] * 2 + [2] * 2 + [3] * 5 + [0] * 3])

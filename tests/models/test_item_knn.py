@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simgr_jax.batch import RankBatch
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.errors import UserError
+from simgr_jax.inputs.batch import RankBatch
 from simgr_jax.models import item_knn
-from simgr_jax.models.create import create
+from simgr_jax.models.registry import create
 from tests.training import tiny_run
 
 NUM_ITEMS = 12  # The last two occur in no sequence.

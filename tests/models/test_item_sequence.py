@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation.metrics import summarize
+from simgr_jax.inputs.batch import RankBatch, TrainBatch
 from simgr_jax.models import popularity
-from simgr_jax.models.create import create
+from simgr_jax.models.registry import create
 from tests.training import tiny_run
 
 NUM_ITEMS = tiny_run.NUM_ITEMS

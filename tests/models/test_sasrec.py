@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from simgr_jax.errors import UserError
-from simgr_jax.models.create import create
+from simgr_jax.models.registry import create
 from simgr_jax.models.sasrec import SASRec, binary_cross_entropy
 from tests.training import tiny_run
 

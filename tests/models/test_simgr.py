@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simgr_jax.batch import RankBatch, TrainBatch
 from simgr_jax.errors import UserError
+from simgr_jax.inputs.batch import RankBatch, TrainBatch
 from simgr_jax.models.item_encoders import ITEM_ENCODERS
 from simgr_jax.models.simgr import SAMPLED_FROM
 from simgr_jax.models.user_pooling import POOLINGS

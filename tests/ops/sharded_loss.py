@@ -1,8 +1,8 @@
-"""The losses over a catalog that a mesh of 8 devices splits, against those on one; and streamed, against dense ones.
+"""Compares losses over a catalog split across 8 devices with one device's, and streamed losses with dense ones.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.ops.sharded_loss 2 2 2
 
-A program of its own, run by `test_streamed_loss.py`; fails where a loss or a gradient differs.
+A separate program that `test_streamed_loss.py` runs; it fails if a loss or a gradient differs.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from simgr_jax import sharding
+from simgr_jax.devices import sharding
 from simgr_jax.models.item_encoders import ITEM_ENCODERS
 from simgr_jax.ops.sampled_loss import cumulative_weights, popularity_negatives, sampled_cross_entropy
 from simgr_jax.ops.similarity_loss import SIMILARITIES
@@ -34,12 +34,12 @@ from tests.ops.test_streamed_loss import (
     with_gradients,
 )
 
-# Of 8 parts the sixth has one row of padding and the last two nothing but padding.
+# With 8 parts, the sixth has one row of padding and the last two are all padding.
 PADDED = 32
 
 
 def within(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """A mesh, or one device."""
+    """The mesh, or one device if `mesh` is None."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
@@ -49,7 +49,7 @@ def check(mesh: Mesh, encoder_name: str, chunk: int) -> None:
     tokens = make_tokens(N)
     padded = np.pad(tokens, ((0, PADDED - N), (0, 0)))
     settings = list(product(SIMILARITIES, SMOOTHINGS))
-    # Made once: within a mesh they would lie otherwise, and what takes them would be compiled again.
+    # Made once, outside the mesh: inside it they would be placed differently and cause recompilation.
     learned = {similarity: learned(similarity) for similarity in SIMILARITIES}
     dense_losses = with_gradients(partial(dense, encode, TARGETS))
     expected = [dense_losses(learned[similarity], tokens, smoothing) for similarity, smoothing in settings]
@@ -65,7 +65,7 @@ def check(mesh: Mesh, encoder_name: str, chunk: int) -> None:
 
 
 def check_sampled(mesh: Mesh) -> None:
-    """Draws, losses and gradients of the sampled loss, its arrays cut as SimGR's are."""
+    """Compares draws, losses and gradients of the sampled loss, with arrays sharded as in SimGR."""
     rng = np.random.default_rng(0)
     users, items = (rng.normal(size=(length, D)).astype(np.float32) for length in (B, PADDED))
     cumulative = jnp.asarray(cumulative_weights(rng.integers(0, 9, N)))
@@ -91,7 +91,7 @@ def main(*mesh: int) -> None:
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True)))
     # No part's length is a multiple of the chunk.
     cases = [*product(ITEM_ENCODERS, [3]), ("mean", 0)]
-    with ThreadPoolExecutor(2) as threads:  # Compiling is most of it.
+    with ThreadPoolExecutor(2) as threads:  # Most of the time is compilation.
         list(threads.map(partial(check, mesh), *zip(*cases, strict=True)))
     check_sampled(mesh)
 

@@ -13,7 +13,7 @@ attention = functools.partial(attention_module.attention, scale=0.5)
 
 
 def reference(query, key, value, segment_ids, window=0, softcap=0.0):
-    """Float64, one query at a time; query head h reads key head h // (H / Hkv)."""
+    """Float64, one query at a time; query head h uses key head h // (H / Hkv)."""
     output = np.zeros_like(query)
     rows, length, heads, width = query.shape
     for row, t, head in np.ndindex(rows, length, heads):
@@ -57,7 +57,7 @@ def test_mask_is_causal_and_within_a_segment():
     np.testing.assert_array_equal(mask, expected)
 
 
-def test_a_row_of_padding_alone_has_finite_values_and_gradients():
+def test_an_all_padding_row_has_finite_values_and_gradients():
     arrays = [jnp.asarray(x, jnp.float32) for x in qkv(2, 2)]
     total = lambda query, key, value: attention(query, key, value, jnp.zeros((2, 7), jnp.int32)).sum()  # noqa: E731
     value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(*arrays)
@@ -75,7 +75,7 @@ def test_windows_and_softcap_equal_numpy(window, softcap):
 
 @pytest.mark.parametrize("softcap", [0.0, 0.7])
 def test_the_tpu_kernel_equals_xla(softcap, monkeypatch):
-    """Values and gradients of packed rows, by Pallas's interpreter."""
+    """Values and gradients of packed rows, in Pallas's interpreter."""
     make = splash_attention_kernel.make_splash_mha
     monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", functools.partial(make, interpret=True))
     generator = np.random.default_rng(0)
@@ -105,8 +105,8 @@ def test_the_tpu_kernel_equals_xla(softcap, monkeypatch):
 
 @pytest.mark.parametrize("window", [0, 1, 4])
 @pytest.mark.parametrize("softcap", [0.0, 0.7])
-def test_branches_see_their_history_and_themselves(window, softcap):
-    """As if each were a sequence of its own; [B, W, S] = [2, 3, 2] new positions after one that was there before."""
+def test_each_branch_attends_to_the_history_and_to_itself(window, softcap):
+    """Equals attention over each branch as its own sequence; [B, W, S] = [2, 3, 2] new positions after one old one."""
     generator = np.random.default_rng(0)
     lengths, length, old, new = (5, 2), 5, 1, 2
     history = [generator.normal(size=(2, length, 2, 4)) for _ in range(2)]
@@ -125,7 +125,7 @@ def test_branches_see_their_history_and_themselves(window, softcap):
         np.testing.assert_allclose(output[row, branch], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_history_is_not_copied_for_its_branches():
+def test_the_history_is_not_copied_for_each_branch():
     shape = lambda *axes: jax.ShapeDtypeStruct(axes, jnp.float32)  # noqa: E731
     history, branch = shape(4, 64, 2, 64), shape(4, 16, 1, 2, 64)
     lengths = jax.ShapeDtypeStruct((4,), jnp.int32)

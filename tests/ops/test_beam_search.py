@@ -1,5 +1,5 @@
-"""Against a beam search in plain Python. The model is a table: the log-probability of a code depends on all codes
-before it, so a beam that gets another's state gets wrong scores."""
+"""Compared with a beam search in plain Python. The model is a table where a code's log-probability depends on all codes
+before it, so a beam with another beam's state gets wrong scores."""
 
 import functools
 import math
@@ -19,14 +19,14 @@ ROWS = 2
 
 
 def tables(seed):
-    """For each level log-probabilities [ROWS, codes before ..., K_level]."""
+    """Log-probabilities for each level: [ROWS, codes before ..., K_level]."""
     generator = np.random.default_rng(seed)
     logits = [generator.normal(size=(ROWS, *SIZES[: level + 1])) for level in range(len(SIZES))]
     return [np.array(jax.nn.log_softmax(2 * table), np.float32) for table in logits]
 
 
 def random_codes(seed, num_items):
-    """int [N, 3]: all distinct where there are few of them."""
+    """int [N, 3], all distinct if N is at most the number of possible codes."""
     every = np.stack(np.unravel_index(np.arange(math.prod(SIZES)), SIZES), axis=1)
     generator = np.random.default_rng(seed)
     return every[generator.choice(len(every), num_items, replace=num_items > len(every))]
@@ -34,7 +34,7 @@ def random_codes(seed, num_items):
 
 @functools.partial(jax.jit, static_argnames=("width", "k"))
 def search(trie, log_probs, width, k, history=None):
-    """The state is the codes that were chosen so far, which only `parents` can keep in order."""
+    """The state is the codes chosen so far; gathering by `parents` is what keeps it right."""
 
     def step(level, codes, parents, chosen):
         chosen = jnp.concatenate([jnp.take_along_axis(chosen, parents[..., None], axis=1), codes[..., None]], axis=2)
@@ -46,7 +46,7 @@ def search(trie, log_probs, width, k, history=None):
 
 
 def plain_search(codes, log_probs, user, width):
-    """[(score, item)] of everything that the beam leads to, best first; equal scores by codes, then index."""
+    """[(score, item)] of every item that the beam reaches, best first; ties by codes, then by index."""
     score = lambda path: sum(log_probs[level][user, *path[: level + 1]] for level in range(len(path)))  # noqa: E731
     beam = [()]
     for level in range(codes.shape[1]):
@@ -67,7 +67,7 @@ def agree(codes, log_probs, width, k, history=None):
         np.testing.assert_allclose(scores[user], [score for score, _ in found], rtol=1e-5)
 
 
-# Few catalogs and widths, because every one is compiled.
+# Few catalogs and widths, because each combination is compiled.
 @settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -79,8 +79,8 @@ def test_it_finds_what_a_plain_beam_search_finds(seed, catalog, width):
 
 
 @pytest.mark.parametrize("num_items", [16, 40])
-def test_a_beam_as_wide_as_the_catalog_ranks_it_whole(num_items):
-    """40 items on 24 paths: those that share one are all listed, with one score, by index."""
+def test_a_beam_as_wide_as_the_catalog_ranks_all_of_it(num_items):
+    """With 40 items on 24 paths, items on the same path are all listed with the same score, by index."""
     codes, log_probs = random_codes(3, num_items), tables(3)
     items, scores = search(tries.build(codes, SIZES), log_probs, num_items, num_items)
     for user in range(ROWS):
@@ -91,14 +91,14 @@ def test_a_beam_as_wide_as_the_catalog_ranks_it_whole(num_items):
         np.testing.assert_allclose(scores[user], exact[order], rtol=1e-5)
 
 
-def test_history_items_are_not_listed_but_those_of_equal_codes_are():
+def test_history_items_are_not_listed_but_items_with_the_same_codes_are():
     codes, log_probs = random_codes(5, 40), tables(5)
     best = search(tries.build(codes, SIZES), log_probs, 6, 5)[0]
     history = np.concatenate([np.asarray(best[:, :2]), np.full((ROWS, 3), -1)], axis=1)
     agree(codes, log_probs, width=6, k=5, history=history)
 
 
-def test_where_fewer_items_are_found_than_asked_for_the_list_is_filled_up():
+def test_a_list_with_too_few_items_is_padded():
     codes, log_probs = random_codes(1, 5), tables(1)
     agree(codes, log_probs, width=2, k=4)
     agree(codes, log_probs, width=50, k=9)
@@ -107,7 +107,7 @@ def test_where_fewer_items_are_found_than_asked_for_the_list_is_filled_up():
 
 
 def test_it_never_follows_codes_that_lead_to_no_item():
-    """The likeliest code by far is no item's."""
+    """No item has the code that is by far the likeliest."""
     codes = np.array([[0, 1, 0], [2, 1, 1], [2, 3, 0]])
     log_probs = [np.full((ROWS, *SIZES[: level + 1]), -9.0, np.float32) for level in range(3)]
     log_probs[0][:, 1] = log_probs[1][:, :, 2] = -0.1

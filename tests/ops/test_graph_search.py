@@ -22,7 +22,7 @@ def search(scores, neighbors, start, history, steps, k):
 
 
 def plain_search(scores, neighbors, start, steps, width, k, history):
-    """One user's list of (item, score), as the paper tells it."""
+    """One user's list of (item, score), as the paper describes the search."""
     beam = start
     for step in range(steps):
         found = {other for item in beam for other in neighbors[item] if not np.isnan(scores[other])}
@@ -40,8 +40,8 @@ def plain_search(scores, neighbors, start, steps, width, k, history):
     k=st.sampled_from([2, 7, E * W + 3]),
     levels=st.sampled_from([3, 1000]),
 )
-def test_each_user_is_searched_as_by_the_plain_algorithm(seed, steps, k, levels):
-    """With ties, NaN scores, items that lead to one neighbor twice, and lists that can't be filled."""
+def test_each_users_list_equals_the_plain_algorithms(seed, steps, k, levels):
+    """With ties, NaN scores, repeated neighbors, and lists that cannot be filled."""
     generator = np.random.default_rng(seed)
     scores = generator.integers(0, levels, (B, N)).astype(np.float32)
     scores[generator.random((B, N)) < 0.1] = np.nan
@@ -65,7 +65,7 @@ def test_a_complete_graph_gives_the_best_of_all_items():
 
 
 @pytest.mark.parametrize("rows", [5, 256])
-def test_nearest_items_are_those_of_the_whole_similarity_matrix(rows, monkeypatch):
+def test_nearest_items_equal_a_sort_of_the_whole_similarity_matrix(rows, monkeypatch):
     monkeypatch.setattr(graph_search, "_MOST_ROWS", rows)
     similarities = np.random.default_rng(2).integers(0, 9, (N, N)).astype(np.float32)
     nearest = nearest_items(lambda items: jnp.asarray(similarities)[items], N, 6)
@@ -73,7 +73,7 @@ def test_nearest_items_are_those_of_the_whole_similarity_matrix(rows, monkeypatc
     assert nearest.dtype == jnp.int32
 
 
-def test_nearest_items_of_a_large_catalog_are_found_some_at_a_time(monkeypatch):
+def test_nearest_items_of_a_large_catalog_are_found_in_chunks(monkeypatch):
     monkeypatch.setattr(graph_search, "_MOST_SIMILARITIES", 4 * N)
     asked = []
 

@@ -1,4 +1,4 @@
-"""The sampled loss against the full-catalog one, and its samplers against the frequencies they promise."""
+"""Compares the sampled loss with the full-catalog loss, and each sampler's frequencies with its stated ones."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def sampled(users, items, temperature, negatives, smoothing):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_with_every_item_drawn_once_as_expected_it_is_the_full_catalog_loss(vectors, smoothing):
+def test_drawing_every_item_once_gives_the_full_catalog_loss(vectors, smoothing):
     negatives = Negatives(jnp.arange(N), jnp.zeros(N))
     weights = jnp.arange(1.0, B + 1)
 
@@ -53,7 +53,7 @@ def test_with_every_item_drawn_once_as_expected_it_is_the_full_catalog_loss(vect
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_normaliser_and_the_mean_logit_are_unbiased(vectors, sampler):
-    """Over many draws the mean estimate is within 4 standard errors, which are less than 2%."""
+    """The mean estimate over many draws is within 4 standard errors, which are less than 2%."""
     users, items = vectors
     draws = 4000
 
@@ -82,37 +82,37 @@ def test_items_are_drawn_as_often_as_their_expected_counts_say(sampler):
     assert (np.abs(frequencies - expected) < 4 * np.sqrt(expected)).all()
 
 
-def test_weights_are_exact_beyond_what_float32_tells_apart():
+def test_weights_are_exact_beyond_float32_precision():
     counts = np.array([2**30, 0, 1, 0, 2**29, 4])
     np.testing.assert_array_equal(np.diff(cumulative_weights(counts), prepend=0), counts + 1)
 
 
-def test_weights_too_large_for_int32_keep_their_proportions_and_no_item_is_lost():
+def test_weights_too_large_for_int32_keep_their_proportions_and_lose_no_item():
     counts = np.array([2**40, 0, 2**39, 2**38])
     cumulative = cumulative_weights(counts)
     weights = np.diff(cumulative.astype(np.int64), prepend=0)
     assert cumulative.dtype == np.int32
     assert weights[1] == 1
     np.testing.assert_allclose(weights[[0, 2, 3]] / weights[3], [4, 2, 1], rtol=1e-6)
-    # They are what is drawn, and what the expected counts are of.
+    # Expected counts follow from the scaled weights.
     negatives = popularity_negatives(jax.random.key(0), jnp.asarray(cumulative), 1000)
     np.testing.assert_allclose(
         np.exp(negatives.log_expected_counts), 1000 * weights[negatives.items] / weights.sum(), rtol=1e-5
     )
 
 
-def test_a_row_is_not_pushed_from_its_own_target(vectors):
+def test_a_row_is_not_pushed_away_from_its_own_target(vectors):
     users, items = vectors
     hits = Negatives(jnp.full(M, TARGETS[0]), jnp.zeros(M))
     loss, gradient = jax.value_and_grad(lambda users: sampled(users, items, TEMPERATURE, hits, 0.0)[0])(users)
     assert loss == 0
     assert not gradient.any()
-    # To the other rows it is an item like any other.
+    # For the other rows, that item is an ordinary negative.
     assert (sampled(users, items, TEMPERATURE, hits, 0.0)[jnp.asarray(TARGETS[0] != TARGETS)] > 0).all()
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e4])
-def test_gradients_are_finite_whatever_the_logits(vectors, scale):
+def test_gradients_are_finite_for_any_logits(vectors, scale):
     users, items = vectors
     negatives = SAMPLERS["popularity"](jax.random.key(2), M)
     gradients = jax.grad(lambda *v: sampled(*v, negatives, 0.1).sum(), (0, 1, 2))(users * scale, items, TEMPERATURE)

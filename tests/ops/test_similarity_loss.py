@@ -1,4 +1,4 @@
-"""The losses and their gradients against float64 numpy, written from the formulas."""
+"""Compares the losses and their gradients with float64 NumPy code written from the formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -129,14 +129,14 @@ def central_differences(f, x, step=1e-6):
 
 
 def test_in_batch_loss_with_exact_log_q_estimates_the_full_catalog_loss():
-    """With negatives drawn from q, exp(logit - log q) averages to the full normaliser: the correction is unbiased."""
+    """With negatives drawn from q, the mean of exp(logit - log q) is the full normaliser."""
     rng = np.random.default_rng(0)
     q = rng.dirichlet(np.ones(N) * 0.5)
     items, user = rng.normal(size=(N, D)), rng.normal(size=D)
     batch = 4096
     targets = rng.choice(N, size=batch, p=q)
     users = np.tile(user, (batch, 1))
-    # Candidates are all rows with another target, so the estimate is of the normaliser without the target's repeats.
+    # Candidates are all rows with another target, so the estimated normaliser has no repeats of the target.
     losses = in_batch_cross_entropy(
         jnp.float32(users),
         jnp.float32(items[targets]),

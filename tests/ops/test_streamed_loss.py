@@ -1,4 +1,4 @@
-"""The streamed loss against the dense one: value, gradients, and the memory that it is for."""
+"""Compares the streamed loss with the dense one: values, gradients and memory."""
 
 from functools import cache, partial
 
@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simgr_jax.batch import TrainBatch
+from simgr_jax.inputs.batch import TrainBatch
 from simgr_jax.models import item_encoders
-from simgr_jax.models.simgr import SimGR, SimGRConfig
+from simgr_jax.models.model_inputs import Backbone
+from simgr_jax.models.simgr import Options, SimGR
 from simgr_jax.models.transformer import Transformer, from_scratch_config
 from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, to_similarity_space
 from simgr_jax.ops.streamed_loss import choose_chunk, streamed_cross_entropy
+from simgr_jax.semantic_ids.codes import SemanticIds
 
 B, N, D = 8, 23, 8
 CODEBOOK_SIZES = (4, 5, 3)
@@ -34,14 +36,19 @@ HEAD = {
 }
 
 
-def make_tokens(num_items):
-    """int32 [num_items, 3]: of codes at random, so that items share codes and some are equal."""
+def make_ids(num_items):
+    """Random codes; many items share some codes and some share all."""
     codes = np.random.default_rng(0).integers(0, CODEBOOK_SIZES, (num_items, len(CODEBOOK_SIZES)))
-    return (codes + np.cumsum((0, *CODEBOOK_SIZES[:-1]))).astype(np.int32)
+    return SemanticIds(codes.astype(np.int32), CODEBOOK_SIZES)
+
+
+def make_tokens(num_items):
+    """int32 [num_items, 3]"""
+    return make_ids(num_items).tokens
 
 
 def assert_trees_close(actual, expected, case=""):
-    """Within 1e-5 of each array's largest entry; what should learn does."""
+    """Within 1e-5 of each array's largest entry, which must not be 0: everything learns."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for (path, wanted), found in zip(
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(actual), strict=True
@@ -53,16 +60,16 @@ def assert_trees_close(actual, expected, case=""):
 
 @cache
 def problem(encoder_name):
-    """(encode, similarity -> what the gradients are taken of): a random encoder, table, users and temperature.
+    """(encode, similarity -> learned values): a random encoder, table, users and temperature.
 
-    The similarity is a number among them, so that one program computes both: an item's vector v is |v|^-p v, where p is
-    1 for cosine and 0 for dot.
+    The similarity is one of these values, so that one program computes both: an item's vector v becomes |v|^-p v, with
+    p = 1 for cosine and 0 for dot.
     """
     encoder = item_encoders.create(encoder_name, D, 2, 10, CODEBOOK_SIZES, nnx.Rngs(0))
     graphdef, state = nnx.split(encoder)
     rng = np.random.default_rng(1)
     random = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    # Some encoders begin with weights of 0, which would keep gradients from those before them.
+    # Some encoders initialise weights to 0, which would block the gradients of earlier layers.
     state = jax.tree.map(lambda weights: weights + 0.3 * random(*weights.shape), state)
     table, users = random(sum(CODEBOOK_SIZES), D), random(B, D)
 
@@ -84,7 +91,7 @@ def dense(encode, targets, learned, tokens, smoothing):
 
 
 def streamed(encode, chunk, targets, learned, tokens, smoothing):
-    """Of the first N items."""
+    """The streamed loss over the first N items."""
     parameters, users, temperature = learned
     vectors = encode(parameters, tokens[targets])
     return streamed_cross_entropy(encode, parameters, tokens, N, users, vectors, temperature, smoothing, chunk)
@@ -92,7 +99,7 @@ def streamed(encode, chunk, targets, learned, tokens, smoothing):
 
 def with_gradients(losses):
     """(losses [B], gradients of their sum, each row weighted differently), compiled."""
-    weights = jnp.linspace(0, 1, B)  # A padded row has none.
+    weights = jnp.linspace(0, 1, B)  # The first row has weight 0, like a padded row.
 
     def weighted(learned, tokens, smoothing):
         found = losses(learned, tokens, smoothing)
@@ -101,13 +108,13 @@ def with_gradients(losses):
     return jax.jit(jax.grad(weighted, has_aux=True))
 
 
-def test_every_encoders_loss_and_gradients_equal_the_dense_ones_however_the_catalog_is_split(on_eight_devices, mesh):
-    """Of each similarity, on one device and on a mesh of eight."""
+def test_every_encoders_loss_and_gradients_equal_the_dense_ones_on_any_mesh(on_eight_devices, mesh):
+    """For each similarity, on one device and on a mesh of eight."""
     on_eight_devices("tests.ops.sharded_loss", *mesh)
 
 
 @pytest.mark.parametrize("chunk", [1, N - 1, N, 64])
-def test_the_chunk_changes_nothing(chunk):
+def test_the_chunk_size_does_not_change_the_result(chunk):
     encode, learned = problem("mean")
     learned, tokens = learned("dot"), make_tokens(N)
     wanted_gradients, wanted = with_gradients(partial(dense, encode, TARGETS))(learned, tokens, 0.1)
@@ -118,7 +125,7 @@ def test_the_chunk_changes_nothing(chunk):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_logits_too_large_to_exponentiate_are_folded_in_any_order(order):
-    """One item a token, and each item's logit 50 above or below the one before it."""
+    """Each item is one token, and its logit is 50 above or below the previous item's."""
     table = jnp.arange(N, dtype=jnp.float32)[::order, None] * 50
     tokens = jnp.arange(N)[:, None]
     encode = lambda table, tokens: table[tokens[:, 0]]  # noqa: E731
@@ -136,9 +143,8 @@ def make_simgr(num_items, catalog_chunk, **changes):
     backbone = Transformer(
         from_scratch_config(width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=12), nnx.Rngs(0)
     )
-    config = SimGRConfig(**HEAD | changes, catalog_chunk=catalog_chunk)
-    counts = np.arange(num_items)
-    return SimGR(config, backbone, make_tokens(num_items), CODEBOOK_SIZES, counts, nnx.Rngs(1))
+    options = Options(**HEAD | changes, catalog_chunk=catalog_chunk)
+    return SimGR(options, Backbone(backbone), make_ids(num_items), np.arange(num_items), nnx.Rngs(1))
 
 
 BATCH = TrainBatch(
@@ -152,7 +158,7 @@ BATCH = TrainBatch(
 
 
 def lowered_loss(model):
-    """The compiled (gradients, (loss, scalars)) of a model, and its parameters."""
+    """A compiled function that returns (gradients, (loss, scalars)), and its arguments."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(params, rest):
@@ -166,7 +172,7 @@ def lowered_loss(model):
     ("history", "encoder_name", "similarity", "in_batch_weight"),
     [("item", "mean_mlp", "cosine", 0.0), ("tokens", "cross_attention", "dot", 0.5)],
 )
-def test_simgr_learns_the_same_by_chunks(history, encoder_name, similarity, in_batch_weight):
+def test_simgr_learns_the_same_with_chunks(history, encoder_name, similarity, in_batch_weight):
     results = []
     for chunk in (0, 5):
         changes = {"history": history, "item_encoder": encoder_name, "similarity": similarity}
@@ -175,7 +181,7 @@ def test_simgr_learns_the_same_by_chunks(history, encoder_name, similarity, in_b
         results.append(compiled(*arguments))
     (wanted_gradients, wanted), (gradients, found) = results
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, wanted)
-    # MeanMLP's output begins at 0, so what is before it has no gradient yet.
+    # MeanMLP's output layer starts at 0, so earlier layers have no gradient yet.
     learns = lambda tree: {  # noqa: E731
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -193,16 +199,16 @@ def test_memory_does_not_grow_with_the_catalog():
         return compiled.memory_analysis().temp_size_in_bytes
 
     small, large = temporaries(1000, 64), temporaries(50_000, 64)
-    # Not so much as a byte an item: neither logits nor vectors, and no copy of the tokens.
+    # Less than one byte per item: no logits, no vectors and no copy of the tokens.
     assert large - small < 49_000
     assert temporaries(50_000, 0) > 10 * large
 
 
-def test_the_chosen_chunk_is_all_where_there_is_room_and_grows_with_memory():
+def test_the_chosen_chunk_is_the_whole_catalog_if_it_fits_and_else_grows_with_memory():
     gib = 2**30
     assert choose_chunk(12_000, 512, 128, 16 * gib) == 0
     assert choose_chunk(10_000_000, 512, 256, 16 * gib) == 4096
-    # On a chip of 16 GiB, among 256 that train a wide model: chunks, whose logits take a small part of it.
+    # One of 256 chips of 16 GiB that train a wide model: the chunk's logits take a small part of its memory.
     chunk = choose_chunk(10_000_000 // 256, 100_000, 4096, 16 * gib)
     assert 0 < chunk * 100_000 * 4 < gib / 4
     assert choose_chunk(10_000_000 // 256, 100_000, 4096, 32 * gib) == 2 * chunk

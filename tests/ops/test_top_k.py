@@ -49,7 +49,7 @@ def test_a_target_outside_the_list_has_no_rank():
     np.testing.assert_array_equal(ranks, [np.inf, np.inf, 2.0])
 
 
-def test_an_item_listed_twice_counts_at_its_best_score_and_does_not_tie_with_itself():
+def test_an_item_listed_twice_counts_once_at_its_best_score():
     ranks = top_k.rank_in_list(jnp.array([[7, 2, 7]]), jnp.array([[0.9, 0.9, 0.1]]), jnp.array([7]))
     np.testing.assert_array_equal(ranks, [1.5])
 
@@ -68,17 +68,17 @@ def test_nan_scores_come_last_and_a_nan_target_is_a_miss():
 
 
 def test_bfloat16_scores_rank_exactly():
-    """Sums of many halves would be lost in bfloat16."""
+    """bfloat16 could not add up thousands of halves."""
     scores = jnp.zeros((1, 5001), jnp.bfloat16)
     ranking = rank_catalog(scores, jnp.array([4000]), 1)
     assert ranking.target_rank[0] == 2501
 
 
-def test_what_is_ruled_out_is_not_recommended_even_where_nothing_else_is_left():
+def test_items_with_score_minus_infinity_or_nan_are_never_recommended():
     scores = jnp.array([[-jnp.inf, 0.5, -jnp.inf, jnp.nan], [0.1, 0.2, 0.3, 0.4]])
     ranking = top_k.rank_catalog(scores, jnp.array([1, 3]), k=3)
     np.testing.assert_array_equal(ranking.items, [[1, -1, -1], [3, 2, 1]])
 
 
-def test_a_catalog_over_devices_is_ranked_as_on_one(on_eight_devices):
+def test_a_catalog_split_across_devices_is_ranked_as_on_one(on_eight_devices):
     on_eight_devices("tests.ops.sharded_top_k")

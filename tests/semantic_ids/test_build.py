@@ -1,4 +1,4 @@
-"""Semantic IDs from a dataset and a config."""
+"""Builds semantic IDs from a dataset and a config."""
 
 import dataclasses
 import json
@@ -46,11 +46,11 @@ def make_config(**overrides) -> ConfigDict:
 
 @pytest.mark.parametrize("quantizer", ["opq", "pq", "residual_kmeans", "rqvae"])
 @pytest.mark.parametrize("names", [("tfidf",), ("interactions",), ("tfidf", "interactions")])
-def test_every_quantizer_takes_every_embedding(tmp_path, quantizer, names):
+def test_every_quantizer_works_with_every_embedding(tmp_path, quantizer, names):
     config = make_config(**{"quantizer.name": quantizer, "embeddings.names": names})
     ids, report = build(config, DATASET, TRAIN, tmp_path, seed=0)
     assert ids.codes.dtype == np.int32
-    assert report["collisions"] > 0  # the items without text, at least, or too few codes
+    assert report["collisions"] > 0  # at least the items without text collide, or codes are too few
     assert ids.codes.shape == (120, 4)
     assert len(np.unique(ids.codes, axis=0)) == 120
     assert (ids.codes < np.array(ids.codebook_sizes)).all()
@@ -75,7 +75,7 @@ def test_second_build_reads_the_cache(tmp_path, monkeypatch):
     np.testing.assert_array_equal(first.codes, second.codes)
     assert first.codebook_sizes == second.codebook_sizes
     assert report == report_again
-    # What these codes don't depend on doesn't matter; what they do depend on does.
+    # Only options that these codes depend on cause another fit.
     build(make_config(**{"quantizer.rqvae.steps": 7, "embeddings.window": 9}), DATASET, TRAIN, tmp_path, seed=0)
     for change in ({"quantizer.levels": 2}, {"embeddings.dim": 8}, {"embeddings.weights": (2.0,)}):
         with pytest.raises(AssertionError, match="fitted again"):
@@ -90,7 +90,7 @@ def test_another_quantizer_reuses_the_embeddings(tmp_path, monkeypatch):
     build(make_config(**{"quantizer.name": "pq"}), DATASET, TRAIN, tmp_path, seed=0)
 
 
-def test_cache_holds_nothing_but_plain_arrays_and_json(tmp_path):
+def test_cache_holds_only_plain_arrays_and_json(tmp_path):
     _, report = build(make_config(), DATASET, TRAIN, tmp_path, seed=0)
     (codes,) = tmp_path.glob("codes-*.npz")
     assert set(np.load(codes, allow_pickle=False)) == {"codes", "codebook_sizes"}
@@ -99,7 +99,7 @@ def test_cache_holds_nothing_but_plain_arrays_and_json(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_fits_see_the_training_interactions_alone(tmp_path):
+def test_fits_see_only_the_training_interactions(tmp_path):
     config = make_config(**{"embeddings.names": ("interactions",)})
     first, _ = build(config, DATASET, TRAIN, tmp_path / "a", seed=0)
     shuffled = Sequences(DATASET.sequences.values[::-1].copy(), DATASET.sequences.offsets)
@@ -108,7 +108,7 @@ def test_fits_see_the_training_interactions_alone(tmp_path):
     np.testing.assert_array_equal(first.codes, second.codes)
 
 
-def test_npy_embeddings_and_their_weights(tmp_path):
+def test_embeddings_are_scaled_by_their_weights_and_npy_files_hashed_by_content(tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.random.default_rng(0).standard_normal((120, 6)))
     overrides = {"embeddings.names": ("npy", "interactions"), "embeddings.npy_path": str(path)}
@@ -123,7 +123,7 @@ def test_npy_embeddings_and_their_weights(tmp_path):
     assert (first.codes[:, :3] != second.codes[:, :3]).any()  # the file's contents count, not its name
 
 
-def test_npy_embeddings_of_another_catalog_are_not_taken_from_the_cache(tmp_path, monkeypatch):
+def test_npy_embeddings_are_not_cached_for_another_catalog(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     np.save(tmp_path / "x.npy", RNG.normal(size=(120, 6)).astype(np.float32))
     config = make_config(**{"embeddings.names": ("npy",), "embeddings.npy_path": "~/x.npy"})
@@ -133,7 +133,7 @@ def test_npy_embeddings_of_another_catalog_are_not_taken_from_the_cache(tmp_path
         build(config, smaller, TRAIN, tmp_path / "cache", seed=0)
 
 
-def test_given_codes_are_used_as_they_are(tmp_path):
+def test_given_codes_are_used_unchanged(tmp_path):
     codes = np.array([[0, 1], [2, 1], [0, 1]], np.int32)
     dataset = Dataset("given", ["u"], ["x", "y", "z"], TRAIN, codes=codes, codebook_sizes=(3, 2))
     kept, report = build(make_config(source="given", collisions="keep"), dataset, TRAIN, tmp_path, seed=0)
@@ -177,12 +177,12 @@ def test_unique_codes_get_no_further_level(tmp_path):
         ({"embeddings.names": ("npy",), "embeddings.npy_path": "none.npy"}, r"npy_path: no file 'none.npy'"),
     ],
 )
-def test_bad_configs_are_the_users_mistake(tmp_path, overrides, message):
+def test_mistakes_in_the_config_are_named(tmp_path, overrides, message):
     with pytest.raises(UserError, match=message):
         build(make_config(**overrides), DATASET, TRAIN, tmp_path, seed=0)
 
 
-def test_text_embeddings_without_text_are_the_users_mistake(tmp_path):
+def test_text_embeddings_need_text(tmp_path):
     dataset = Dataset("bare", DATASET.user_ids, DATASET.item_ids, DATASET.sequences)
-    with pytest.raises(UserError, match=r"needs item text, which dataset bare has not.*interactions"):
+    with pytest.raises(UserError, match=r"needs item text, but dataset bare has none.*interactions"):
         build(make_config(), dataset, TRAIN, tmp_path, seed=0)

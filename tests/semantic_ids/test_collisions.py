@@ -12,7 +12,7 @@ CODES = hnp.arrays(np.int32, st.tuples(st.integers(1, 40), st.integers(1, 3)), e
 
 @settings(max_examples=50, deadline=None)
 @given(CODES)
-def test_disambiguated_ids_are_unique_and_begin_with_the_originals(codes):
+def test_disambiguated_ids_are_unique_and_start_with_the_originals(codes):
     sizes = (4,) * codes.shape[1]
     longer, longer_sizes = collisions.add_disambiguating_level(codes, sizes)
     np.testing.assert_array_equal(longer[:, :-1], codes)
@@ -34,7 +34,7 @@ def test_groups_are_equal_exactly_where_codes_are(codes):
     np.testing.assert_array_equal(group[:, None] == group[None], same_codes)
 
 
-def test_quality_report_counts():
+def test_quality_report_counts_collisions_and_codes():
     codes = np.array([[0, 1], [0, 1], [0, 2], [1, 0], [0, 1]], np.int32)
     embeddings = np.array([[0.0], [0.0], [2.0], [4.0], [4.0]])
     reconstruction = np.array([[0.0], [0.0], [2.0], [4.0], [2.0]])
@@ -51,5 +51,5 @@ def test_quality_report_counts():
     np.testing.assert_allclose(report["relative_mse"], 4 / 16)
 
 
-def test_quality_without_embeddings_has_no_error():
+def test_quality_report_without_embeddings_has_no_error():
     assert quality.report(np.zeros((3, 2), np.int32), (1, 1))["relative_mse"] is None

@@ -1,4 +1,4 @@
-"""Embeddings of items from the training sequences."""
+"""Item embeddings from the training sequences."""
 
 import numpy as np
 
@@ -7,9 +7,9 @@ from simgr_jax.semantic_ids import interaction_embeddings
 from simgr_jax.semantic_ids.interaction_embeddings import cooccurrence
 
 
-def test_items_that_occur_together_are_close_and_others_zero():
+def test_items_that_occur_together_are_close_and_lone_items_zero():
     rng = np.random.default_rng(0)
-    # Two worlds that never meet, items 0-9 and 10-19; item 20 occurs alone, item 21 never.
+    # Items 0-9 and 10-19 never occur together; item 20 occurs alone, item 21 never.
     sequences = [rng.permutation(10)[:5] + 10 * (i % 2) for i in range(400)] + [[20, 20]]
     embeddings = cooccurrence(Sequences.from_lists(sequences), num_items=22, dim=8, seed=0, window=3)
     assert embeddings.shape == (22, 8)

@@ -12,7 +12,7 @@ RQVAE = rqvae.Options(steps=400, hidden_widths=(32,), latent_dim=16, learning_ra
 
 
 def clustered(num_items=600, dim=16, clusters=40, seed=0) -> np.ndarray:
-    """Clusters with a spread, and a few zero rows, as items without text have."""
+    """Noisy clusters, and a few zero rows like those of items without text."""
     rng = np.random.default_rng(seed)
     points = rng.standard_normal((clusters, dim))[rng.integers(0, clusters, num_items)]
     points += 0.2 * rng.standard_normal((num_items, dim))
@@ -49,7 +49,7 @@ def test_fit_gives_codes_in_range_and_a_reconstruction_better_than_the_mean(name
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_same_seed_same_codes_and_another_seed_others(name):
+def test_equal_seeds_give_equal_codes_and_other_seeds_others(name):
     points = clustered()
     first, second, other = (FITS[name](points, 3, 16, seed)[0] for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, second)
@@ -70,8 +70,8 @@ def test_kmeans_assigns_the_nearest_centroid_and_uses_every_one():
     assert len(np.unique(codes)) == 50
 
 
-def test_kmeans_shares_points_out_in_many_dimensions():
-    """The usual start from random points leaves most of these clusters with one point."""
+def test_kmeans_clusters_stay_balanced_in_many_dimensions():
+    """With random points as initial centroids, most of these clusters keep a single point."""
     points = np.random.default_rng(0).standard_normal((2000, 128)).astype(np.float32)
     codes, _ = kmeans(points, 64, seed=0)
     assert quality.report(codes[:, None], (64,))["perplexity"][0] > 55
@@ -83,7 +83,7 @@ def test_residual_kmeans_error_falls_with_each_level():
     assert all(later < earlier for earlier, later in itertools.pairwise(errors))
 
 
-def test_residual_kmeans_reconstruction_is_a_sum_of_one_vector_a_code():
+def test_residual_kmeans_reconstruction_is_the_sum_of_one_vector_per_code():
     points = clustered()
     codes, reconstruction = residual_kmeans.fit(points, 3, 8, 0)
     one_hot = np.concatenate([np.eye(8)[codes[:, level]] for level in range(3)], axis=1)
@@ -158,7 +158,7 @@ def test_rqvae_revives_dead_codes_onto_residuals_and_keeps_the_others():
     np.testing.assert_allclose(revived[0, [1, 5]], residuals[0, worst], atol=1e-6)
 
 
-def test_rqvae_straight_through_gradient_reaches_the_encoder_as_if_nothing_were_quantized():
+def test_rqvae_encoder_gets_the_straight_through_gradient():
     import jax
     import jax.numpy as jnp
     from flax import nnx

@@ -1,4 +1,4 @@
-"""Embeddings of item text, and embeddings from a file."""
+"""Item embeddings from text and from a file."""
 
 import importlib.util
 import json
@@ -28,16 +28,16 @@ def test_tfidf_brings_items_with_common_words_together():
     assert similarity[2, 3] > similarity[2, 1] + 0.2
 
 
-def test_tfidf_gives_no_more_dimensions_than_there_are():
+def test_tfidf_may_give_fewer_dimensions_than_asked():
     assert text_embeddings.tfidf_svd(TEXTS, dim=100, seed=0).shape[1] <= len(TEXTS)
 
 
-def test_tfidf_of_no_words_is_the_users_mistake():
+def test_tfidf_of_texts_without_words_is_an_error():
     with pytest.raises(UserError, match="no words"):
         text_embeddings.tfidf_svd(["", "  ", ""], dim=2, seed=0)
 
 
-def test_npy_is_read_as_it_is(tmp_path):
+def test_npy_is_read_unchanged(tmp_path):
     array = np.random.default_rng(0).standard_normal((5, 3))
     np.save(tmp_path / "x.npy", array)
     np.testing.assert_allclose(text_embeddings.load_npy(tmp_path / "x.npy", 5), array, rtol=1e-6)
@@ -54,14 +54,14 @@ def test_npy_is_read_as_it_is(tmp_path):
         (np.array([[{}]] * 5, dtype=object), "can't be read"),
     ],
 )
-def test_bad_npy_is_the_users_mistake(tmp_path, array, message):
+def test_a_bad_npy_array_is_named(tmp_path, array, message):
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(UserError, match=message):
         text_embeddings.load_npy(tmp_path / "x.npy", 5)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY\x01\x00"])
-def test_unreadable_npy_is_the_users_mistake(tmp_path, content):
+def test_an_unreadable_npy_file_is_an_error(tmp_path, content):
     (tmp_path / "x.npy").write_bytes(content)
     with pytest.raises(UserError, match="can't be read"):
         text_embeddings.load_npy(tmp_path / "x.npy", 5)

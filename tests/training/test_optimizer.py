@@ -8,8 +8,8 @@ from flax import nnx
 
 from simgr_jax import default_config
 from simgr_jax.data.dataset import Sequences
-from simgr_jax.models.create import create as create_model
-from simgr_jax.semantic_ids.tokenizer import SemanticIds
+from simgr_jax.models.registry import create as create_model
+from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training import optimizer as optimizers
 
 

@@ -11,7 +11,8 @@ import jax
 import tiny_run
 from absl import flags
 
-from simgr_jax import cli, sharding
+from simgr_jax import cli
+from simgr_jax.devices import sharding
 from simgr_jax.training.metric_writer import MetricWriter
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from flax import nnx
 
 from simgr_jax import default_config
-from simgr_jax.data import prompts
 from simgr_jax.data.dataset import EvaluationCases, Sequences, Split
 from simgr_jax.evaluation.ranking import Ranker
-from simgr_jax.models.create import create
-from simgr_jax.semantic_ids.tokenizer import SemanticIds
+from simgr_jax.inputs import prompts
+from simgr_jax.models.registry import create
+from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training.loop import fit
 
 NUM_ITEMS = 30

@@ -1,10 +1,10 @@
-"""The TFDS builder: raw Amazon Reviews files in, ArrayRecord out. Nothing here needs TensorFlow.
+"""The TFDS builder: turns raw Amazon Reviews files into ArrayRecord. Nothing here needs TensorFlow.
 
     AmazonReviews(config="2014_Beauty_5_reviews", data_dir=DIR, file_format="array_record")
 
-A config is a release, a category and one of its two tables, `reviews` or `items`. `Beauty_5` is Beauty's published
-5-core; both have the items of `Beauty`. TFDS works on one record at a time, at some 20 thousand a second, so a record
-holds a block of consecutive rows, a column a feature, in the file's order.
+A config names a release, a category and one of its two tables, `reviews` or `items`. `Beauty_5` is the published 5-core
+of `Beauty` and shares its items. TFDS handles one record at a time, about 20,000 per second. Each record therefore
+holds a block of consecutive rows in file order, with one feature per column.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from simgr_jax.data.amazon_reviews.releases import FIVE_CORE, HOST, RELEASES, Re
 from simgr_jax.data.item_text import clean
 from simgr_jax.errors import UserError
 
-# Text encoders read 256 to 512 tokens; 2000 characters are about 500, so what is cut would not be read. Some
-# descriptions are whole web pages: with the cap, memory and disk stay in proportion to the number of items.
+# Text encoders read 256 to 512 tokens, and 2000 characters are about 500 tokens. Some descriptions are whole web pages:
+# the cap keeps memory and disk in proportion to the number of items.
 MAX_TEXT_LENGTH = 2000
 
-# Of all three releases, in the order the text has them.
+# The text fields of all three releases, in the order in which they are joined.
 TEXT_FIELDS = "title brand store main_category categories category features feature description"
 
 BLOCK_ROWS = {"reviews": 8192, "items": 512}
-# TFDS holds a split in memory while it writes it and needs TensorFlow past 1 GB, so a big table is several splits.
-# 100,000 items stay below that even if every text is at the cap in 4-byte characters.
+# TFDS holds a split in memory while writing it, and needs TensorFlow above 1 GB, so a big table becomes several splits.
+# 100,000 items stay below that even if every text has the maximum length in 4-byte characters.
 SPLIT_ROWS = {"reviews": 4_000_000, "items": 100_000}
 
 
@@ -49,7 +49,7 @@ class AmazonReviewsConfig(tfds.core.BuilderConfig):
 
     Attributes:
       release: "2014", "2018" or "2023".
-      category: as in the file's name; of `reviews`, with `_5` for the 5-core.
+      category: as in the file name; ends in `_5` for the 5-core of `reviews`.
       table: "reviews" or "items".
     """
 
@@ -68,12 +68,12 @@ class AmazonReviewsConfig(tfds.core.BuilderConfig):
 
     @property
     def file_names(self) -> tuple[str, str]:
-        """The file as published, and the same unpacked."""
+        """The published file name, and the name once unpacked."""
         name = self.url.rsplit("/", 1)[1]
         return name, name.removesuffix(".gz")
 
     def find(self, folder: Path) -> Path | None:
-        """The raw file in the user's folder, if it is there."""
+        """The raw file in the user's folder, or None."""
         return next((folder / name for name in self.file_names if (folder / name).is_file()), None)
 
 
@@ -98,14 +98,14 @@ def _configs() -> Iterator[AmazonReviewsConfig]:
 class AmazonReviews(tfds.core.GeneratorBasedBuilder):
     """Reviews (user, item, timestamp in seconds, rating) or items (item, text) of Amazon Reviews 2014, 2018 or 2023.
 
-    The splits `part_000`, `part_001`, ... follow one another in the raw file's order. `info.metadata["source"]` tells
-    which raw file they were made from (see `source_of`).
+    The splits `part_000`, `part_001`, ... keep the raw file's order. `info.metadata["source"]` records the raw file
+    they were made from (see `source_of`).
     """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = list(_configs())
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """Optional: files that are in the manual folder under their published names
-    (reviews_Beauty_5.json.gz, meta_Beauty.json.gz, ...; unpacked without .gz) are used, and not downloaded."""
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """Optional: files in the manual folder under their published names
+    (reviews_Beauty_5.json.gz, meta_Beauty.json.gz, ...; without .gz if unpacked) are used instead of downloaded."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         dtypes = {"item": np.str_, "text": np.str_}
@@ -115,7 +115,7 @@ class AmazonReviews(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(columns),
             metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,  # rows keep the file's order, so that ties in time can be broken by it
+            disable_shuffling=True,  # keeps the rows in file order
             homepage="https://amazon-reviews-2023.github.io",
         )
 
@@ -127,7 +127,7 @@ class AmazonReviews(tfds.core.GeneratorBasedBuilder):
             count = sum(1 for _ in lines)
         if not count:
             raise UserError(f"{path}: the file is empty; download {config.url} again")
-        rows = _rows(path, config)  # one pass over the file, which the splits share: TFDS writes one after the other
+        rows = _rows(path, config)  # the splits share one pass over the file: TFDS writes them in turn
         limit = SPLIT_ROWS[config.table]
         return {
             f"part_{part:03d}": self._generate_examples(itertools.islice(rows, limit))
@@ -135,7 +135,7 @@ class AmazonReviews(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, rows: Iterator[tuple]) -> Iterator[tuple[int, dict[str, tuple]]]:
-        """Blocks of rows, turned into columns, with the block's number as the key that keeps them in order."""
+        """Yields blocks of rows as columns. The key is the block's number, which keeps the blocks in order."""
         size = BLOCK_ROWS[self.builder_config.table]
         names = ["item", "text"] if self.builder_config.table == "items" else ["user", "item", "timestamp", "rating"]
         for number in itertools.count():
@@ -146,17 +146,17 @@ class AmazonReviews(tfds.core.GeneratorBasedBuilder):
 
 
 def source_of(path: Path) -> dict[str, Any]:
-    """What tells whether prepared data still belongs to this raw file."""
+    """Identifies a raw file: data prepared from it is reused only if this is unchanged."""
     stat = path.stat()
     return {"file": path.name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
 def item_text(record: dict[str, Any]) -> str:
-    """What an item's metadata says of it, as one line of at most `MAX_TEXT_LENGTH` characters; "" if nothing.
+    """An item's metadata as one line of at most `MAX_TEXT_LENGTH` characters; "" if it has no text.
 
-    Title, brand (2023: store), categories, features and description, in this order, so that a cut hits the
-    description first. Works for the three releases: a field may be missing, None, a string, a list or a list of lists.
-    HTML becomes plain text, and what was said before is not said again.
+    Joins title, brand (2023: store), categories, features and description, in this order, so that a cut hits the
+    description first. A field of any release may be missing, None, a string, a list or a list of lists. HTML becomes
+    plain text, and repeated strings appear once.
     """
     parts: dict[str, None] = {}
     for field in TEXT_FIELDS.split():
@@ -176,27 +176,27 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _plain_text(text: str) -> str:
-    # Page script that the 2018 crawl took for a title or a description; its authors advise to drop it.
+    # In the 2018 crawl, some titles and descriptions are page scripts. Its authors advise dropping them.
     if "getTime" in text:
         return ""
     return clean(text[: 10 * MAX_TEXT_LENGTH])
 
 
 def _raw_file(config: AmazonReviewsConfig, dl_manager: tfds.download.DownloadManager) -> Path:
-    """The raw file in the manual folder, or else downloaded.
+    """Finds the raw file in the manual folder, or downloads it.
 
     Raises:
-      UserError: it is not there and can't be downloaded.
+      UserError: it is not in the folder and can't be downloaded.
     """
     try:
         folder = Path(dl_manager.manual_dir)
-    except AssertionError:  # how TFDS says that there is no such folder or that it is empty
+    except AssertionError:  # TFDS: the folder is missing or empty
         folder = None
     found = folder and config.find(folder)
     if found:
         return found
     try:
-        # TFDS retries for minutes where there is no network at all, so ask first.
+        # Without a network, TFDS would retry for minutes, so try first.
         requests.head(config.url, allow_redirects=True, timeout=30).raise_for_status()
         return Path(dl_manager.download(config.url))
     except (requests.RequestException, tfds.download.DownloadError) as error:
@@ -208,8 +208,9 @@ def _raw_file(config: AmazonReviewsConfig, dl_manager: tfds.download.DownloadMan
 
 @contextlib.contextmanager
 def _lines(path: Path) -> Iterator[Iterator[tuple[int, bytes]]]:
-    """Opens a plain or gzip file (told by its first bytes: downloads lose their suffix) as (number, line), blank ones
-    left out.
+    """Opens a plain or gzip file, and yields an iterator of (number, line) over the lines that are not blank.
+
+    Recognizes gzip by its first bytes, because downloads lose their suffix.
 
     Raises:
       UserError: the file can't be read, or its gzip is broken.
@@ -226,10 +227,10 @@ def _lines(path: Path) -> Iterator[Iterator[tuple[int, bytes]]]:
 
 
 def _rows(path: Path, config: AmazonReviewsConfig) -> Iterator[tuple]:
-    """Rows of `reviews`, (user, item, timestamp, rating), or of `items`, (item, text).
+    """Yields the rows of `reviews`, (user, item, timestamp, rating), or of `items`, (item, text).
 
     Raises:
-      UserError: with FILE:LINE, for a line that is no record or lacks a field.
+      UserError: a line is not a record, or lacks a field.
     """
     release = RELEASES[config.release]
     is_items = config.table == "items"
@@ -253,14 +254,14 @@ def _rows(path: Path, config: AmazonReviewsConfig) -> Iterator[tuple]:
 
 def _parse_python(line: bytes) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of invalid escapes such as "\/", which the 2014 metadata has
+        warnings.simplefilter("ignore")  # the 2014 metadata has invalid escapes such as "\/"
         return ast.literal_eval(line.decode("utf-8").strip())
 
 
 def _review_row(record: dict[str, Any], release: Release) -> tuple[str, str, int, float]:
     timestamp = record.get(release.timestamp)
     if type(timestamp) is not int or abs(timestamp) >= 1 << 62:
-        raise ValueError(f"{release.timestamp} is {timestamp!r}, not an integer time")
+        raise ValueError(f"{release.timestamp} is {timestamp!r}, not an integer timestamp")
     rating = record.get(release.rating)
     return (
         _identifier(record, release.user),

@@ -1,4 +1,4 @@
-"""What the three releases of Amazon Reviews publish: categories, file names, addresses and field names.
+"""The categories, file names, URLs and field names of the three releases of Amazon Reviews.
 
 2014  J. McAuley et al., "Image-based recommendations on styles and substitutes", SIGIR 2015.
 2018  J. Ni et al., "Justifying recommendations using distantly-labeled reviews and fine-grained aspects", EMNLP 2019.
@@ -10,19 +10,19 @@ from __future__ import annotations
 import dataclasses
 
 HOST = "https://mcauleylab.ucsd.edu/public_datasets/data"
-FIVE_CORE = "_5"  # what a category's reviews file ends in when it holds only users and items with 5 reviews or more
+FIVE_CORE = "_5"  # suffix of a reviews file that holds only users and items with 5 reviews or more
 
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """One release. In file names and addresses `{category}` stands for the category, `_5` included where it has it.
+    """One release. In paths, `{category}` stands for the category, including `_5` if it has that.
 
     Attributes:
-      reviews, five_core, items: where the files lie below `HOST`, all gzip; no `five_core` where none is published.
-      user, item, timestamp, rating: the fields of a review.
-      ticks: how many of the timestamp's units make a second.
-      items_are_python: the item metadata is one Python dict a line, not JSON.
-      categories: names as the files have them.
+      reviews, five_core, items: paths of the gzip files below `HOST`; `five_core` is None if none is published.
+      user, item, timestamp, rating: the field names of a review.
+      ticks: timestamp units per second.
+      items_are_python: each line of the item metadata is a Python dict, not JSON.
+      categories: as in the file names.
     """
 
     reviews: str

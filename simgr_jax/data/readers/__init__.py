@@ -1,1 +1,1 @@
-"""A module a format. Each has `files(path)`, the files it reads, and `read(path, name, ...)`, the `Dataset` in them."""
+"""One module per format. Each has `files(path)`, the files it reads, and `read(path, name, ...)`, their `Dataset`."""

@@ -1,4 +1,4 @@
-"""The catalog of the formats that come with item files: which items there are, in which order, with what."""
+"""The catalog of formats that have item files: the items in order, with their texts and semantic IDs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import numpy as np
 from simgr_jax.data.item_text import join_fields
 from simgr_jax.data.readers.index_json import read_index_json
 from simgr_jax.errors import UserError
-from simgr_jax.files import read_json_object
+from simgr_jax.workdir.read_files import read_json_object
 
-# What makes an item's text, in this order, where the file has it.
+# The fields that make up an item's text, in this order. Files may lack some.
 TEXT_FIELDS = ("title", "brand", "categories", "description")
 
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """item_ids: [N]; item_texts: [N] or None; codes and codebook_sizes: see `Dataset`; source: the file that defines
-    which items there are, None where the sequences do."""
+    """The items of a dataset.
+
+    Attributes:
+      item_ids, item_texts, codes, codebook_sizes: see `Dataset`.
+      source: the file that lists the items; None if they are taken from the sequences.
+    """
 
     item_ids: list[str]
     item_texts: list[str] | None = None
@@ -32,7 +36,7 @@ class Catalog:
         object.__setattr__(self, "_index", {item: i for i, item in enumerate(self.item_ids)})
 
     def indices(self, items: Iterable[str], where: str) -> list[int]:
-        """The items' indices. where: the file and line (or key) that they are from, for the error message.
+        """The items' indices. where: their file and line (or key), for the error message.
 
         Raises:
           UserError: an item is not in the catalog.
@@ -45,7 +49,7 @@ class Catalog:
 
 
 def read_catalog(item_file: Path | None, index_file: Path | None, seen: Iterable[str]) -> Catalog:
-    """The items of `*.item.json`, else those of `*.index.json`, else those `seen`; ordered by number if they are.
+    """Reads the items of `*.item.json`, else of `*.index.json`, else takes `seen`. Numeric ids are sorted by number.
 
     Raises:
       UserError: a file can't be read, or an item lacks its semantic ID or its object of text fields.

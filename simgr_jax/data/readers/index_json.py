@@ -8,27 +8,27 @@ from typing import Any
 
 import numpy as np
 
+from simgr_jax.data.code_tokens import parse_token, token_string
 from simgr_jax.errors import UserError
-from simgr_jax.files import read_json_object
-from simgr_jax.semantic_ids.tokenizer import parse_token, token_string
+from simgr_jax.workdir.read_files import read_json_object
 
-# Codes are int32, and a codebook of this size could not be embedded.
+# Codes are int32, and no embedding table could hold a larger codebook.
 MAX_CODE = 999_999_999
 
 
 def read_index_json(path: Path, item_ids: Sequence[str]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Reads `{"ITEM": ["<a_137>", "<b_5>", ...], ...}`: a token a level, its letter naming the level (see
-    `tokenizer.token_string`).
+    """Reads `{"ITEM": ["<a_137>", "<b_5>", ...], ...}`: one token per level, whose letter names the level (see
+    `code_tokens.token_string`).
 
-    Items of the file that are not in `item_ids` are passed over.
+    Ignores items of the file that are not in `item_ids`.
 
     Returns:
       codes: int32 [N, L], row n for `item_ids[n]`.
       codebook_sizes: [L], one more than the largest code of each level in the whole file.
 
     Raises:
-      UserError: an item is missing, has another number of codes than the others, or a token of another form; or the
-        file can't be read (see `read_json_object`).
+      UserError: an item is missing, has more or fewer codes than the others, or has a malformed token; or the file
+        can't be read (see `read_json_object`).
     """
     index = read_json_object(path)
     codes = {item: _parse(path, item, tokens) for item, tokens in index.items()}

@@ -1,5 +1,5 @@
-"""LC-Rec files: `*.inter.json`, {user: [items in time order]}, and perhaps `*.item.json`, {item: {"title": ...}}, and
-`*.index.json`, {item: ["<a_1>", "<b_2>", ...]}."""
+"""Reads LC-Rec files: `*.inter.json`, {user: [items in time order]}, and optionally `*.item.json`,
+{item: {"title": ...}}, and `*.index.json`, {item: ["<a_1>", "<b_2>", ...]}."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.data.readers.catalog import read_catalog
 from simgr_jax.errors import UserError
-from simgr_jax.files import find_file, read_json_object, require_folder
+from simgr_jax.workdir.read_files import find_file, read_json_object, require_folder
 
 
 def files(folder: Path) -> list[Path]:
@@ -19,12 +19,13 @@ def files(folder: Path) -> list[Path]:
 
 
 def read(folder: Path, name: str) -> Dataset:
-    """The catalog is the one of `*.item.json`, else of `*.index.json`, else the items of the sequences, ordered by
-    number if they are numbers.
+    """The catalog holds the items of `*.item.json`, else of `*.index.json`, else of the sequences.
+
+    Numeric item ids are sorted by number.
 
     Raises:
-      UserError: a file is missing, not UTF-8 or not JSON, a user has no items or something else for them, an item of a
-        sequence is not in the catalog, or an item has no semantic ID in `*.index.json`.
+      UserError: a file is missing, not UTF-8 or not JSON; a user has no items, or a value that is not a list of items;
+        an item of a sequence is not in the catalog; or an item has no semantic ID in `*.index.json`.
     """
     path, *_ = files(folder)
     rows = {user: _items(items, f"{path}:{user}") for user, items in read_json_object(path).items()}

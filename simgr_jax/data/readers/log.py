@@ -1,4 +1,4 @@
-"""A plain log: a CSV, TSV or Parquet table, a row an interaction; and perhaps a table or JSON lines of items."""
+"""Reads a plain log: a CSV, TSV or Parquet table with one row per interaction, and optionally a file of items."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simgr_jax.data.interactions import from_frame
 from simgr_jax.data.item_text import join_fields
 from simgr_jax.data.readers.tables import read_columns, read_interactions
 from simgr_jax.errors import UserError
-from simgr_jax.files import read_text, require_file
+from simgr_jax.workdir.read_files import read_text, require_file
 
 
 def files(path: Path, items_file: str = "") -> list[Path]:
@@ -35,17 +35,17 @@ def read(
     items_id: str = "",
     items_text: Sequence[str] = (),
 ) -> Dataset:
-    """Reads a log, as `from_frame`. Timestamps keep the log's unit; dates of a Parquet file become seconds.
+    """Reads a log (see `from_frame`). Timestamps keep the log's unit; dates in a Parquet file become seconds.
 
     Args:
-      user, item, timestamp: the columns of the log.
-      items_file: CSV, TSV, Parquet or JSONL with a row an item; "" for none.
-      items_id: its column (JSONL: key) with the item's id, as the log has it.
-      items_text: its columns that make the item's text, in this order.
+      user, item, timestamp: the names of the log's columns.
+      items_file: CSV, TSV, Parquet or JSONL file with one row per item; "" for none.
+      items_id: its column (JSONL: key) of item ids, spelled as in the log.
+      items_text: its columns (JSONL: keys) that make up an item's text, in this order.
 
     Raises:
-      UserError: a file is missing, not UTF-8 or of another form, lacks a column or a value, a timestamp is not a
-        number, an item has two rows in the items file or none, or nothing is left after k-core filtering.
+      UserError: a file is missing, not UTF-8 or malformed, or lacks a column or a value; a timestamp is not a number;
+        an item has no row or two rows in the items file; or nothing is left after k-core filtering.
     """
     _, *items = files(path, items_file)
     columns = {"user": user, "item": item, "timestamp": timestamp}
@@ -62,7 +62,7 @@ def read(
 
 def _read_texts(path: Path, items_id: str, items_text: Sequence[str]) -> dict[str, str]:
     if not items_text:
-        raise UserError("config.data.log.items_text: names no column; name those that make an item's text")
+        raise UserError("config.data.log.items_text: is empty; name the columns that make up an item's text")
     rows = _json_rows(path, items_id) if path.suffix == ".jsonl" else _table_rows(path, items_id, items_text)
     texts = {}
     for where, row in rows:
@@ -70,7 +70,7 @@ def _read_texts(path: Path, items_id: str, items_text: Sequence[str]) -> dict[st
         if item is None:
             raise UserError(f"{where}: no {items_id!r}; add it, or set config.data.log.items_id to the id's name")
         if str(item) in texts:
-            raise UserError(f"{where}: item {item} is there already; keep one of its rows")
+            raise UserError(f"{where}: item {item} has an earlier row; keep one of the two")
         texts[str(item)] = join_fields(row.get(name) for name in items_text)
     return texts
 
@@ -79,7 +79,7 @@ def _table_rows(path: Path, items_id: str, items_text: Sequence[str]) -> Iterato
     remedy = "set config.data.log.items_id and .items_text to the file's columns"
     table = read_columns(path, {name: name for name in (items_id, *items_text)}, remedy)
     for number, row in enumerate(table.iter_rows(named=True), start=1):
-        if any(value is not None for value in row.values()):  # polars takes a blank line for a row
+        if any(value is not None for value in row.values()):  # polars reads a blank line as a row
             yield f"{path}: row {number}", row
 
 

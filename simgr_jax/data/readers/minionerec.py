@@ -1,8 +1,9 @@
-"""MiniOneRec files: `train/*.csv`, `valid/*.csv` and `test/*.csv`, a row an interaction that is to be predicted
-(`user_id`, `history_item_id`, `item_id`, and columns that repeat the other files), each part in order of time; and
-`*.item.json` and `*.index.json`, here or in `index/`, as LC-Rec has them.
+"""Reads MiniOneRec files: `train/*.csv`, `valid/*.csv` and `test/*.csv`, and optionally LC-Rec's `*.item.json` and
+`*.index.json`, here or in `index/`.
 
-A user's rows go on from one part to the next. `history_item_id` is all of the user's items before, cut to the last 10.
+Each table has one row per interaction to predict, in time order, with the columns `user_id`, `history_item_id` and
+`item_id`. Its other columns repeat the other files. A user's rows continue from one table to the next.
+`history_item_id` holds the user's earlier items, cut to the last 10.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.data.readers.catalog import read_catalog
 from simgr_jax.errors import UserError
-from simgr_jax.files import find_file, read_text, require_folder
+from simgr_jax.workdir.read_files import find_file, read_text, require_folder
 
 PARTS = ("train", "valid", "test")
 COLUMNS = ("user_id", "history_item_id", "item_id")
@@ -40,14 +41,14 @@ def files(folder: Path) -> list[Path]:
 
 
 def read(folder: Path, name: str) -> Dataset:
-    """Joins a user's rows to one sequence: the first row's history, then each row's item.
+    """Joins each user's rows into one sequence: the first row's history, then the item of every row.
 
-    `Dataset.parts` says which file an interaction's row is in. The items of a first row's history have no row: nobody
-    is asked to predict them, so they count as train.
+    `Dataset.parts` tells which table an interaction is from. The items of a first row's history have no row of their
+    own, so they count as train.
 
     Raises:
-      UserError: a file is missing, not UTF-8 or not of this form, a row's history is not what the user's rows before
-        say, an item is not in the catalog, or has no semantic ID in `*.index.json`.
+      UserError: a file is missing, not UTF-8 or malformed; a row's history contradicts the user's earlier rows; or an
+        item is not in the catalog, or has no semantic ID in `*.index.json`.
     """
     rows = [row for part, path in enumerate(files(folder)[: len(PARTS)]) for row in _rows(path, part)]
     cut = max((len(row.history) for row in rows), default=0)
@@ -63,8 +64,8 @@ def read(folder: Path, name: str) -> Dataset:
             parts[row.user] = [0] * len(row.history)
         if row.history != sequences[row.user][-cut:]:
             raise UserError(
-                f"{row.where}: the history is not the items of user {row.user} in the rows before; "
-                "leave the rows of the train, valid and test files complete and in order of time"
+                f"{row.where}: the history does not match the earlier rows of user {row.user}; "
+                "keep all rows of the train, valid and test files, in time order"
             )
         sequences[row.user].append(row.item)
         indices[row.user] += catalog.indices([row.item], row.where)

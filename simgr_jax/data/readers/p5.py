@@ -1,5 +1,5 @@
-"""P5 files: `user_sequence.txt`, a line a user: the user, then the items in time order, parted by spaces; and perhaps
-`item_plain_text.txt`, a line an item: the item, then its text."""
+"""Reads P5 files: `user_sequence.txt`, one line per user (the user, then the items in time order, separated by spaces),
+and optionally `item_plain_text.txt`, one line per item (the item, then its text)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.data.readers.catalog import Catalog
 from simgr_jax.errors import UserError
-from simgr_jax.files import read_text, require_file, require_folder
+from simgr_jax.workdir.read_files import read_text, require_file, require_folder
 
 SEQUENCES, TEXTS = "user_sequence.txt", "item_plain_text.txt"
 
 
 def files(folder: Path) -> list[Path]:
     require_folder(folder)
-    sequences = require_file(folder / SEQUENCES, "copy the data set's files there, or check config.data.path")
+    sequences = require_file(folder / SEQUENCES, "copy the dataset's files there, or check config.data.path")
     return [sequences, *(path for path in [folder / TEXTS] if path.exists())]
 
 
 def read(folder: Path, name: str) -> Dataset:
-    """The catalog is the item file's, in its order; without one, the items in order of first appearance.
+    """The catalog lists the items as in the item file; without one, in order of first appearance.
 
     Raises:
-      UserError: a file is missing, empty or not UTF-8, a user has two lines or no items, an item has two lines, or an
+      UserError: a file is missing, empty or not UTF-8; a user has two lines or no items; an item has two lines; or an
         item of a sequence is not in the item file.
     """
     path, *text_files = files(folder)
@@ -43,7 +43,7 @@ def _read_items(path: Path) -> Catalog:
 
 
 def _lines(path: Path, kind: str):
-    """Yields (line number, (first word, rest of the line)) of the lines that are not blank.
+    """Yields (line number, (first word, rest of the line)) of every line that is not blank.
 
     Raises:
       UserError: two lines begin with the same word, or no line is left.
@@ -54,7 +54,7 @@ def _lines(path: Path, kind: str):
             continue
         word, *rest = line.split(maxsplit=1)
         if word in first_lines:
-            raise UserError(f"{path}:{number}: {kind} {word} has line {first_lines[word]} already; keep one of the two")
+            raise UserError(f"{path}:{number}: {kind} {word} is already on line {first_lines[word]}; keep one of them")
         first_lines[word] = number
         yield number, (word, rest[0].strip() if rest else "")
     if not first_lines:

@@ -1,4 +1,4 @@
-"""Columns of a table on disk (CSV, TSV or Parquet), by polars; what polars finds wrong is located by its line."""
+"""Reads columns of a CSV, TSV or Parquet table with polars. Errors name the line that is wrong."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 import polars as pl
 
 from simgr_jax.errors import UserError, first_line
-from simgr_jax.files import require_file
+from simgr_jax.workdir.read_files import require_file
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
 def read_columns(path: Path, columns: Mapping[str, str], remedy: str, separator: str | None = None) -> pl.DataFrame:
-    """Reads some columns; of CSV or TSV as strings, with null for an empty field.
+    """Reads some columns of a table. CSV and TSV columns are strings, with null for an empty field.
 
     Args:
-      columns: the file's name of a column, by the name to give it.
-      remedy: what to do when a column is not there.
-      separator: "\\t" for a table of tabs without quotes, whatever the file's name; by the suffix if None.
+      columns: from the names of the result's columns to their names in the file.
+      remedy: what to do if a column is missing, for the error message.
+      separator: "\\t" for a tab-separated table without quoting, whatever the file's name; None to go by its suffix.
 
     Raises:
-      UserError: the file is missing, empty, of another form, or lacks a column.
+      UserError: the file is missing, empty or malformed, or lacks a column.
     """
     require_file(path)
     try:
@@ -48,19 +48,19 @@ def column_names(path: Path, separator: str | None = None) -> list[str]:
 def read_interactions(
     path: Path, columns: Mapping[str, str], remedy: str, separator: str | None = None
 ) -> pl.DataFrame:
-    """A log as `from_frame` wants it: `user` and `item` (strings), `timestamp` (Int64 or Float64), no nulls.
+    """Reads a log as `from_frame` takes it: `user` and `item` (strings), `timestamp` (Int64 or Float64), no nulls.
 
-    Args: as `read_columns`, with `columns` for user, item and timestamp.
+    Args: see `read_columns`; `columns` names user, item and timestamp.
 
     Raises:
-      UserError: as `read_columns`; or the log has no rows, or a row has no user, no item, or no number for a timestamp.
+      UserError: as `read_columns`; or the log has no rows, or a row lacks a user, an item or a numeric timestamp.
     """
     frame = read_columns(path, columns, remedy, separator)
     nested = next((name for ours, name in columns.items() if frame[ours].dtype.is_nested()), None)
     if nested is not None:
         raise UserError(f"{path}: column {nested!r} holds lists or records; {remedy}")
     written = frame["timestamp"]
-    blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()  # polars takes a blank line for a row
+    blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()  # polars reads a blank line as a row
     frame = frame.with_columns(pl.col("user", "item").cast(pl.String), timestamp=_numbers(written))
     for column in ("user", "item", "timestamp"):
         bad = frame[column].is_null() & ~blank
@@ -79,7 +79,7 @@ def read_interactions(
 
 
 def _numbers(column: pl.Series) -> pl.Series:
-    """Int64 if all values are integers, else Float64; null for what is no finite number."""
+    """Int64 if all values are integers, else Float64 with null for values that are not finite numbers."""
     if column.dtype in (pl.Date, pl.Datetime):
         column = column.dt.epoch("us") / 1_000_000
     integers = column.cast(pl.Int64, strict=False) if not column.dtype.is_float() else None
@@ -108,31 +108,31 @@ def _is_text(path: Path, separator: str | None) -> bool:
 
 
 def _csv_rows(path: Path, separator: str | None) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of the rows, the header first: slow, for error messages only."""
+    """Yields (line number, fields) of each row, the header first. Slow: for error messages only."""
     dialect = _dialect(path, separator)
     quoting = csv.QUOTE_NONE if dialect["quote_char"] is None else csv.QUOTE_MINIMAL
-    # A byte that is not UTF-8 becomes a lone surrogate, which no text has.
+    # Bytes that are not UTF-8 become lone surrogates, which UTF-8 text never holds.
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         reader, ended = csv.reader(file, delimiter=dialect["separator"], quoting=quoting), 0
         try:
             for fields in reader:
                 yield (ended := reader.line_num), fields
         except csv.Error as error:
-            # A field without end: its quote is never closed.
+            # The field never ends, because its quote is not closed.
             raise UserError(
                 f"{path}:{ended + 1}: can't be read ({error}); close the quote, or correct the row"
             ) from error
 
 
 def _place(path: Path, separator: str | None, row: int) -> str:
-    """The line of data row `row`, or "row N" (from 1) where there are no lines."""
+    """The line number of data row `row` (from 0), or "row N" (from 1) in a Parquet file."""
     if not _is_text(path, separator):
         return f"row {row + 1}"
     return next(str(line) for i, (line, _) in enumerate(_csv_rows(path, separator)) if i == row + 1)
 
 
 def _located(path: Path, separator: str | None, error: Exception) -> UserError:
-    """What is wrong with a file that polars refuses."""
+    """Turns a polars error into one that names the line."""
     if not _is_text(path, separator):
         return UserError(f"{path}: not a Parquet file ({first_line(error)}); copy it again from its source")
     width = None

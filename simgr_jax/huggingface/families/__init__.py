@@ -1,8 +1,8 @@
-"""What is particular to each family of Hugging Face decoders: its config in our `TransformerConfig`'s words, and where
-its checkpoints have each parameter.
+"""How each family of Hugging Face decoders maps to ours: its config to `TransformerConfig`, and each parameter to its
+place in the checkpoint.
 
-Configs are read as Transformers' config classes hold them, which also bring older checkpoints' spellings (`rope_theta`
-and `rope_scaling` beside each other, `sliding_window_pattern`) to one form. Language-model heads are not mapped.
+Configs are read through Transformers' config classes, which also normalise the spellings of older checkpoints (separate
+`rope_theta` and `rope_scaling`, `sliding_window_pattern`). Language-model heads are not mapped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EMBEDDING", "Source", "prefix", "require_supported", "sources", "text_config", "transformer_config"]
 
-# From a Hugging Face config and the sequences' greatest length to TransformerConfig's fields.
+# From a Hugging Face config and the maximum sequence length to TransformerConfig's fields.
 _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "gemma2": gemma.gemma2,
     "gemma3": gemma.gemma3_text,
@@ -36,7 +36,7 @@ _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "smollm3": llama.smollm3,
 }
 
-# The families whose tensors are not named as Llama's.
+# Families whose tensors are not named like Llama's.
 _SOURCES: dict[str, Callable[[TransformerConfig], dict[str, Source]]] = {
     "gemma2": gemma.sources,
     "gemma3": gemma.sources,
@@ -45,39 +45,39 @@ _SOURCES: dict[str, Callable[[TransformerConfig], dict[str, Source]]] = {
     "phi3": phi3.sources,
 }
 
-# The token embeddings' tensor, [V, D], after the checkpoint's prefix.
+# The name of the token embedding, [V, D], without the checkpoint's prefix.
 EMBEDDING: dict[str, str] = dict.fromkeys(_FIELDS, "embed_tokens.weight") | {"gpt2": "wte.weight"}
 
 
 def require_supported(model_type: Any, where: Path | str) -> None:
     """
     Args:
-      where: the file that has the `model_type`.
+      where: the file that contains `model_type`.
 
     Raises:
-      UserError: models of this type are not computed here.
+      UserError: models of this type are not supported.
     """
     if not isinstance(model_type, str) or model_type not in _FIELDS:
         raise UserError(
-            f"{where}:model_type: {model_type!r} is not supported; use a checkpoint of one of: {', '.join(_FIELDS)}"
+            f"{where}:model_type: {model_type!r} is not supported; use a checkpoint of one of {', '.join(_FIELDS)}"
         )
 
 
 def text_config(hf_config: PretrainedConfig) -> PretrainedConfig:
-    """The config of a multimodal model's language model, and that of any other model itself."""
+    """The config of a multimodal model's language model; for any other model, its own config."""
     return hf_config.get_text_config(decoder=True)
 
 
 def transformer_config(hf_config: PretrainedConfig, *, max_length: int, **computation: Any) -> TransformerConfig:
-    """A checkpoint's decoder, as `models.transformer` computes it.
+    """The config of a checkpoint's decoder for `models.transformer`.
 
     Args:
-      max_length: of the sequences it will see, in positions (Phi-3's rotary positions depend on it).
-      computation: fields of `TransformerConfig` that are the user's choice (dropout, dtype, remat, attention); the
-        checkpoint's own dropout rates are not used.
+      max_length: the longest sequence, in positions (Phi-3's rotary positions depend on it).
+      computation: fields of `TransformerConfig` that the user chooses (dropout, dtype, remat, attention). The
+        checkpoint's own dropout rates are ignored.
 
     Raises:
-      UserError: the model's type, or an option of its config, is not computed here.
+      UserError: the model's type, or an option of its config, is not supported.
     """
     require_supported(hf_config.model_type, "config.backbone.checkpoint: config.json")
     fields = _FIELDS[hf_config.model_type](text_config(hf_config), max_length)
@@ -85,16 +85,16 @@ def transformer_config(hf_config: PretrainedConfig, *, max_length: int, **comput
 
 
 def sources(hf_config: PretrainedConfig, names: Collection[str] = ()) -> dict[str, Source]:
-    """Where each parameter of `Transformer` is in the checkpoint, by its path ("layers.self_attn.q_proj.kernel").
+    """Each `Transformer` parameter's place in the checkpoint, by its path ("layers.self_attn.q_proj.kernel").
 
     Args:
-      names: the checkpoint's tensors, which tell how a mixture's experts lie in it; without them, they are taken to lie
-        as `save_pretrained` writes them.
+      names: the checkpoint's tensors, which show how it stores a mixture's experts. Without them, the layout that
+        `save_pretrained` writes is assumed.
 
     Raises:
-      UserError: as `transformer_config`.
+      UserError: as for `transformer_config`.
     """
-    # Which tensors there are depends on no length.
+    # The tensors do not depend on the length.
     config = transformer_config(hf_config, max_length=1)
     if config.experts:
         return qwen3_moe.sources(config, names)
@@ -102,22 +102,22 @@ def sources(hf_config: PretrainedConfig, names: Collection[str] = ()) -> dict[st
 
 
 def prefix(hf_config: PretrainedConfig, names: Collection[str]) -> str:
-    """What stands before the decoder's names in a checkpoint.
+    """The prefix of the decoder's tensor names in a checkpoint.
 
-    "" where the bare model was saved, "model." or "transformer." before most, "language_model.model." or
-    "model.language_model." where the decoder is a part of a multimodal model.
+    "" if the bare model was saved, usually "model." or "transformer.", and "language_model.model." or
+    "model.language_model." in a multimodal model.
 
     Args:
       names: the checkpoint's tensors.
 
     Raises:
-      UserError: there is no table of token embeddings among them, or more than one.
+      UserError: `names` has no token embedding, or more than one.
     """
     embedding = EMBEDDING[hf_config.model_type]
     found = [name.removesuffix(embedding) for name in names if f".{name}".endswith(f".{embedding}")]
     if len(found) != 1:
         raise UserError(
-            f'config.backbone.checkpoint: {len(found)} tensors are named "{embedding}", the token embeddings of '
-            f"{hf_config.model_type}; use a checkpoint with all weights of one model"
+            f'config.backbone.checkpoint: has {len(found)} tensors named "{embedding}", the token embedding of '
+            f"{hf_config.model_type}, instead of one; use a checkpoint with all weights of one model"
         )
     return found[0]

@@ -21,8 +21,8 @@ def gemma2(config: Gemma2Config, max_length: int) -> dict[str, Any]:
 
 
 def gemma3_text(config: Gemma3TextConfig, max_length: int) -> dict[str, Any]:
-    """Local and global layers have rotary positions of their own."""
-    # Transformers' Gemma 3 reads this option and does nothing with it, so what a checkpoint means by it is unclear.
+    """Local and global layers have different rotary positions."""
+    # Transformers' Gemma 3 reads this option but ignores it, so its meaning in a checkpoint is unclear.
     require_off(config, "attn_logit_softcapping")
     ropes = {
         kind: rope.rope(config, config.rope_parameters[kind], max_length) for kind in sorted(set(config.layer_types))
@@ -45,7 +45,7 @@ def _gemma(config: Gemma2Config | Gemma3TextConfig) -> dict[str, Any]:
 
 
 def sources(config: TransformerConfig) -> dict[str, Source]:
-    """Llama's tensors and two norms more; the name that Llama has for the MLP's norm is attention's second one here."""
+    """Llama's tensors plus two norms. Llama's name for the MLP's norm means the norm after attention here."""
     norms = {
         f"layers.{ours}.scale": Source(f"layers.{{layer}}.{theirs}.weight")
         for ours, theirs in (

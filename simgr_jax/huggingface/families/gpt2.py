@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, LayerNorm, biases everywhere, and projections that lie [in, out] in the checkpoint."""
+"""GPT-2: learned positions, LayerNorm, biases everywhere, and projections stored as [in, out]."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 def gpt2(config: GPT2Config, max_length: int) -> dict[str, Any]:
     """
     Raises:
-      UserError: the sequences are longer than the table of positions, or the config has an unsupported option.
+      UserError: `max_length` exceeds the table of positions, or the config has an unsupported option.
     """
     require_off(config, "scale_attn_by_inverse_layer_idx", "add_cross_attention")
     if max_length > config.n_positions:
         raise UserError(
-            f"config.backbone.checkpoint: the model has {config.n_positions} learned positions and sequences may have "
-            f"{max_length}; make them shorter (config.training.row_length)"
+            f"config.backbone.checkpoint: the model has {config.n_positions} learned positions, but sequences may have "
+            f"{max_length}; shorten them (config.training.row_length)"
         )
     return {
         "width": config.n_embd,
@@ -45,7 +45,7 @@ def gpt2(config: GPT2Config, max_length: int) -> dict[str, Any]:
 
 
 def sources(config: TransformerConfig) -> dict[str, Source]:
-    """c_attn stacks the outputs of the queries, the keys and the values."""
+    """c_attn stacks the outputs for queries, keys and values."""
     table = {"position_embedding": Source("wpe.weight")}
     for number, name in enumerate(("q_proj", "k_proj", "v_proj")):
         columns = number * config.width, (number + 1) * config.width

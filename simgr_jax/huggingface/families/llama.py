@@ -1,4 +1,4 @@
-"""Llama, and the families that differ from it by an option or two: Mistral, Qwen2, Qwen3, SmolLM3."""
+"""Llama and the families that differ from it in an option or two: Mistral, Qwen2, Qwen3 and SmolLM3."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def shape(config: PretrainedConfig) -> dict[str, Any]:
-    """What every config but GPT-2's says in one way."""
+    """The fields that all configs but GPT-2's share."""
     return {
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,
@@ -26,7 +26,7 @@ def shape(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def decoder(config: PretrainedConfig, max_length: int) -> dict[str, Any]:
-    """A Llama-like decoder, without biases and windows."""
+    """A Llama-like decoder without biases or windows."""
     return shape(config) | {
         "activation": activation(config.hidden_act),
         "rope": rope.uniform(config, max_length),
@@ -35,7 +35,7 @@ def decoder(config: PretrainedConfig, max_length: int) -> dict[str, Any]:
 
 
 def llama(config: LlamaConfig, max_length: int) -> dict[str, Any]:
-    """Llama 2 and 3 (https://arxiv.org/abs/2407.21783); SmolLM 1 and 2 are Llamas, too."""
+    """Llama 2 and 3 (https://arxiv.org/abs/2407.21783). SmolLM 1 and 2 are also Llamas."""
     return decoder(config, max_length) | {
         "attention_bias": config.attention_bias,
         "attention_output_bias": config.attention_bias,
@@ -44,7 +44,7 @@ def llama(config: LlamaConfig, max_length: int) -> dict[str, Any]:
 
 
 def mistral(config: MistralConfig, max_length: int) -> dict[str, Any]:
-    """Mistral (https://arxiv.org/abs/2310.06825): one window in all layers."""
+    """Mistral (https://arxiv.org/abs/2310.06825): the same window in every layer."""
     return decoder(config, max_length) | {"windows": (config.sliding_window or 0,) * config.num_hidden_layers}
 
 
@@ -64,9 +64,9 @@ def qwen3(config: Qwen3Config, max_length: int) -> dict[str, Any]:
 
 
 def smollm3(config: SmolLM3Config, max_length: int) -> dict[str, Any]:
-    """SmolLM3: every few layers, one without positions (https://arxiv.org/abs/2501.18795)."""
+    """SmolLM3: one of every few layers has no positions (https://arxiv.org/abs/2501.18795)."""
     fields = llama(config, max_length)
-    # The list may go on beyond the layers.
+    # The list may be longer than the number of layers.
     ropes = zip(fields["rope"], config.no_rope_layers, strict=False)
     return fields | {
         "rope": tuple(rotary if rotates else Rope(()) for rotary, rotates in ropes),

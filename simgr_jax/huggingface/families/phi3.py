@@ -1,5 +1,5 @@
-"""Phi-3, 3.5 and 4 (https://arxiv.org/abs/2404.14219): Llama with fused projections, and rotary positions on a part of
-each head where the config says so."""
+"""Phi-3, 3.5 and 4 (https://arxiv.org/abs/2404.14219): Llama with fused projections and, in some configs, rotary
+positions on only part of each head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def phi3(config: Phi3Config, max_length: int) -> dict[str, Any]:
 
 
 def sources(config: TransformerConfig) -> dict[str, Source]:
-    """qkv_proj stacks the queries', keys' and values' outputs in this order, gate_up_proj the gate's and the up's."""
+    """qkv_proj stacks the outputs for queries, keys and values, in this order; gate_up_proj stacks gate and up."""
     queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
     table = llama.sources(config)
     for name, start, stop in (

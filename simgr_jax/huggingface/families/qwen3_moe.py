@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def qwen3_moe(config: Qwen3MoeConfig, max_length: int) -> dict[str, Any]:
-    """Every layer has experts: that is what all published checkpoints are.
+    """Every layer must have experts, as in all published checkpoints.
 
     Raises:
       UserError: some layer has a plain MLP.
@@ -35,8 +35,8 @@ def qwen3_moe(config: Qwen3MoeConfig, max_length: int) -> dict[str, Any]:
 
 
 def sources(config: TransformerConfig, names: Collection[str]) -> dict[str, Source]:
-    """A tensor for each expert, as published checkpoints have them and `save_pretrained` writes them, or, if `names`
-    has such, one for all of a layer's experts (`save_pretrained(..., save_original_format=False)`)."""
+    """One tensor per expert, as in published checkpoints and by `save_pretrained`. If `names` has fused tensors, one
+    per layer (`save_pretrained(..., save_original_format=False)`)."""
     fused = any(name.endswith(".mlp.experts.gate_up_proj") for name in names)
     experts = _fused_experts(config) if fused else _experts()
     router = linear("layers.mlp.router", "layers.{layer}.mlp.gate")

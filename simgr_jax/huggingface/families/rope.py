@@ -1,6 +1,7 @@
-"""Rotary positions as Transformers' configs describe them (`transformers.modeling_rope_utils`).
+"""Rotary positions as described by Transformers' configs (`transformers.modeling_rope_utils`).
 
-Frequencies are computed in float32, in Transformers' order of operations: at far positions a rounding more would show.
+Frequencies are computed in float32 and in Transformers' order of operations, because at far positions one extra
+rounding would be visible.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ def uniform(config: PretrainedConfig, max_length: int) -> tuple[Rope, ...]:
 
 
 def rope(config: PretrainedConfig, parameters: Parameters, max_length: int) -> Rope:
-    """The rotary positions that one entry of `rope_parameters` asks for.
+    """The rotary positions for one entry of `rope_parameters`.
 
     Args:
-      max_length: of the sequences, in positions: longrope has one set of frequencies for models that are used within
-        their original length and another for longer ones.
+      max_length: the longest sequence, in positions. longrope has one set of frequencies for sequences within the
+        model's original length and another for longer ones.
 
     Raises:
-      UserError: its type is not computed here.
+      UserError: the rope type is not supported.
     """
     kind = parameters.get("rope_type")
     if kind not in _KINDS:
         raise unsupported(f'the rope type "{kind}" (supported: {", ".join(_KINDS)})')
     share = parameters.get("partial_rotary_factor") or 1.0
-    # Of Transformers' models of our families, only Phi-3 leaves a part of the head alone.
+    # Among our families, Transformers rotates only part of a head for Phi-3 alone.
     if share != 1.0 and kind != "proportional" and config.model_type != "phi3":
         raise unsupported(f"partial_rotary_factor = {share}")
     frequencies, scale = _KINDS[kind](config, parameters, max_length)
@@ -53,12 +54,12 @@ def _default(config: PretrainedConfig, parameters: Parameters, max_length: int) 
 
 
 def _linear(config: PretrainedConfig, parameters: Parameters, max_length: int) -> tuple[Frequencies, float]:
-    """Positions divided by a factor (https://arxiv.org/abs/2306.15595)."""
+    """Positions are divided by a factor (https://arxiv.org/abs/2306.15595)."""
     return 1 / _periods(config, parameters) / np.float32(parameters["factor"]), 1.0
 
 
 def _llama3(config: PretrainedConfig, parameters: Parameters, max_length: int) -> tuple[Frequencies, float]:
-    """Low frequencies divided by a factor, high ones kept, those between interpolated (Llama 3.1)."""
+    """Low frequencies are divided by a factor, high ones kept, and those between interpolated (Llama 3.1)."""
     factor, low, high = (np.float32(parameters[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     original = np.float32(parameters["original_max_position_embeddings"])
     frequencies = 1 / _periods(config, parameters)
@@ -69,7 +70,7 @@ def _llama3(config: PretrainedConfig, parameters: Parameters, max_length: int) -
 
 
 def _longrope(config: PretrainedConfig, parameters: Parameters, max_length: int) -> tuple[Frequencies, float]:
-    """Each frequency divided by a factor of its own (https://arxiv.org/abs/2402.13753)."""
+    """Each frequency is divided by its own factor (https://arxiv.org/abs/2402.13753)."""
     original = parameters["original_max_position_embeddings"]
     factors = parameters["long_factor" if max_length > original else "short_factor"]
     frequencies = 1 / (np.float32(factors) * _periods(config, parameters))
@@ -81,14 +82,14 @@ def _longrope(config: PretrainedConfig, parameters: Parameters, max_length: int)
 
 
 def _yarn(config: PretrainedConfig, parameters: Parameters, max_length: int) -> tuple[Frequencies, float]:
-    """Low frequencies divided by a factor, high ones kept, and a ramp between (https://arxiv.org/abs/2309.00071)."""
+    """Low frequencies are divided by a factor, high ones kept, with a ramp between (https://arxiv.org/abs/2309.00071)."""
     original = parameters["original_max_position_embeddings"]
     factor = parameters["factor"] or config.max_position_embeddings / original
     periods = _periods(config, parameters)
     width = 2 * len(periods)
 
     def pair_with(turns: float) -> float:
-        """The pair that turns so many times within the original length."""
+        """The pair that makes this many turns within the original length."""
         return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(parameters["rope_theta"]))
 
     first, last = pair_with(parameters.get("beta_fast") or 32), pair_with(parameters.get("beta_slow") or 1)
@@ -102,7 +103,7 @@ def _yarn(config: PretrainedConfig, parameters: Parameters, max_length: int) -> 
 
 
 def _yarn_scale(parameters: Parameters, factor: float) -> float:
-    """YaRN's attention factor, 0.1 ln(factor) + 1, or the ratio of two such, as DeepSeek has it."""
+    """YaRN's attention factor, 0.1 ln(factor) + 1, or a ratio of two such values as in DeepSeek."""
     if parameters.get("attention_factor") is not None:
         return parameters["attention_factor"]
     scale = lambda weight: 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0  # noqa: E731
@@ -111,7 +112,7 @@ def _yarn_scale(parameters: Parameters, factor: float) -> float:
 
 
 def _proportional(config: PretrainedConfig, parameters: Parameters, max_length: int) -> tuple[Frequencies, float]:
-    """A share of the pairs rotated, with the frequencies that they would have if all were; the others have none."""
+    """Only the first share of the pairs rotates, with the same frequencies as if all did."""
     pairs = head_width(config) // 2
     rotated = int((parameters.get("partial_rotary_factor") or 1.0) * head_width(config) // 2)
     frequencies = np.zeros(pairs, np.float32)

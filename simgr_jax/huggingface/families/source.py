@@ -1,4 +1,4 @@
-"""Where a parameter of ours lives in a checkpoint, and what every family's mapping is put together from."""
+"""Where each of our parameters is stored in a checkpoint, and the building blocks of every family's mapping."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where one of our parameters lives in a checkpoint, one layer (and one expert) at a time.
+    """Where one of our parameters is stored in a checkpoint, for one layer (and one expert) at a time.
 
-    An exporter goes the same way back: the parameters whose sources have one `name` make up that tensor. Each layer's
-    (and expert's) array has its last two axes swapped if `transpose`; a `part` is then written to [start, stop) of its
-    axis. The parts of a tensor cover it, and none overlaps another.
+    The export reverses the mapping. All parameters with the same `name` make up one tensor: each layer's (and expert's)
+    array has its last two axes swapped if `transpose`, and is then written to its `part`. The parts cover the tensor
+    without overlap.
 
     Attributes:
-      name: of the tensor, after the checkpoint's prefix (see `prefix`), with "{layer}" where ours is stacked over
-        layers, and "{expert}" where the checkpoint has a tensor for each expert and ours is stacked over them, too.
-      transpose: whether its last two axes are to be swapped: torch's Linear is [out, in] and ours [in, out].
-      part: (axis, start, stop) of the tensor, as it lies in the checkpoint, that ours is; None is all of it.
+      name: the tensor's name without the checkpoint's prefix (see `families.prefix`). It contains "{layer}" if our
+        parameter is stacked over layers, and "{expert}" if ours is stacked over experts and the checkpoint has one
+        tensor per expert.
+      transpose: whether to swap the last two axes: torch's Linear is [out, in], ours is [in, out].
+      part: (axis, start, stop) of our part of the tensor, in the checkpoint's axis order; None means all of it.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Source:
 
 
 def linear(ours: str, theirs: str, bias: bool = False) -> dict[str, Source]:
-    """The sources of a projection that is a torch Linear in the checkpoint."""
+    """The sources of a projection stored as a torch Linear."""
     table = {f"{ours}.kernel": Source(f"{theirs}.weight", transpose=True)}
     return table | {f"{ours}.bias": Source(f"{theirs}.bias")} if bias else table
 
@@ -44,7 +45,7 @@ def unsupported(option: str) -> UserError:
 def require_off(config: PretrainedConfig, *options: str) -> None:
     """
     Raises:
-      UserError: one of the options, none of which is computed here, is set.
+      UserError: one of the options, all of which are unsupported, is set.
     """
     for option in options:
         if value := getattr(config, option, None):
@@ -56,10 +57,10 @@ def head_width(config: PretrainedConfig) -> int:
 
 
 def activation(name: str) -> str:
-    """Our name of one of Transformers' activations.
+    """Our name for one of Transformers' activations.
 
     Raises:
-      UserError: it is not computed here.
+      UserError: the activation is not supported.
     """
     names = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
     if name not in names:
@@ -68,10 +69,10 @@ def activation(name: str) -> str:
 
 
 def layer_windows(config: PretrainedConfig) -> tuple[int, ...]:
-    """The attention window of each layer, 0 for all, of families whose configs tell each layer's type.
+    """Each layer's attention window, 0 for full attention, for families whose configs list `layer_types`.
 
     Raises:
-      UserError: a layer's attention is of a kind that is not computed here.
+      UserError: a layer's type is not supported.
     """
     windows = {"full_attention": 0, "sliding_attention": config.sliding_window or 0}
     if others := set(config.layer_types) - set(windows):

@@ -1,0 +1,40 @@
+"""Embeddings of what token prompts are made of: semantic-ID tokens, and an LLM's own."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from simgr_jax.devices import sharding
+
+# Adam moves a weight by about the learning rate in a step, so from 0.1 the embeddings leave their random start within
+# an epoch. From sqrt(L), which gives the mean of L levels unit size, they hardly moved and learned three times slower.
+EMBEDDING_STD = 0.1
+
+
+def new_embedding(
+    rows: int, width: int, rngs: nnx.Rngs, values: Float[ArrayLike, "rows width"] | None = None
+) -> nnx.Param:
+    """A float32 table that begins with `values`, or at random."""
+    if values is None:
+        values = nnx.initializers.normal(EMBEDDING_STD)(rngs.params(), (rows, width), jnp.float32)
+    return nnx.Param(jnp.asarray(values, jnp.float32), axes=(None, "embed"))
+
+
+def embed_tokens(
+    embedding: nnx.Variable, text_embedding: nnx.Variable | None, tokens: Int[Array, "*B T"]
+) -> Float[Array, "*B T D"]:
+    """
+    Args:
+      embedding: [V, D], of the semantic-ID tokens.
+      text_embedding: [W, D]; input V + w is its row w (see `data.prompts.Prompt`).
+    """
+    codes = sharding.constrain(embedding[...], None, None)
+    if text_embedding is None:
+        return codes[tokens]
+    text = tokens - len(codes)
+    from_text = sharding.constrain(text_embedding[...], None, None)[jnp.maximum(text, 0)]
+    from_codes = codes[jnp.minimum(tokens, len(codes) - 1)]
+    return jnp.where((text >= 0)[..., None], from_text, from_codes)

@@ -1,0 +1,56 @@
+"""What models are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from simgr_jax.data.dataset import Sequences
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.semantic_ids.codes import SemanticIds
+
+
+class Catalog(nnx.Variable):
+    """What a model knows about the catalog but does not learn. It is made anew from the data and is in no
+    checkpoint."""
+
+
+class Backbone(NamedTuple):
+    """A decoder, and what else a recommender takes over from an LLM.
+
+    Attributes:
+      decoder: with the LLM's weights, or random ones.
+      embedding: float32 [V, D], initial embeddings of the semantic-ID tokens; None draws them at random.
+      text_embedding: [W, D], embeddings of those of the LLM's own tokens that occur in prompts; None where none does.
+        Models get it as a variable, trained or frozen.
+    """
+
+    decoder: Transformer
+    embedding: Float[np.ndarray, "V D"] | None = None
+    text_embedding: Float[Array, "W D"] | nnx.Variable | None = None
+
+
+class ModelInputs(NamedTuple):
+    """
+    Attributes:
+      num_items: N, the size of the catalog.
+      semantic_ids: the catalog's; None for a model that does not read them.
+      train: the training sequences.
+      backbone: makes the decoder of `config.backbone`, for models that have one.
+      rngs: for the random parameters.
+    """
+
+    num_items: int
+    semantic_ids: SemanticIds | None
+    train: Sequences
+    backbone: Callable[[], Backbone]
+    rngs: nnx.Rngs
+
+    @property
+    def item_counts(self) -> np.ndarray:
+        """int64 [N], how often each item occurs in training."""
+        return np.bincount(self.train.values, minlength=self.num_items)

@@ -1,0 +1,650 @@
+"""A run: one config, one workdir, and everything that follows from them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from simgr_jax import config_checks, default_config
+from simgr_jax.config_files import load_run_config
+from simgr_jax.config_keys import check_overrides, flat, unread, with_values
+from simgr_jax.data.dataset import Dataset, EvaluationCases, Split
+from simgr_jax.data.load import load as load_data
+from simgr_jax.data.load import oracle_folder
+from simgr_jax.devices import distributed, sharding
+from simgr_jax.errors import UserError
+from simgr_jax.evaluation import predictions, saved_ranking
+from simgr_jax.evaluation.metrics import SELECTION_K, summarize
+from simgr_jax.evaluation.protocols import FILTERED, LEFT_IN
+from simgr_jax.evaluation.ranking import Ranker
+from simgr_jax.evaluation.references import reference_rankings
+from simgr_jax.evaluation.report import Judged, write_report
+from simgr_jax.evaluation.saved_ranking import CaseRankings
+from simgr_jax.huggingface.checkpoint import Checkpoint
+from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
+from simgr_jax.huggingface.pretrained import load_pretrained, open_checkpoint
+from simgr_jax.inputs import prompts
+from simgr_jax.inputs.prompts import ItemContents, Prompt
+from simgr_jax.inputs.training_windows import TrainingWindows
+from simgr_jax.models import parameters, popularity, registry
+from simgr_jax.models.model_inputs import Backbone, ModelInputs
+from simgr_jax.models.recommender import Recommender
+from simgr_jax.models.scratch import scratch_backbone
+from simgr_jax.ops.top_k import Ranking
+from simgr_jax.semantic_ids import saved_ids
+from simgr_jax.semantic_ids.build import build
+from simgr_jax.semantic_ids.codes import SemanticIds
+from simgr_jax.serving import export_folder
+from simgr_jax.serving.histories import Histories
+from simgr_jax.training import loop
+from simgr_jax.training.checkpoints import Checkpoints
+from simgr_jax.workdir import config_file, trained_on
+from simgr_jax.workdir.cache import fingerprint
+from simgr_jax.workdir.read_files import read_json_object, read_text
+
+_SEMANTIC_IDS = "semantic_ids.npz"
+# What a run learned, besides its checkpoints and log.
+LEARNED_FILES = (trained_on.FILE_NAME, _SEMANTIC_IDS, "semantic_ids.json")
+SPLITS = ("validation", "test")
+# Keys that say where things are. They may differ when a run continues.
+_PLACES = ("cache_dir", "data.path")
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def fit(
+    config: str | Path | ml_collections.ConfigDict,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    workdir: str | Path,
+) -> Run:
+    """Trains a recommender, or continues where a run in the workdir was cut off.
+
+        run = simgr_jax.fit("quickstart", {"training.epochs": 2}, workdir="workdirs/mine")
+
+    Args:
+      config: a config file's path, the name of one in configs/ ("quickstart", "amazon:beauty"), or a config.
+      overrides: values by full key, like {"data.path": "events.csv"}.
+      workdir: the folder for the config, checkpoints, metrics and reports.
+
+    Raises:
+      UserError: the config or the data can't be used, or the workdir holds another run.
+    """
+    run = Run(load_run_config(config, overrides), workdir)
+    run.train()
+    return run
+
+
+def load(workdir: str | Path) -> Run:
+    """The run in a workdir.
+
+        run = simgr_jax.load("workdirs/mine")
+
+    Raises:
+      UserError: there is none, or another version of simgr_jax trained it.
+    """
+    return Run.load(Path(workdir))
+
+
+def _on_mesh(method: Method) -> Method:
+    """A method of `Run` that runs on the run's mesh."""
+
+    @functools.wraps(method)
+    def wrapped(self: Run, *arguments: Any, **options: Any) -> Any:
+        with self.mesh():
+            return method(self, *arguments, **options)
+
+    return wrapped  # type: ignore[return-value]
+
+
+class Run:
+    """One run: its config, its workdir, and everything that follows from them, made when it is first asked for.
+
+    Attributes:
+      config: every option.
+      workdir: the folder of config, checkpoints, metrics and reports.
+      options: the options of the run's model.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: str | Path):
+        """
+        Raises:
+          UserError: a value of the config can't be.
+        """
+        config_checks.check(config)
+        self.config, self.workdir = config, Path(os.path.expanduser(workdir))
+        self.options = registry.options_of(config)
+        self._best: Recommender | None = None
+        self._cost: dict[str, float | None] = {}
+
+    @classmethod
+    def load(cls, workdir: Path, places: Mapping[str, Any] | None = None) -> Run:
+        """The run in a workdir.
+
+        Args:
+          places: config values that say where the run's files are now, by full key, like {"data.path": "data"}.
+
+        Raises:
+          UserError: there is none, or it is of another version.
+        """
+        config = with_values(_saved_config(workdir), places or {}).lock()
+        check_overrides(config, places or {})
+        return cls(config, workdir)
+
+    @contextlib.contextmanager
+    def mesh(self, devices: Sequence[jax.Device] | None = None) -> Iterator[None]:
+        """The context that the run's computations need: its mesh. The methods below enter it by themselves.
+
+        Args:
+          devices: all devices of the run, if None; a topology's, to compile for it.
+
+        Raises:
+          UserError: the mesh does not fit the devices, or batches do not fit the mesh.
+        """
+        with jax.set_mesh(sharding.make_mesh(self.config.mesh, devices)):
+            parts = sharding.shards("batch")
+            rows = {"evaluation.batch_size": self.config.evaluation.batch_size}
+            if self.options.is_trained:
+                rows["training.batch_rows"] = self.config.training.batch_rows
+            for key, count in rows.items():
+                if count % parts:
+                    raise UserError(
+                        f"config.{key}: {count} can't be split over the {parts} devices of config.mesh.data and fsdp; "
+                        "give a multiple"
+                    )
+            yield
+
+    # What the run reads.
+
+    @property
+    def cache_dir(self) -> Path:
+        """The folder of prepared data and semantic IDs."""
+        folder = self.config.cache_dir
+        return Path(os.path.expanduser(folder)) if folder else self.workdir / "cache"
+
+    @functools.cached_property
+    def _data(self) -> tuple[Dataset, Split]:
+        with distributed.main_first():
+            dataset, split = load_data(self.config.data, self.cache_dir)
+        if dataset.num_items < self.list_length:
+            raise UserError(
+                f"config.data.path: {dataset.name} has {dataset.num_items} items, but lists have {self.list_length}; "
+                "use a larger catalog or a lower config.data.k_core"
+            )
+        for part in SPLITS:
+            if not len(getattr(split, part)):
+                raise UserError(f"config.data.split: leaves no {part} case; choose another split or larger fractions")
+        sequences = (dataset.sequences.values, dataset.sequences.offsets, split.train.values, split.train.offsets)
+        distributed.check_same("the data", *sequences, dataset.item_texts)
+        return dataset, split
+
+    @property
+    def dataset(self) -> Dataset:
+        """Users, catalog and sequences."""
+        return self._data[0]
+
+    @property
+    def split(self) -> Split:
+        """The training sequences, and the validation and test cases."""
+        return self._data[1]
+
+    @functools.cached_property
+    def _ids(self) -> tuple[SemanticIds | None, dict[str, Any]]:
+        if not self.options.reads_semantic_ids:
+            return None, {}
+        dataset, split = self._data
+        with distributed.main_first():
+            kept = self.workdir / _SEMANTIC_IDS
+            if trained_on.has_learned(self.workdir) and kept.exists():
+                trained_on.check(self._learned_items(), self.workdir)
+                found = saved_ids.read(kept)
+            else:
+                found = build(self.config.semantic_ids, dataset, split.train, self.cache_dir, self.config.seed)
+        distributed.check_same("the semantic IDs", found[0].codes)
+        return found
+
+    @property
+    def semantic_ids(self) -> SemanticIds | None:
+        """The catalog's semantic IDs; None for a model that does not read them.
+
+        A run that has learned something keeps its own, even where new interactions would give others.
+        """
+        return self._ids[0]
+
+    @property
+    def id_quality(self) -> dict[str, Any]:
+        """How good the semantic IDs are (see `semantic_ids.quality`)."""
+        return self._ids[1]
+
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint | None:
+        """The LLM that the backbone starts from; None where it is trained from scratch."""
+        if not self._has_llm:
+            return None
+        with distributed.main_first():
+            return open_checkpoint(self.config)
+
+    @property
+    def _has_llm(self) -> bool:
+        return self.options.takes_checkpoint and bool(self.config.backbone.checkpoint)
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The LLM's tokenizer with the semantic-ID tokens; None without an LLM."""
+        if self.checkpoint is None or self.semantic_ids is None:
+            return None
+        return load_tokenizer(self.checkpoint.folder, self.semantic_ids.token_strings())
+
+    @property
+    def items(self) -> ItemContents:
+        """What prompts can say of the items."""
+        return ItemContents(self.dataset.num_items, self.semantic_ids, self.dataset.item_texts)
+
+    @functools.cached_property
+    def prompt(self) -> Prompt:
+        """How histories become the backbone's inputs."""
+        return prompts.create(self.options.history, self.config.prompt, self.items, self.tokenizer)
+
+    @functools.cached_property
+    def row_length(self) -> int:
+        """The length of the rows that prompts are packed into."""
+        asked = self.config.training.row_length if self.options.is_trained else 0
+        return prompts.choose_row_length(asked, self.prompt, self.config.data.max_items, self.options.windows)
+
+    @property
+    def longest_sequence(self) -> int:
+        """The positions that the backbone has to know. A model that reads its targets reads one item more."""
+        length = min(self.prompt.longest(self.config.data.max_items), self.row_length)
+        return length + int(self.prompt.pieces.lengths.max()) * (self.options.windows == "with_target")
+
+    @functools.cached_property
+    def windows(self) -> TrainingWindows:
+        """The training windows.
+
+        Raises:
+          UserError: there is none.
+        """
+        windows = TrainingWindows(
+            *(self.split.train, self.prompt, self.config.data.max_items, self.row_length, self.options.windows)
+        )
+        if not len(windows):
+            raise UserError(
+                "config.data.split: leaves no training sequence of two items; give users with more interactions"
+            )
+        return windows
+
+    # The model.
+
+    @functools.cached_property
+    @_on_mesh
+    def model(self) -> Recommender:
+        """The model before training, with an LLM's weights or random ones. Training uses its parameters up."""
+        checkpoint = self.checkpoint  # Finds what is wrong with it before the data are prepared.
+        rngs, items, longest = nnx.Rngs(self.config.seed), self.items, self.longest_sequence
+
+        def scratch() -> Backbone:
+            return scratch_backbone(self.config, rngs)
+
+        make_backbone: Callable[[], Backbone] = scratch
+        if checkpoint is not None:
+            pretrained = load_pretrained(checkpoint, self.tokenizer, self.config, items, self.prompt, longest)
+            make_backbone = lambda: pretrained  # noqa: E731
+        inputs = ModelInputs(items.num_items, items.semantic_ids, self.split.train, make_backbone, rngs)
+        return registry.create(self.config, inputs)
+
+    @functools.cached_property
+    @_on_mesh
+    def ranker(self) -> Ranker:
+        """Ranks with models of the run's structure."""
+        config = self.config
+        arguments = (config.evaluation.batch_size, config.data.max_items, self.row_length)
+        return Ranker(self.model, self.prompt, *arguments)
+
+    @property
+    def list_length(self) -> int:
+        """The length of the lists that reports judge."""
+        return max(self.config.evaluation.ks)
+
+    @_on_mesh
+    def best_model(self) -> Recommender:
+        """The model with the best checkpoint's parameters. A model without parameters is as it is.
+
+        Raises:
+          UserError: there is no checkpoint, or it is damaged, another model's, or of other items or semantic IDs.
+        """
+        if self._best is None:
+            self._best = self._restore_best()
+        return self._best
+
+    def _restore_best(self) -> Recommender:
+        model = self.model
+        _, params, rest = nnx.split(model, nnx.Param, ...)
+        self._cost = {"train_seconds": 0.0, "train_targets_per_second": None}
+        if not params:
+            return model
+        trained_on.check(self._learned_items() | self._learned_contents(), self.workdir)
+        folder = self.workdir / "checkpoints"
+        if not folder.is_dir():
+            raise UserError(f"{folder}: is not there; train in this workdir first")
+        # Frees the initial values: there may be no room for two copies of an LLM.
+        for leaf in jax.tree.leaves(params):
+            leaf.delete()
+        with Checkpoints(folder, read_only=True) as checkpoints:
+            params, self._cost = checkpoints.restore_best(params), checkpoints.training_cost()
+        return nnx.merge(nnx.graphdef(model), params, rest)
+
+    # What a run does.
+
+    @_on_mesh
+    def train(self) -> None:
+        """Trains the model, continuing from the workdir's latest checkpoint where there is one.
+
+        Raises:
+          UserError: the workdir holds a run of another config or other data, or the config can't be trained.
+        """
+        check_same_config(self.config, self.workdir)
+        model, split = self.model, self.split
+        learned = self._learned_items() | self._learned_contents()
+        learned["training_sequences"] = fingerprint(split.train.values, split.train.offsets)
+        trained_on.check(learned, self.workdir)
+        if distributed.is_main():
+            # Only now, so that a config that can't be trained may be corrected in the same workdir.
+            config_file.save(self.config.to_dict(), self.workdir)
+            if not trained_on.has_learned(self.workdir) and self.semantic_ids is not None:
+                saved_ids.write(self.workdir / _SEMANTIC_IDS, self.semantic_ids, self.id_quality)
+            trained_on.save(learned, self.workdir)
+        dataset = self.dataset
+        print(
+            f"{dataset.name}: {len(dataset.user_ids):,} users, {dataset.num_items:,} items, "
+            f"{len(dataset.sequences.values):,} interactions",
+            flush=True,
+        )
+        Console().print(parameters.table(model))
+        if self.options.is_trained:
+            self._best = None
+            loop.fit(model, self.windows, self._validate, self.config, self.workdir)
+
+    def _validate(self, model: Recommender) -> dict[str, float]:
+        """The metrics of the validation split, with history items left in."""
+        ranking = self.ranker.rank(model, self.split.validation, self.list_length)
+        ks = self.config.evaluation.ks
+        return summarize(ranking.target_rank, ranking.items, self.dataset.num_items, ks)
+
+    @_on_mesh
+    def evaluate(self, split: str = "test") -> dict[str, Any]:
+        """Judges the best checkpoint, and writes the report.
+
+        Args:
+          split: "test", reported in `workdir/report`, or "validation", in `workdir/report_validation`.
+
+        Returns:
+          The metrics of the report's metrics.json. `NDCG@10` leaves history items in the lists, `filtered/NDCG@10`
+          takes them out.
+
+        Raises:
+          UserError: there is no such split, or no checkpoint.
+        """
+        cases, model = self.cases(split), self.best_model()
+        rankings = {
+            LEFT_IN: self.ranker.rank(model, cases, self.list_length),
+            FILTERED: self.ranker.rank(model, cases, self.list_length, filter_history=True),
+        }
+        facts = {"model": self.config.model, "num_parameters": parameters.total(model), **self._cost}
+        return self._report(self._report_folder(split), split, rankings, facts, self.log())
+
+    def judge_predictions(self, file: Path, split: str = "test") -> dict[str, Any]:
+        """Judges another system's recommendations on the run's data, and reports in the folder FILE.report.
+
+        Args:
+          file: see `evaluation.predictions`.
+
+        Returns:
+          The metrics of the report's metrics.json.
+
+        Raises:
+          UserError: the file can't be read, or does not fit the data.
+        """
+        rankings = predictions.read(file, self.dataset, self.cases(split), self.list_length)
+        unknown = dict.fromkeys(("num_parameters", "train_seconds", "train_targets_per_second"))
+        folder = file.with_name(f"{file.name}.report")
+        return self._report(folder, split, rankings, {"model": file.stem, **unknown}, [])
+
+    def _report(
+        self, folder: Path, split: str, rankings: Mapping[str, Ranking], facts: dict[str, Any], log: list[dict]
+    ) -> dict[str, Any]:
+        """Writes the report of the model's rankings, by protocol, beside those of the references."""
+        if not distributed.is_main():
+            return {}
+        cases, dataset = self.cases(split), self.dataset
+        oracle = oracle_folder(self.config.data, self.cache_dir)
+        references = reference_rankings(self.split.train, dataset.num_items, cases, self.list_length, oracle)
+        facts = facts | {
+            "dataset": dataset.name,
+            "split": split,
+            "num_users": len(np.unique(cases.users)),
+            "num_cases": len(cases),
+            "num_items": dataset.num_items,
+        }
+        ranked = {"model": rankings, **references}
+        judged = Judged(facts, ranked, cases, self.split.train, dataset.num_items, self.config.evaluation.ks)
+        metrics = write_report(folder, judged, log)
+        saved_ranking.write(folder, rankings, cases)
+        print(f"{self.list_length} recommendations for each of {len(cases):,} cases judged; the report is in {folder}")
+        return metrics
+
+    def recommend(self, histories: Any, k: int = 10, *, filter_history: bool = False) -> Any:
+        """The top-K items for any histories, also of users who are not in the data.
+
+            run.recommend([["B7", "B2"], ["B9"]], k=10)
+
+        Items that the catalog does not have are left out, counted in the result, and reported in a warning. A history
+        without any known item gets the most popular items.
+
+        Args:
+          histories: lists of item ids, oldest first; or a polars or pandas frame with one row per interaction, whose
+            columns are called as `config.data.log` says (by default user, item and, if there is one, timestamp).
+          k: the length of the lists.
+          filter_history: whether the items of a history are left out of its list.
+
+        Returns:
+          For lists `Recommendations`; for a frame the same kind of frame with the columns user, rank, item and score.
+
+        Raises:
+          UserError: k is more than the model or the catalog can list, or the frame lacks a column.
+        """
+        asked = Histories.read(histories, self.dataset, self.config.data.log)
+        asked.warn_of_unknown()
+        items, scores = self.lists(asked.cases(), k, filter_history)
+        popular = popularity.most_popular(self.split.train, self.dataset.num_items)[:k]
+        return asked.answer(asked.recommendations(items, scores, popular))
+
+    @_on_mesh
+    def lists(
+        self, cases: EvaluationCases, k: int = SELECTION_K, filter_history: bool = False
+    ) -> tuple[Int[np.ndarray, "C K"], Float[np.ndarray, "C K"]]:
+        """The best checkpoint's top-K lists for evaluation cases, as item indices, and their scores.
+
+        Raises:
+          UserError: k is more than the model or the catalog can list.
+        """
+        num_items = self.dataset.num_items
+        if not 1 <= k <= num_items:
+            raise UserError(f"k: can't be {k}; give a number from 1 to {num_items}, the items of {self.dataset.name}")
+        model = self.best_model()
+        if k > (width := getattr(model, "beam_width", k)):
+            raise UserError(
+                f"config.{self.config.model}.beam_width: {width} can't fill a list of {k}; give a smaller k"
+            )
+        if not len(cases):
+            return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
+        return self.ranker.lists(model, cases, k, filter_history)
+
+    def cases(self, split: str = "") -> EvaluationCases:
+        """The evaluation cases of a split; "" is every user's whole history, whose targets are item 0 and mean nothing.
+
+        Raises:
+          UserError: there is no such split.
+        """
+        if not split:
+            users = np.arange(len(self.dataset.sequences), dtype=np.int32)
+            return EvaluationCases(users, self.dataset.sequences, np.zeros_like(users))
+        if split not in SPLITS:
+            raise UserError(f'split: "{split}" is unknown; choose one of {", ".join(SPLITS)}')
+        return getattr(self.split, split)
+
+    @_on_mesh
+    def item_vectors(self) -> Float[np.ndarray, "N D"]:
+        """The best checkpoint's item vectors, in the order of `dataset.item_ids`. Their dot products with
+        `user_vectors` are the scores that lists are sorted by.
+
+        Raises:
+          UserError: the model does not score by vectors.
+        """
+        model = self._model_with_vectors()
+        graphdef, state = nnx.split(model)
+        vectors = jax.jit(lambda state: nnx.merge(graphdef, state).item_vectors(nnx.merge(graphdef, state).catalog()))
+        return np.asarray(vectors(state), np.float32)
+
+    @_on_mesh
+    def user_vectors(self, histories: Any) -> Float[np.ndarray, "B D"]:
+        """The best checkpoint's vector of each user, given histories as for `recommend`. A history without any known
+        item has the vector 0.
+
+        Raises:
+          UserError: the model does not score by vectors.
+        """
+        model = self._model_with_vectors()
+        asked = Histories.read(histories, self.dataset, self.config.data.log)
+        asked.warn_of_unknown()
+        vectors = np.zeros((len(asked.sequences), self.item_vectors().shape[1]), np.float32)
+        if len(cases := asked.cases()):
+            vectors[cases.users] = self.ranker.ask(model, cases, "user_vectors")
+        return vectors
+
+    def _model_with_vectors(self) -> Recommender:
+        model = self.best_model()
+        if not hasattr(model, "item_vectors"):
+            raise UserError(f'config.model: "{self.config.model}" does not score items by vectors; simgr does')
+        return model
+
+    @_on_mesh
+    def export(self, output: str | Path, *, dtype: str = "", filter_history: bool = False) -> None:
+        """Writes the best checkpoint as a folder for Transformers, with its catalog as an item index (docs/export.md).
+
+        Args:
+          output: the folder to write; it must not exist yet.
+          dtype: "float32" or "bfloat16"; "" is the base model's own.
+          filter_history: whether the exported program leaves a history's items out of its list.
+
+        Raises:
+          UserError: the model is not SimGR, or the folder can't be written.
+        """
+        export_folder.write(self, Path(os.path.expanduser(output)), dtype, filter_history)
+
+    # What the run left in its workdir.
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; none for a model that is not trained.
+
+        Raises:
+          UserError: a line can't be read.
+        """
+        file = self.workdir / "metrics.jsonl"
+        if not self.options.is_trained:
+            return []
+        lines = []
+        for number, line in enumerate(read_text(file).splitlines(), start=1):
+            try:
+                lines.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{file}:{number}: is not JSON ({error}); remove the line") from error
+        return lines
+
+    def report(self, split: str = "test") -> dict[str, Any]:
+        """The metrics.json of a report that was written before.
+
+        Raises:
+          UserError: there is none.
+        """
+        return read_json_object(self._report_folder(split) / "metrics.json")
+
+    def saved_ranking(self, split: str = "test") -> CaseRankings:
+        """The lists and ranks of a report that was written before.
+
+        Raises:
+          UserError: there are none.
+        """
+        return saved_ranking.read(self._report_folder(split))
+
+    def _report_folder(self, split: str) -> Path:
+        return self.workdir / ("report" if split == "test" else f"report_{split}")
+
+    # What the run learns from.
+
+    def _learned_items(self) -> dict[str, str]:
+        return {"items": fingerprint(self.dataset.item_ids)}
+
+    def _learned_contents(self) -> dict[str, str]:
+        """What the model knows of the items besides their index."""
+        learned = {}
+        if self.semantic_ids is not None:
+            learned["semantic_ids"] = fingerprint(self.semantic_ids.codes.astype(np.int32))
+        if len(self.prompt.text_tokens):
+            learned["text_tokens"] = fingerprint(self.prompt.text_tokens)
+        return learned
+
+
+def _saved_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The config in a workdir; keys that were added since have their defaults.
+
+    Raises:
+      UserError: there is none, or it can't be read.
+    """
+    config = default_config.get_config().lock()
+    try:
+        config.update(config_file.load(workdir))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        # ml_collections lists the whole config after its first sentence.
+        reason = str(error.args[0]).partition(". Other fields")[0]
+        path = workdir / config_file.FILE_NAME
+        raise UserError(
+            f"{path}: has a key that this version does not know ({reason}); train in a new workdir"
+        ) from error
+    return config
+
+
+def check_same_config(
+    config: ml_collections.ConfigDict, workdir: Path, otherwise: str = "choose another --workdir"
+) -> None:
+    """Checks `config` against the one that the workdir's run began with, if there is one. Only keys that the run reads
+    count, and places may differ.
+
+    Args:
+      otherwise: what to do instead of continuing with the same config.
+
+    Raises:
+      UserError: the workdir holds a run of another config.
+    """
+    path = workdir / config_file.FILE_NAME
+    if not path.exists():
+        return
+    before, now, ignored = flat(_saved_config(workdir)), flat(config), unread(config)
+    for key in sorted(now):
+        if before[key] != now[key] and key not in _PLACES and key not in ignored:
+            raise UserError(
+                f"{path}:{key}: the run here has {before[key]!r}, not {now[key]!r}; "
+                f"continue with the same config, or {otherwise}"
+            )

@@ -1,0 +1,39 @@
+"""Semantic IDs on disk: the codes in NAME.npz, and their quality report beside it in NAME.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simgr_jax.semantic_ids.codes import SemanticIds
+from simgr_jax.workdir.atomic_write import atomic_path, write_json
+from simgr_jax.workdir.cache import load_arrays
+from simgr_jax.workdir.read_files import read_json_object
+
+
+def write(file: Path, semantic_ids: SemanticIds, report: dict[str, Any]) -> None:
+    """Writes semantic IDs and their quality report.
+
+    Args:
+      file: NAME.npz.
+      report: see `quality.report`.
+
+    Raises:
+      UserError: the folder can't be written.
+    """
+    # The report comes first, so that codes on disk always have one.
+    write_json(file.with_suffix(".json"), report)
+    with atomic_path(file) as temporary:
+        np.savez(temporary, codes=semantic_ids.codes, codebook_sizes=np.array(semantic_ids.codebook_sizes))
+
+
+def read(file: Path) -> tuple[SemanticIds, dict[str, Any]]:
+    """Reads what `write` wrote.
+
+    Raises:
+      UserError: a file is missing or damaged.
+    """
+    arrays, report = load_arrays(file), read_json_object(file.with_suffix(".json"))
+    return SemanticIds(arrays["codes"], tuple(arrays["codebook_sizes"].tolist())), report

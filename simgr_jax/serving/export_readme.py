@@ -1,0 +1,232 @@
+"""What an exported model says of itself: a model card, and how to score items with plain torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from simgr_jax.evaluation import metrics as metrics_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a user's scores are computed from, once the model and the item index are loaded.
+
+    Attributes:
+      reads_text: whether a history is read as text, its items' prompts one after the other, or as the items' vectors.
+      prefix: text before the first item.
+      end_tokens: how many tokens the tokenizer puts after a text; the run had none of them.
+      max_items: of a history, only so many of the newest are read.
+      max_tokens: and only as many as fit in so many tokens; None where all fit.
+      embedding_scale: what the model multiplies its tokens' embeddings by.
+      pooling: one of `user_pooling.POOLINGS`.
+      similarity: "cosine" or "dot".
+      has_collisions: whether some items have one code, and so one score.
+      filter_history: whether a history's items are not recommended again.
+    """
+
+    reads_text: bool
+    prefix: str
+    end_tokens: int
+    max_items: int
+    max_tokens: int | None
+    embedding_scale: float
+    pooling: str
+    similarity: str
+    has_collisions: bool
+    filter_history: bool
+
+
+_SCRIPT = string.Template('''"""Prints the ten items that the model ranks first after a history, with their scores.
+
+    python score.py ITEM_ID ITEM_ID ...        (oldest first)
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+$imports
+
+here = Path(__file__).resolve().parent
+item_ids = json.loads((here / "item_ids.json").read_text(encoding="utf-8"))
+items = load_file(here / "items.safetensors")
+model = AutoModel.from_pretrained(here.parent, dtype=torch.float32).eval()
+$loading
+history = [item_ids.index(item) for item in sys.argv[1:]][-$max_items:]
+$inputs
+with torch.no_grad():
+    states = model($model_inputs).last_hidden_state[0]
+$scoring
+for item in scores.argsort(descending=True, stable=True)[:10].tolist():
+    print(item_ids[item], f"{scores[item]:.4f}")
+''')
+
+_POOLING = {
+    "last": "user = states[-1]",
+    "mean": "user = states.mean(dim=0)",
+    "attention": 'user = (states @ items["pooling"]).softmax(dim=0) @ states',
+}
+
+
+def score_script(recipe: Recipe) -> str:
+    """A program of about 20 lines that needs torch, transformers and safetensors only."""
+    if recipe.reads_text:
+        parts = {
+            "loading": "tokenizer = AutoTokenizer.from_pretrained(here.parent)\n"
+            'prompts = json.loads((here / "item_prompts.json").read_text(encoding="utf-8"))\n',
+            "inputs": _text_inputs(recipe),
+            "model_inputs": "torch.tensor([tokens])",
+        }
+    else:
+        # Transformers scales what it looks up itself, not what it is given.
+        scale = f" * {recipe.embedding_scale!r}" if recipe.embedding_scale != 1 else ""
+        parts = {
+            "loading": "",
+            "inputs": f'vectors = items["vectors"][history]{scale}',
+            "model_inputs": "inputs_embeds=vectors[None]",
+        }
+    return _SCRIPT.substitute(
+        parts,
+        imports="\n".join(_imports(recipe)),
+        max_items=recipe.max_items,
+        scoring="\n".join(_scoring(recipe)),
+    )
+
+
+def _imports(recipe: Recipe) -> Iterator[str]:
+    if recipe.similarity == "cosine":
+        yield "from torch.nn.functional import normalize"
+    yield f"from transformers import AutoModel{', AutoTokenizer' if recipe.reads_text else ''}"
+
+
+def _text_inputs(recipe: Recipe) -> str:
+    prefix = f"{recipe.prefix!r} + " if recipe.prefix else ""
+    end = f"[:-{recipe.end_tokens}]" if recipe.end_tokens else ""
+
+    def tokens(items: str) -> str:
+        return f'tokens = tokenizer({prefix}"".join(prompts[item] for item in {items})).input_ids{end}'
+
+    if recipe.max_tokens is None:
+        return tokens("history")
+    return (
+        "for start in range(len(history)):  # the newest items that fit\n"
+        f"    {tokens('history[start:]')}\n"
+        f"    if len(tokens) <= {recipe.max_tokens}:\n"
+        "        break"
+    )
+
+
+def _scoring(recipe: Recipe) -> Iterator[str]:
+    yield _POOLING[recipe.pooling]
+    if recipe.similarity == "cosine":
+        yield 'scores = normalize(items["vectors"], dim=1) @ normalize(user, dim=0)'
+    else:
+        yield 'scores = items["vectors"] @ user'
+    if recipe.has_collisions:
+        yield 'scores = scores[items["first_with_same_codes"].long()]  # items with one code share a score'
+    if recipe.filter_history:
+        yield "scores[history] = -torch.inf"
+
+
+_INDEX_README = string.Template("""# Item index
+
+| file | what |
+|---|---|
+| `item_ids.json` | the items' ids, a list; an item's number is its place there |
+| `items.safetensors` | $tensors |
+$prompts| `score.py` | the program below |
+
+`python score.py ITEM_ID ITEM_ID ...` prints the ten items that the model in the folder above ranks first after this
+history. It needs torch, transformers (5 or newer) and safetensors, and computes in float32:
+
+```python
+$script```
+
+The same scores with numpy, for a user's state `user` [D]:
+
+```python
+vectors = safetensors.numpy.load_file("items.safetensors")["vectors"]
+best = np.argsort(-($numpy))[:10]
+```
+""")
+
+
+def index_readme(recipe: Recipe, script: str) -> str:
+    """README.md of the item index; it shows `script`, which is score.py."""
+    tensors = "`codes` int32 [N, L], the semantic IDs; `vectors` float32 [N, D], not normalised"
+    if recipe.pooling == "attention":
+        tensors += "; `pooling` float32 [D], which scores the states that the user's is the average of"
+    if recipe.has_collisions:
+        tensors += "; `first_with_same_codes` int32 [N], the first item with an item's codes"
+    prompts = "| `item_prompts.json` | what the model reads of each item, a list |\n" if recipe.reads_text else ""
+    cosine = " / np.linalg.norm(vectors, axis=1)" if recipe.similarity == "cosine" else ""
+    return _INDEX_README.substitute(tensors=tensors, prompts=prompts, script=script, numpy=f"vectors @ user{cosine}")
+
+
+_MODEL_CARD = string.Template("""---
+library_name: transformers
+pipeline_tag: feature-extraction
+tags: [recommendation, semantic-ids, simgr]
+$base_model---
+
+# $title
+
+A recommender that generates nothing: the model reads a user's history once, its hidden state is the user, and every
+item of the catalog is scored by its similarity to that state (SimGR, https://arxiv.org/abs/2602.07847). Trained with
+simgr_jax.
+
+| | |
+|---|---|
+$facts
+$metrics
+## Use
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained("THIS_FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+```
+
+`item_index/` has the catalog's ids, semantic IDs and vectors, and `score.py`, which ranks them for a history
+(`item_index/README.md`): `python item_index/score.py ITEM_ID ITEM_ID ...`
+""")
+
+
+def model_card(title: str, base_model: str | None, facts: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> str:
+    """README.md of the model.
+
+    Args:
+      base_model: its hub id, if it has one.
+      facts: by name.
+      metrics: as in report/metrics.json; None if there are none.
+    """
+    return _MODEL_CARD.substitute(
+        title=title,
+        base_model=f"base_model: {base_model}\n" if base_model else "",
+        facts="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
+        metrics=_metrics_section(metrics) if metrics else "",
+    )
+
+
+def _metrics_section(metrics: Mapping[str, Any]) -> str:
+    """Each metric of the model and of what it was compared with, with its 95% interval."""
+    prefixes = {"this model": ""} | {
+        key.removesuffix("/HR@10"): key.removesuffix("HR@10") for key in metrics if key.endswith("/HR@10")
+    }
+    rows = [["metric", *prefixes], ["---"] * (1 + len(prefixes))]
+    for metric in metrics_lib.names():
+        cells = []
+        for prefix in prefixes.values():
+            value, low, high = (metrics[f"{prefix}{metric}{end}"] for end in ("", "/ci95_low", "/ci95_high"))
+            cells.append(f"{value:.4f} ({low:.4f} to {high:.4f})")
+        rows.append([metric, *cells])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    cases = f"{metrics['num_cases']:,} {metrics['split']} cases of {metrics['dataset']}"
+    where = f"ranked over all {metrics['num_items']:,} items, with 95% bootstrap intervals"
+    return f"\n## Metrics\n\n{cases}, {where}:\n\n{table}\n"

@@ -1,0 +1,304 @@
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AddedToken, PreTrainedTokenizerFast
+
+from simgr_jax import default_config
+from simgr_jax.data.dataset import EvaluationCases, Sequences
+from simgr_jax.errors import UserError
+from simgr_jax.inputs import prompts
+from simgr_jax.inputs.batches import rank_batches
+from simgr_jax.semantic_ids.codes import SemanticIds
+
+CORPUS = [
+    "A customer bought, oldest first:\nRed running shoes for men\nBlue wool hat, 2 pieces\n",
+    "The customer bought: a garden hose; then a hose reel; then 12 red roses.\n\n",
+    "Organic shampoo (500 ml) for dry hair - with aloe vera. Größe: 38\n",
+] * 5
+TITLES = ["Red running shoes", "Blue hat", "", "Organic shampoo (500 ml) for dry hair", "12 roses", "Größe 38"]
+IDS = SemanticIds(np.random.default_rng(0).integers(0, 4, (len(TITLES), 3)).astype(np.int32), (4, 4, 4))
+# What cl100k and its descendants split a text into, shortened.
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def gpt2():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}, ""
+
+
+def qwen():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    return tokenizer, {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}, ""
+
+
+def llama2():
+    """The whole text gets a space before it; newlines are no part of words but bytes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    return tokenizer, {"special_tokens": ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]}, "<s>"
+
+
+def llama2_legacy():
+    """Each text between added tokens gets a space before it."""
+    _, options, bos = llama2()
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return tokenizer, options, bos
+
+
+FAMILIES = (gpt2, qwen, llama2, llama2_legacy)
+
+
+def train(family):
+    tokenizer, options, bos = family()
+    splits = tokenizer.pre_tokenizer
+    tokenizer.pre_tokenizer = splits or pre_tokenizers.Metaspace()  # SentencePiece learns words, and uses no splits.
+    lines = CORPUS if family in (gpt2, qwen) else [line for text in CORPUS for line in text.splitlines()]
+    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=450, show_progress=False, **options))
+    if splits is None:
+        tokenizer.pre_tokenizer = None
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    special = {"bos_token": bos or None, "unk_token": tokenizer.model.unk_token}
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    whole.add_tokens([AddedToken(token, normalized=False) for token in IDS.token_strings()])
+    return whole
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=[family.__name__ for family in FAMILIES])
+def tokenizer(request):
+    return train(request.param)
+
+
+def make(tokenizer, item="{codes}", prefix="", titles=TITLES, max_title_tokens=32):
+    return prompts.text_prompt(IDS, tokenizer, titles, prefix=prefix, item=item, max_title_tokens=max_title_tokens)
+
+
+def read_by(prompt, items):
+    """What the backbone reads of a history."""
+    cases = EvaluationCases(np.zeros(1), Sequences.from_lists([items]), np.zeros(1))
+    batch, _ = next(rank_batches(cases, prompt, 1, len(items), 10_000))
+    return batch.inputs[0, : batch.lengths[0]]
+
+
+def llm_tokens(prompt, inputs, tokenizer):
+    """The same as the LLM's tokenizer numbers it."""
+    codes = tokenizer.convert_tokens_to_ids(IDS.token_strings())
+    return np.concatenate([codes, prompt.text_tokens]).astype(int)[inputs].tolist()
+
+
+def codes_of(item):
+    return "".join(f"<{'abc'[level]}_{code}>" for level, code in enumerate(IDS.codes[item]))
+
+
+PREFIX = "A customer bought, oldest first:"
+# (prefix, item template); each can be told from the tokens of what is before it in every family.
+TEMPLATES = [
+    ("", "{codes}"),
+    (PREFIX, "{codes}"),
+    (f"{PREFIX}\n", "{codes}"),
+    (f"{PREFIX} ", "{codes}"),
+    ("", " {codes}"),
+    ("", "; then {codes}"),
+    (PREFIX, "\n{codes}"),
+    ("", "\n{title} {codes}"),
+    (PREFIX, "\n{title} {codes}"),
+    (PREFIX, "\n{title}:{codes}"),
+    (f"{PREFIX}\n", "\n{title}:{codes}"),
+    ("<a_0>", "\n{title} {{}} {codes}"),
+]
+
+
+@pytest.mark.parametrize(("prefix", "item"), TEMPLATES)
+def test_the_model_reads_what_the_tokenizer_makes_of_the_whole_text(tokenizer, prefix, item):
+    prompt = make(tokenizer, item, prefix)
+    for history in ([0], [3, 1], [2, 2, 5, 4, 0], list(range(len(TITLES)))):
+        text = prefix + "".join(item.format(title=TITLES[i], codes=codes_of(i)) for i in history)
+        assert llm_tokens(prompt, read_by(prompt, history), tokenizer) == tokenizer(text).input_ids
+
+
+TEXT = st.text(st.sampled_from("aeRrdsh :;,.\n ▁éß0<>{}"), max_size=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    prefix=TEXT,
+    before=TEXT,
+    between=TEXT,
+    titles=st.lists(TEXT, min_size=6, max_size=6),
+    history=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+)
+@example("000000", "", "", ["0", "", "", "", "", ""], [1])  # The first item's text is in the prefix, the others' can't.
+def test_any_template_is_read_as_tokenized_or_refused(tokenizer, prefix, before, between, titles, history):
+    brace = lambda text: text.replace("{", "{{").replace("}", "}}")  # noqa: E731
+    try:
+        prompt = make(tokenizer, f"{brace(before)}{{title}}{brace(between)}{{codes}}", prefix, titles)
+    except UserError as error:
+        assert str(error).startswith("config.prompt.item: the tokenizer joins")
+        return
+    text = "".join(before + " ".join(titles[i].split()) + between + codes_of(i) for i in history)
+    assert llm_tokens(prompt, read_by(prompt, history), tokenizer) == tokenizer(prefix + text).input_ids
+
+
+def test_a_beginning_that_is_tokenized_with_the_title_is_refused():
+    """A space at the prefix's end belongs to the title's first word, and to no token of the title after a code."""
+    with pytest.raises(UserError, match=r"^config\.prompt\.item: the tokenizer joins the beginning of ."):
+        make(train(gpt2), "{title} {codes}", "bought: ")
+
+
+def test_what_the_prefix_and_the_items_share_is_in_the_prefix():
+    """ ":\\n" is one token of this tokenizer, so the first item has no "\\n" of its own."""
+    prompt = make(train(qwen), "\n{title} {codes}", PREFIX)
+    assert prompt.merged == 1
+    assert make(train(gpt2), "\n{title} {codes}", PREFIX).merged == 0
+
+
+def test_the_state_is_read_at_the_last_code(tokenizer):
+    prompt = make(tokenizer, "\n{title} {codes}")
+    for item, piece in enumerate(prompt.pieces):
+        np.testing.assert_array_equal(piece[-3:], IDS.tokens[item])
+
+
+def test_a_tokenizers_own_beginning_is_kept():
+    assert make(train(gpt2)).prefix.tolist() == []
+    llama = train(llama2)
+    prompt = make(llama)
+    assert llm_tokens(prompt, prompt.prefix, llama) == [llama.bos_token_id]
+    assert prompt.text_tokens.tolist() == [llama.bos_token_id]
+
+
+def test_titles_are_cut_to_so_many_tokens():
+    tokenizer = train(gpt2)
+    cut = make(tokenizer, "\n{title}{codes}", max_title_tokens=3)
+    tokens = tokenizer(TITLES[3], add_special_tokens=False).input_ids
+    assert len(tokens) > 4
+    assert llm_tokens(cut, cut.pieces[3][1:-3], tokenizer) == tokens[:3]
+    whole = make(tokenizer, "\n{title}{codes}", max_title_tokens=len(tokens))
+    assert llm_tokens(whole, whole.pieces[3][1:-3], tokenizer) == tokens
+
+
+def test_bare_codes_are_the_same_with_a_tokenizer_or_without():
+    with_tokenizer, without = make(train(gpt2)), prompts.token_prompt(IDS.tokens)
+    assert read_by(with_tokenizer, [2, 0, 5]).tolist() == read_by(without, [2, 0, 5]).tolist()
+    assert read_by(without, [2, 0, 5]).tolist() == IDS.tokens[[2, 0, 5]].reshape(-1).tolist()
+    assert not len(with_tokenizer.text_tokens)
+
+
+def test_only_text_that_occurs_is_numbered(tokenizer):
+    prompt = make(tokenizer, "\n{title} {codes}", PREFIX)
+    inputs = np.concatenate([prompt.prefix, prompt.pieces.values])
+    assert sorted(set(inputs.tolist()) - set(range(IDS.vocab_size))) == list(
+        range(IDS.vocab_size, IDS.vocab_size + len(prompt.text_tokens))
+    )
+
+
+def test_items_are_read_as_they_are():
+    assert read_by(prompts.item_prompt(6), [2, 0, 5]).tolist() == [2, 0, 5]
+
+
+def test_a_catalog_of_more_than_one_chunk_is_read_in_order(monkeypatch):
+    tokenizer = train(gpt2)
+    at_once = make(tokenizer, "\n{title} {codes}", PREFIX, max_title_tokens=3)
+    monkeypatch.setattr(prompts, "_CHUNK", 2)
+    in_chunks = make(tokenizer, "\n{title} {codes}", PREFIX, max_title_tokens=3)
+    np.testing.assert_array_equal(at_once.pieces.values, in_chunks.pieces.values)
+    np.testing.assert_array_equal(at_once.pieces.offsets, in_chunks.pieces.offsets)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("{title}", "'{title}' has to end with {codes}"),
+        ("{codes}\n", "has to end with {codes} and have it once"),
+        ("{codes}, {codes}", "have it once"),
+        ("", "'' has to end with {codes}"),
+        ("{brand} {codes}", "the placeholder {brand} is unknown; use {title} and {codes}"),
+        ("{} {codes}", "the placeholder {} is unknown"),
+        ("{title!r:>9} {codes}", "the placeholder {title!r:>9} is unknown"),
+        ("{title.x} {codes}", "the placeholder {title.x} is unknown"),
+        ("a } b {codes}", "is no template (Single '}' encountered in format string); write {{ and }}"),
+        ("{codes", "is no template (expected '}' before end of string)"),
+        ("{{codes}}", "has to end with {codes}"),
+    ],
+)
+def test_a_template_that_cant_be_filled_in_is_refused(item, message):
+    with pytest.raises(UserError) as error:
+        prompts.check_item_template(item)
+    assert str(error.value).startswith("config.prompt.item: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_titles_that_are_not_there_are_refused():
+    with pytest.raises(UserError, match=r"^config\.prompt\.item: has {title}, but the dataset has no item texts"):
+        make(train(gpt2), "\n{title} {codes}", titles=None)
+
+
+def test_a_tokenizer_without_the_codes_is_a_bug():
+    tokenizer = train(gpt2)
+    ids = SemanticIds(IDS.codes, (4, 4, 5))
+    with pytest.raises(ValueError, match="lacks 1 semantic-ID tokens, among them <c_4>"):
+        prompts.text_prompt(ids, tokenizer, None, prefix="", item="{codes}", max_title_tokens=1)
+
+
+def config(**changes):
+    options = default_config.get_config()
+    options.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return options
+
+
+def test_the_config_chooses_the_prompt(caplog):
+    """A backbone without a tokenizer reads codes; one with it, text and what the tokenizer puts in front."""
+    tokenizer = train(llama2)
+    by_item = prompts.create(config(), IDS, TITLES, tokenizer)
+    assert read_by(by_item, [4, 1]).tolist() == [4, 1]
+    tokens = config(model__history="tokens")
+    assert len(read_by(prompts.create(tokens, IDS, TITLES, None), [4, 1])) == 6
+    assert len(read_by(prompts.create(tokens, IDS, TITLES, tokenizer), [4, 1])) == 7
+    text = config(model__history="tokens", prompt__prefix=PREFIX, prompt__item="\n{title} {codes}")
+    expected = make(tokenizer, "\n{title} {codes}", PREFIX)
+    np.testing.assert_array_equal(
+        read_by(prompts.create(text, IDS, TITLES, tokenizer), [4, 1]), read_by(expected, [4, 1])
+    )
+
+
+def test_a_row_that_is_too_short_is_told_of_before_any_work(caplog):
+    with pytest.raises(UserError, match=r"^config\.training\.row_length: 2 is too short"):
+        prompts.create(config(model__history="tokens", training__row_length=2), IDS, None, None)
+    prompts.create(config(model__history="tokens", training__row_length=59), IDS, None, None)
+    assert "row_length: 59 holds about 19 items of a history, fewer than config.data.max_items = 20" in caplog.text
+    caplog.clear()
+    prompts.create(config(model__history="tokens", training__row_length=60), IDS, None, None)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt__item": "{x} {codes}"}, r"^config\.prompt\.item: the placeholder \{x\}"),
+        ({"prompt__item": "\n{codes}"}, r"^config\.prompt\.item: has text, but items are read as vectors; set config"),
+        ({"prompt__prefix": "x"}, r"^config\.prompt\.prefix: has text, but items are read as vectors"),
+        (
+            {"prompt__item": "{title}{codes}", "model__history": "tokens"},
+            r"^config\.prompt\.item: has text, but the backbone has no tokenizer; set config\.backbone\.checkpoint",
+        ),
+    ],
+)
+def test_text_that_no_one_would_read_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        prompts.check(config(**changes))
+
+
+def test_text_for_a_backbone_that_reads_it_is_allowed():
+    prompts.check(config(prompt__prefix="x", model__history="tokens", backbone__checkpoint="somewhere"))
+    prompts.check(config())
