@@ -1,6 +1,9 @@
 # make quickstart   trains SimGR on the embedded data and shows its metrics
 # make test         the test suite (make test-slow: the tests that take minutes)
-# make lint         what CI checks besides
+# make lint         ruff and shellcheck
+# make types        mypy on the public modules
+# make docs         builds the docs site into site/; a broken link fails
+# make wheel        builds the package and tries it in an empty environment
 # Each installs what it needs into .venv first; PYTHON picks the interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -10,10 +13,10 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # Huge pages for glibc's allocator: faster steps on a Linux CPU (benchmarks/huge_pages.py), no matter elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-slow torch lint format
+.PHONY: quickstart test test-slow torch lint types format docs wheel
 
 quickstart: $(VENV)/run.stamp
-	$(VENV)/bin/python -m simgr_jax.train --config=configs/quickstart.py --workdir=workdirs/quickstart
+	$(VENV)/bin/python -m simgr_jax.train --config=quickstart --workdir=workdirs/quickstart
 
 test: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
@@ -24,11 +27,22 @@ test-slow: $(VENV)/test.stamp
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/shellcheck --external-sources launch/*.sh
+	$(VENV)/bin/shellcheck --external-sources launch/*.sh tests/*.sh
+
+types: $(VENV)/test.stamp
+	$(VENV)/bin/mypy
 
 format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs: $(VENV)/docs.stamp
+	$(VENV)/bin/mkdocs build --strict
+
+wheel: $(VENV)/test.stamp
+	rm -rf dist
+	$(VENV)/bin/python -m build --outdir dist
+	tests/try_wheel.sh $(PYTHON) dist/*.whl
 
 # Lets `make test` also compare with PyTorch and run a real text encoder; without it those tests are skipped.
 torch: $(VENV)/test.stamp
@@ -46,4 +60,8 @@ $(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/test.stamp: requirements-test.txt requirements.txt | $(VENV)/bin/python
 	$(PIP) -r requirements-test.txt
+	touch $@
+
+$(VENV)/docs.stamp: requirements-docs.txt | $(VENV)/bin/python
+	$(PIP) -r requirements-docs.txt
 	touch $@

@@ -2,8 +2,8 @@
 
     python -m simgr_jax.train --config=configs/amazon.py:beauty --config.data.path=DIR --workdir=DIR
 
-`beauty` and `toys` read the P5 files (`user_sequence.txt`, `item_plain_text.txt`), `instruments` the LC-Rec files
-(`Instruments.inter.json`, `Instruments.index.json`) with their published semantic IDs. Figures: results/.
+`beauty` and `toys` read the P5 files (`user_sequence.txt`, `item_plain_text.txt`). `instruments` reads the LC-Rec files
+(`Instruments.inter.json`, `Instruments.index.json`), which include published semantic IDs. Results are in results/.
 """
 
 import ml_collections

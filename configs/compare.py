@@ -3,10 +3,10 @@
     python -m simgr_jax.compare --config=configs/compare.py:beauty --config.base.data.path=DIR --workdir=DIR
 
 `beauty`, `toys` and `instruments` are the datasets of configs/amazon.py, `synthetic` is the embedded data. All models
-share one config, `base`: the data, the backbone, the training budget. A row of `models` says what is different, and
-`shared` holds what several rows have in common. SimGR is compared with the generative rivals on equal semantic IDs: one
-SimGR row has RPG's long IDs, and one has the short IDs that LC-Rec and TIGER spell. A third row, `simgr_additive`, sums
-its logits over the levels as RPG does; it tells what a richer item encoder gains.
+share one config, `base`: the data, the backbone, the training budget. Each row of `models` says what differs from it,
+and `shared` holds overrides that several rows have in common. SimGR is compared with the generative rivals on equal
+semantic IDs: one SimGR row has RPG's long IDs, and one has the short IDs that LC-Rec and TIGER spell. A third row,
+`simgr_additive`, sums its logits over the levels as RPG does; it shows how much a richer item encoder gains.
 
 Any key can be overridden: `--config.base.training.epochs=2` for all rows, `--config.trial_epochs=0` for no tuning,
 `--config.models.simgr.seeds="(0,1,2)"` for three runs of one row, `--config.rows="('simgr','sasrec')"` for a smaller
@@ -29,7 +29,8 @@ from simgr_jax.errors import UserError
 DATASETS = ("beauty", "toys", "instruments", "synthetic")
 SIMGR, GENERATIVE, TRADITIONAL = "scores items (SimGR)", "generates semantic IDs", "traditional"
 
-# Each model has equally many trials of the setting that matters most for it, so wide that the best is seldom at an end.
+# Each model has the same number of trials of the setting that matters most to it. The ranges are so wide that the best
+# value is seldom at an end.
 LEARNING_RATES = [{"optimizer": {"learning_rate": rate}} for rate in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)]
 # HSTU does best at .004 to .008, GRU4Rec at .008 to .016.
 HIGHER_LEARNING_RATES = [{"optimizer": {"learning_rate": rate}} for rate in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)]
@@ -58,8 +59,8 @@ def get_config(dataset: str = "") -> ml_collections.ConfigDict:
             "reference": "simgr",
             # Epochs of a row's trials; 0 runs no trials.
             "trial_epochs": 2,
-            # This many of the trials, the best by validation NDCG@10, are then trained in full, and the best of these
-            # is the row's run: what learns fastest at first need not be best in the end.
+            # This many trials, the best by validation NDCG@10, are then trained in full, and the best of these becomes
+            # the row's run: what learns fastest at first need not be best in the end.
             "finalists": 2,
             # Speed is measured in rounds of batches of users.
             "inference": {"batch_size": 256, "batches": 16, "rounds": 5},
@@ -142,16 +143,16 @@ def _row(
     family: str, name: str, changes: Mapping[str, Any] = NOTHING, *, shares=(), trials=LEARNING_RATES, trained_as=""
 ) -> dict[str, Any]:
     overrides = {"model": name, **changes}
-    # Copies, because rows that share a dictionary would share its overrides, too.
+    # Copies, because rows that share a dictionary would also share changes to it.
     return {
         # The kind of model, in words.
         "family": family,
         # Names of `shared`, and the row's own overrides of `base`.
         "shares": shares,
         "overrides": copy.deepcopy(overrides),
-        # Its runs' seeds; the first is also its trials'. () is the seed of `base`.
+        # The seeds of the row's runs; trials use the first. () is the seed of `base`.
         "seeds": (),
         "trials": {f"trial{number}": copy.deepcopy(trial) for number, trial in enumerate(trials, start=1)},
-        # A row above this one, whose trained models it takes over and decodes in another way.
+        # A row above this one whose trained models this row takes over, to decode them in another way.
         "trained_as": trained_as,
     }

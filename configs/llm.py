@@ -28,8 +28,7 @@ def get_config(way: str = "lora") -> ml_collections.ConfigDict:
     config.backbone.dtype = "bfloat16"
     config.backbone.remat = "dots"
     config.lora.rank = 16 if way == "lora" else 0
-    # Semantic-ID tokens, item encoder and adapters start from scratch, so they need a higher rate than an LLM's
-    # weights.
+    # Semantic-ID tokens, item encoder and adapters start from scratch; they need a higher rate than an LLM's weights.
     config.optimizer.learning_rate = 1e-3 if way == "lora" else 2e-4
     config.training.epochs = 5
     config.training.batch_rows = 16

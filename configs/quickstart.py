@@ -1,6 +1,8 @@
-"""SimGR on the embedded data, a generated shop: a minute on a laptop.
+"""SimGR on the embedded data, a generated shop.
 
-python -m simgr_jax.train --config=quickstart --workdir=workdirs/quickstart
+    python -m simgr_jax.train --config=quickstart --workdir=workdirs/quickstart
+
+Training takes a minute on a laptop.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""SimGR and its rivals with backbones of several sizes, in one table and as a picture of accuracy over size.
+"""SimGR and its rivals with backbones of several sizes, in one table and one picture of accuracy against size.
 
     python -m simgr_jax.compare --config=configs/scaling.py:beauty --config.base.data.path=DIR --workdir=DIR
 

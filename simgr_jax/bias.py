@@ -2,10 +2,9 @@
 
     python -m simgr_jax.bias --workdir=DIR [--users=256] [--beam_widths=5,10,20,50,100] [--joint=lcrec]
 
-DIR is a workdir of `simgr_jax.compare`. Writes DIR/bias.json, DIR/bias.md and DIR/bias.png (docs/compare.md) with all
+DIR is a workdir of `simgr_jax.compare`. Writes DIR/bias.json, DIR/bias.md and DIR/bias.png (docs/bias.md) for all
 models that have an item distribution. A model that spells items has to score every item for that, like a beam as wide
-as
-the catalog: on a CPU, 256 users take minutes.
+as the catalog: on a CPU, 256 users take minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from simgr_jax.comparison.table import console, markdown_table
 from simgr_jax.errors import UserError
 from simgr_jax.workdir.atomic_write import write_json, write_text
 
-# From a column's header to its figure's key, and how many digits are shown.
+# The columns of the table: each header's figure, by key, and the number of digits to show.
 COLUMNS = {
     "exact NDCG@10": ("exact/NDCG@10", 4),
     "decoded": ("decoded/NDCG@10", 4),
@@ -58,7 +57,7 @@ def main() -> None:
         raise UserError(str(error).replace("config.evaluation.batch_size", "--batch_size")) from error
     if not figures:
         raise UserError(
-            f"{folder / 'runs'}: no model there has a distribution over items; train one that has, like simgr"
+            f"{folder / 'runs'}: no model there has a distribution over items; train one that does, like simgr"
         )
     settings = {"users": values.users, "beam_widths": widths, "joint": values.joint}
     text = markdown(figures, settings)
@@ -83,7 +82,7 @@ def _places(folder: Path) -> dict[str, str]:
 
 
 def markdown(figures: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
-    """A table of all models, and one of beam widths."""
+    """A table of all models, and a table of beam widths."""
     flat = {name: _flat(found) for name, found in figures.items()}
     columns = {header: place for header, place in COLUMNS.items() if any(place[0] in found for found in flat.values())}
     rows = [
@@ -116,10 +115,10 @@ def _flat(found: Mapping[str, Any]) -> dict[str, float]:
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "The workdir of simgr_jax.compare.")
     cli.define_places()
-    flags.DEFINE_integer("users", 256, "How many cases of the test split are asked about.", lower_bound=2)
-    flags.DEFINE_integer("batch_size", 16, "Users at once.", lower_bound=1)
-    flags.DEFINE_list("beam_widths", ["5", "10", "20", "50", "100"], "Of models with a beam.")
-    flags.DEFINE_string("joint", "lcrec", "The model that others' distributions are measured from.")
+    flags.DEFINE_integer("users", 256, "How many test cases to measure on.", lower_bound=2)
+    flags.DEFINE_integer("batch_size", 16, "The number of users ranked at once.", lower_bound=1)
+    flags.DEFINE_list("beam_widths", ["5", "10", "20", "50", "100"], "The beam widths to try for models with a beam.")
+    flags.DEFINE_string("joint", "lcrec", "The model to whose distribution the others' are compared.")
 
 
 if __name__ == "__main__":

@@ -37,11 +37,11 @@ def define_config() -> None:
 def define_places() -> None:
     """Defines the flags of a binary that reads runs, which say where a run's files are now."""
     for flag, key in _PLACES.items():
-        flags.DEFINE_string(flag, None, f"A run's config.{key} now, if that is not where it was when the run began.")
+        flags.DEFINE_string(flag, None, f"The run's config.{key} now, if it has moved since the run began.")
 
 
 def places() -> dict[str, str]:
-    """What those flags say that were given, by the config's full key."""
+    """The values of the place flags that were given, by full config key."""
     values = {key: flags.FLAGS[flag].value for flag, key in _PLACES.items()}
     return {key: value for key, value in values.items() if value is not None}
 
@@ -62,17 +62,17 @@ def open_run() -> Run:
 
 
 def define_processes() -> None:
-    """Defines the flags of a binary that may be several processes."""
-    flags.DEFINE_string("coordinator", None, "HOST:PORT that process 0 listens at, for the others to find it.")
-    flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    """Defines the flags of a binary that may run as several processes."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens for the other processes.")
+    flags.DEFINE_integer("num_processes", None, "The number of processes.")
+    flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
 
 
 def run(main: Callable[[], None], kind: ConfigKind = RUN_CONFIG) -> None:
     """Parses the flags, runs `main`, and ends the process.
 
-    A `UserError` becomes one line on stderr and exit code 2; any other exception keeps its traceback, as it is our bug.
-    Of several processes that fail alike, the first says why; one that fails alone does not wait for the others.
+    A `UserError` becomes one line on stderr and exit code 2; any other exception is a bug and keeps its traceback.
+    If several processes fail alike, only the first says why; one that fails alone does not wait for the others.
     """
     _silence_libraries()
     app.define_help_flags()
@@ -99,9 +99,9 @@ def run(main: Callable[[], None], kind: ConfigKind = RUN_CONFIG) -> None:
 
 
 def _silence_libraries() -> None:
-    """Leaves stderr to this package: what goes wrong in a library reaches the main thread as an exception.
+    """Keeps libraries from writing to stderr: their errors reach the main thread as exceptions.
 
-    Orbax, for one, logs what it then raises, and its reading threads complain of each other's failures in tracebacks.
+    Orbax, for example, also logs the errors that it raises, and its threads print tracebacks of each other's failures.
     """
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger().setLevel(logging.CRITICAL)
@@ -136,17 +136,17 @@ def _parse(argv: list[str], kind: ConfigKind) -> None:
     except flags.Error as error:
         raise _flag_error(str(error).removeprefix("flag "), file) from error
     if len(remaining) > 1:
-        raise UserError(f"{remaining[1]}: is no flag; flags look like --name=value")
+        raise UserError(f"{remaining[1]}: is not a flag; flags look like --name=value")
     if file:
         kind.check_overrides(flags.FLAGS.config, [key.removeprefix("config.") for key in overridden])
 
 
 def _flag_error(message: str, file: str | None) -> UserError:
-    """message: absl's, `--NAME=VALUE: what is wrong` where the value has the wrong type."""
+    """message: absl's; `--NAME=VALUE: what is wrong` if the value has the wrong type."""
     if file and (match := re.match(r"--(?:no)?(config\.[\w.]+)=(.*?): ", message)):
         key, value = match.groups()
         default = functools.reduce(operator.getitem, key.split(".")[1:], config_files.run_file(file))
-        return UserError(f"{key}: {value!r} is no {type(default).__name__}; give a value like {default!r}")
+        return UserError(f"{key}: {value!r} is not of type {type(default).__name__}; give a value like {default!r}")
     return UserError(f"{message}; see --help")
 
 
@@ -160,7 +160,7 @@ def _find_config(argv: list[str]) -> tuple[list[str], str | None]:
     argv, files = list(argv), []
     for place, arg in enumerate(argv):
         if match := re.fullmatch(r"(--?config)(=.*)?", arg):
-            # A value may be an argument of its own.
+            # The value may be a separate argument.
             following = place + 1 < len(argv)
             value = match[2][1:] if match[2] else argv[place + 1] if following else ""
             files.append((value, place))
@@ -178,25 +178,25 @@ def _find_config(argv: list[str]) -> tuple[list[str], str | None]:
 
 
 def required_path(name: str) -> Path:
-    """The path that a flag gives, "~" being the user's home.
+    """The path that a flag gives. "~" is the user's home.
 
     Raises:
-      UserError: it was left out.
+      UserError: the flag was not given.
     """
     return Path(os.path.expanduser(required(name)))
 
 
 def open_workdir(path: str) -> Path:
-    """The workdir, made if it is not there.
+    """The workdir, created if it does not exist.
 
     Raises:
-      UserError: it can't be made or written.
+      UserError: it can't be created or written.
     """
     workdir = Path(os.path.expanduser(path))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{workdir}: can't be made a workdir ({error.strerror}); choose another --workdir") from error
+        raise UserError(f"{workdir}: can't be created ({error.strerror}); choose another --workdir") from error
     if not os.access(workdir, os.W_OK):
         raise UserError(f"{workdir}: can't be written; choose another --workdir")
     return workdir

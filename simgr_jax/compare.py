@@ -2,9 +2,9 @@
 
     python -m simgr_jax.compare --config=configs/compare.py:beauty --config.base.data.path=DIR --workdir=DIR
 
-The same command again continues where it was cut off; finished models are not trained again. Each model's run is an
-ordinary workdir, DIR/runs/MODEL. With --only=sasrec,simgr only those are trained; the table has all that are finished.
-A model that fails does not stop the others: the table says why, and the exit code is 2, or 1 for a bug of ours.
+To continue a comparison that was cut off, give the same command again; finished models are not trained again. Each
+model's run is an ordinary workdir, DIR/runs/MODEL. --only=sasrec,simgr trains only those models; the table has all that
+are finished. A model that fails does not stop the others: the table says why, and the exit code is 2, or 1 for a bug.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def compare(config: ml_collections.ConfigDict, folder: Path, only: Sequence[str]
     """Trains what is missing and writes the table.
 
     Args:
-      only: names of the rows to train; none is all.
+      only: names of the rows to train; an empty list trains all.
 
     Raises:
-      UserError: the config or the data can't be used, or are not those of the folder's runs; or a row failed by a
-        user's mistake, or the speeds could not be measured, after all else is done.
-      SystemExit: a row failed by a bug.
+      UserError: the config or the data can't be used, or differ from those of the folder's runs; or, once all else is
+        done, a row failed because of a user's mistake, or the speeds could not be measured.
+      SystemExit: a row failed because of a bug.
     """
     rows = rows_lib.read(config)
     chosen = _chosen(rows, only)
@@ -77,7 +77,7 @@ def compare(config: ml_collections.ConfigDict, folder: Path, only: Sequence[str]
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Locks the folder: two comparisons in it would train the same runs."""
+    """Locks the folder, because two comparisons in it would train the same runs."""
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,22 +104,22 @@ def _check_judged_on(cases: EvaluationCases, runs: Runs, rows: Sequence[Row]) ->
         for run in runs.finished(row).values():
             if not run.saved_ranking().is_of(cases):
                 raise UserError(
-                    f"{run.workdir}: was judged on other data than config.base.data are now; give those, or remove the "
-                    "folder and its trials, and they will be trained anew"
+                    f"{run.workdir}: was judged on other data than config.base.data; give the old data, or remove the "
+                    "folder and its trials to train them again"
                 )
 
 
 def _exit(failures: Mapping[str, RunFailed]) -> NoReturn:
-    """Exits with code 1 if any row failed by a bug, else 2."""
+    """Exits with code 1 if any row failed because of a bug, else with code 2."""
     names, bugs = ", ".join(failures), [name for name, failure in failures.items() if not failure.by_user]
     if bugs:
-        print(f"error: {names}: failed; what {bugs[0]} said is in its output.log", file=sys.stderr)
+        print(f"error: {names}: failed; see the output.log of {bugs[0]}", file=sys.stderr)
         sys.exit(1)
     raise UserError(f"{names}: failed: {next(iter(failures.values()))}")
 
 
 def _chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
-    """only: names; none is all."""
+    """only: names; an empty list chooses all rows."""
     names = [row.name for row in rows]
     for name in only:
         if name not in names:
@@ -128,7 +128,7 @@ def _chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
 
 
 def _train(runs: Runs, rows: Sequence[Row]) -> dict[str, RunFailed]:
-    """Trains what is missing; further seeds come last. Returns why, of the runs that failed, by name."""
+    """Trains what is missing, further seeds last. Returns the failures by run name."""
     failures = {}
     tunings = {}
     for number in range(max(len(row.seeds) for row in rows)):
@@ -154,7 +154,7 @@ def _report(
     rows: Sequence[Row],
     failures: Mapping[str, RunFailed],
 ) -> UserError | None:
-    """Writes and shows the table of what is finished. Returns why speed was not measured, if it was not."""
+    """Writes and shows the table of all finished rows. Returns the error if speed could not be measured."""
     base = flat(config.base)
     finished = {row.name: one for row in rows if (one := runs.finished(row)) and runs.tuning(row) is not None}
     workdirs = {name: next(iter(one.values())).workdir for name, one in finished.items()}
@@ -182,7 +182,7 @@ def _report(
 def _inference(
     folder: Path, workdirs: Mapping[str, Path], places: Mapping[str, str], config: ml_collections.ConfigDict
 ) -> tuple[dict[str, Any], dict[str, Speeds]]:
-    """How speed was measured, and the speeds; earlier ones are kept where nothing has changed since."""
+    """How speed was measured, and the speeds. Earlier speeds are kept if nothing has changed since."""
     file = folder / "inference.json"
     settings = config.to_dict()
     if file.exists():
@@ -205,6 +205,6 @@ def _inference(
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("workdir", None, "Where the comparison lives: runs, trials, table, pictures.")
+    flags.DEFINE_string("workdir", None, "The comparison's folder: runs, trials, table, pictures.")
     flags.DEFINE_list("only", [], "Names of the models to train, separated by commas; all if left out.")
     cli.run(main, COMPARISON_CONFIG)

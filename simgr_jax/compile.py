@@ -3,8 +3,8 @@
     python -m simgr_jax.compile --config=configs/llm.py:full --config.backbone.checkpoint=DIR --topology=v5e:16x16 \\
         --config.training.batch_rows=256 --num_items=10000000
 
-A checkpoint needs only its config.json. With --num_items a catalog is assumed; without it the config's own data are
-prepared, as for training. Exit code 1 means that the step does not fit into memory (docs/scale.md).
+A checkpoint needs only its config.json. --num_items assumes a catalog; without it, the config's data are prepared as
+for training. Exit code 1 means that the step does not fit in memory (docs/scale.md).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _workdir() -> Iterator[Path]:
 if __name__ == "__main__":
     cli.define_config()
     flags.DEFINE_string("topology", None, "A slice of TPUs, like v5e:16x16, v5p:4x4x4 or v6e:16x16; or cpu:8.")
-    flags.DEFINE_integer("num_items", None, "Assumes a catalog of so many items, without reading data.")
+    flags.DEFINE_integer("num_items", None, "Assumes a catalog of this many items, without reading data.")
     flags.DEFINE_string(
         "workdir", None, "The folder that keeps prepared data, as for training; a temporary one if left out."
     )

@@ -45,7 +45,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Checks every value that the run reads.
 
     Raises:
-      UserError: a value can't be, or there is no such model.
+      UserError: a value is invalid, or there is no such model.
     """
     options, ignored = registry.options_of(config), unread(config)
     values = {key: value for key, value in flat(config).items() if key not in ignored}
@@ -69,7 +69,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             "sequence would not fit in a row; raise it, or give 0"
         )
     if options.takes_checkpoint and config.lora.rank and not config.backbone.checkpoint:
-        raise UserError("config.lora.rank: adapts a checkpoint; give config.backbone.checkpoint, or rank 0")
+        raise UserError("config.lora.rank: adapters need a checkpoint; give config.backbone.checkpoint, or rank 0")
     if options.prompt_keys:
         prompts.check(config.prompt, options.history, has_tokenizer=bool(config.backbone.checkpoint))
 

@@ -18,11 +18,11 @@ from simgr_jax.errors import UserError
 
 
 class ConfigKind(NamedTuple):
-    """A kind of config that files return.
+    """A kind of config that files return: a run's or a comparison's.
 
     Attributes:
-      keys: from a file's config to the keys that it may have, and those that it must have.
-      check_overrides: refuses overrides, given by full key, that have no effect on the config that has them.
+      keys: maps a file's config to the keys that it may have and the keys that it must have.
+      check_overrides: takes a config and the full keys of its overrides, and refuses overrides without effect.
     """
 
     keys: Callable[[ml_collections.ConfigDict], tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]]
@@ -48,7 +48,8 @@ def load_run_config(
       overrides: values by full key, like {"training.epochs": 2}.
 
     Raises:
-      UserError: the file can't be run, a key is not known, a value is of another type, or the model does not read it.
+      UserError: the file can't be run, a key is unknown, a value has the wrong type, or the model does not read an
+        overridden key.
     """
     if not isinstance(config, ml_collections.ConfigDict):
         file = find(str(config))
@@ -79,7 +80,7 @@ def find(name: str) -> str:
 
 
 def _config_folders() -> list[Path]:
-    """configs/, where it is installed with the package, and where it lies beside the package in a clone."""
+    """The configs/ folder: installed within the package, or beside the package in a clone."""
     package = Path(str(resources.files("simgr_jax")))
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
@@ -91,7 +92,7 @@ def run_file(file: str) -> ml_collections.ConfigDict:
       file: FILE.py or FILE.py:argument.
 
     Raises:
-      UserError: it fails, or returns something else than a config.
+      UserError: it fails, or returns something other than a config.
     """
     path, colon, argument = file.partition(":")
     try:
@@ -102,7 +103,7 @@ def run_file(file: str) -> ml_collections.ConfigDict:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
         raise UserError(
-            f"{path}:{line}: fails with {type(error).__name__}: {error}; mend the file, or its argument after the colon"
+            f"{path}:{line}: fails with {type(error).__name__}: {error}; fix the file, or its argument after the colon"
         ) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{path}: get_config() returns a {type(config).__name__}; return a ConfigDict")
@@ -112,16 +113,16 @@ def run_file(file: str) -> ml_collections.ConfigDict:
 def check_keys(config: ml_collections.ConfigDict, file: str, kind: ConfigKind, overridden: Collection[str]) -> None:
     """Checks the names of a config's keys and of the overrides.
 
-    ml_collections would do it too, but its errors don't say where in the file, or which key.
+    ml_collections also checks them, but its errors don't name the file or the key.
 
     Args:
       file: where the config is from, for messages.
       overridden: full keys, like config.training.epochs.
 
     Raises:
-      UserError: a key is not known, is missing, or is a group where it should be a value.
+      UserError: a key is unknown, is missing, or is a group where it should be a value.
     """
-    # Dictionaries, for their order: of several equally near keys, a message names the first.
+    # Dictionaries, because they keep the order: of several equally near keys, a message suggests the first.
     allowed, must_have = kind.keys(config)
     keys, known, required = (dict.fromkeys(_keys(one, "config")) for one in (config, allowed, must_have))
     for where, names in ((f"{file}: ", keys), ("", overridden)):

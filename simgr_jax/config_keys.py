@@ -17,7 +17,7 @@ from simgr_jax.semantic_ids import build
 
 # The shared groups of which a model reads only some keys.
 _SHARED = ("backbone", "prompt", "lora", "semantic_ids", "optimizer", "training")
-# Groups of `config.data` that one format reads.
+# Groups of `config.data` that only one format reads.
 _FORMAT_GROUPS = ("log", "amazon_reviews", "synthetic")
 
 
@@ -33,10 +33,10 @@ def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def with_values(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A copy of the config with values by full key, like {"training.epochs": 2}.
+    """A copy of the config with other values, given by full key, like {"training.epochs": 2}.
 
     Raises:
-      UserError: there is no such key, or its values are of another type.
+      UserError: there is no such key, or a value has the wrong type.
     """
     changed, known = copy.deepcopy(config), flat(config)
     for key, value in values.items():
@@ -49,7 +49,9 @@ def with_values(config: ml_collections.ConfigDict, values: Mapping[str, Any]) ->
             changed.update_from_flattened_dict({key: value})
         except (TypeError, ValueError) as error:
             kind = type(known[key]).__name__
-            raise UserError(f"config.{key}: {value!r} is no {kind}; give a value like {known[key]!r}") from error
+            raise UserError(
+                f"config.{key}: {value!r} is not of type {kind}; give a value like {known[key]!r}"
+            ) from error
     return changed
 
 
@@ -57,7 +59,7 @@ def unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     """The keys that the run does not read, each with the setting that would make it read them, or "" if none would.
 
     Raises:
-      UserError: there is no such model, or it can't have such options.
+      UserError: there is no such model, or one of its options is invalid.
     """
     options, keys = registry.options_of(config), flat(config)
     found = {}

@@ -1,8 +1,8 @@
-"""Every option, with its default. The files in `configs/` begin with these and change what they are about.
+"""Every option, with its default. The files in `configs/` start from these defaults.
 
 A model's own options are documented in its module: `config.simgr` is `simgr_jax.models.simgr.Options`, and so on. The
-groups below are shared; each model reads only some of their keys, and an override of a key that it does not read is
-refused (see `simgr_jax.config_checks`).
+groups below are shared. Each model reads only some of their keys; overriding a key that it does not read is an error
+(see `simgr_jax.config_keys`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
             "seed": 0,
             # The folder that keeps prepared data and semantic IDs; "" is WORKDIR/cache. Runs that share it share work.
             "cache_dir": "",
-            # One of `simgr_jax.models.registry.MODELS`; its own options are in the group of its name.
+            # One of `simgr_jax.models.registry.MODELS`. Its own options are in the group that has its name.
             "model": "simgr",
             **registry.default_options(),
             "data": {
@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "path": "",
                 # The dataset's name in reports; "" takes the folder's name.
                 "name": "",
-                # Removes users and items with fewer interactions, repeatedly, until none is left; 0 keeps all.
+                # Removes users and items with fewer interactions than this, until all have enough; 0 keeps all.
                 "k_core": 0,
                 # "leave_one_out", "temporal" (shares of the interactions, by time) or "given" (as published).
                 "split": "leave_one_out",
@@ -64,7 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
                     # (pip install simgr_jax[text]).
                     "encoder": "",
                     "npy_path": "",
-                    # "interactions": two items of a sequence up to this many places apart count as neighbours.
+                    # "interactions": two items of a sequence up to this many places apart count as neighbors.
                     "window": 5,
                 },
                 "quantizer": {
@@ -139,14 +139,14 @@ def get_config() -> ml_collections.ConfigDict:
                 "accumulate_steps": 1,
             },
             # The number of devices that split a batch ("data"), the parameters and the catalog ("fsdp"), and heads and
-            # inner widths ("tensor"); -1 takes what is left (docs/scale.md).
+            # inner widths ("tensor"); -1 takes all that are left (docs/scale.md).
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "training": {
                 "epochs": 30,
                 # A batch is [batch_rows, row_length] positions of the backbone (items or tokens), packed with
                 # sequences.
                 "batch_rows": 16,
-                # 0 chooses: 64, or the longest prompt where that is longer.
+                # 0 chooses: 64, or the longest prompt if that is longer.
                 "row_length": 0,
                 # A batch has this many parts, each shuffled and packed on its own by the process that reads it; 0 is
                 # one per process. A common multiple of several process counts lets a run continue with any of them.
@@ -155,14 +155,15 @@ def get_config() -> ml_collections.ConfigDict:
                 "ema_decay": 0.0,
                 "log_every_steps": 50,
                 "evaluate_every_epochs": 1,
-                # A checkpoint is taken at each evaluation, and between evaluations every so many steps; 0 takes none.
+                # Every evaluation saves a checkpoint. Above 0, one is also saved every this many steps.
                 "checkpoint_every_steps": 0,
                 # Training stops after this many evaluations without a better validation NDCG@10.
                 "patience": 5,
             },
             "evaluation": {
                 "batch_size": 512,
-                # Reports give HR@K and NDCG@K for each K; 10 must be one, as validation NDCG@10 selects the checkpoint.
+                # Reports give HR@K and NDCG@K for each K. 10 must be among them, because validation NDCG@10 selects the
+                # checkpoint.
                 "ks": (1, 5, 10),
             },
         }

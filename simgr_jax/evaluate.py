@@ -30,7 +30,7 @@ def main() -> None:
         raise UserError(f"--predictions: is judged on the data of --config; give --config.{next(iter(places))}")
     cli.required("config")
     file = cli.required_path("predictions")
-    # The report's folder keeps the prepared data where the config has no cache_dir.
+    # The report's folder keeps the prepared data if the config has no cache_dir.
     Run(values.config, file.with_name(f"{file.name}.report")).judge_predictions(file, values.split)
 
 

@@ -22,6 +22,6 @@ def main() -> None:
 if __name__ == "__main__":
     cli.define_run()
     flags.DEFINE_string("output", None, "The folder to write; it must not exist yet.")
-    flags.DEFINE_string("dtype", "", "The weights' type, float32 or bfloat16; the base model's own if left out.")
+    flags.DEFINE_string("dtype", "", "The weights' type, float32 or bfloat16; by default the base model's own.")
     flags.DEFINE_bool("filter_history", False, "Whether the exported program leaves a history's items out of its list.")
     cli.run(main)

@@ -40,5 +40,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "The file to write.")
     flags.DEFINE_integer("k", 10, "The length of the lists.", lower_bound=1)
     flags.DEFINE_bool("filter_history", False, "Whether to leave the items of a history out of its list.")
-    flags.DEFINE_string("split", "", "Whose histories: all users' whole ones, or those before validation or test.")
+    flags.DEFINE_string("split", "", "Empty continues whole histories; validation or test, those before its targets.")
     cli.run(main)

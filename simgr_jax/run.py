@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import ml_collections
@@ -16,11 +16,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
-from simgr_jax import config_checks, default_config
+from simgr_jax import config_checks, saved_config
 from simgr_jax.config_files import load_run_config
-from simgr_jax.config_keys import check_overrides, flat, unread, with_values
+from simgr_jax.config_keys import check_overrides, with_values
 from simgr_jax.data.dataset import Dataset, EvaluationCases, Split
 from simgr_jax.data.load import load as load_data
 from simgr_jax.data.load import oracle_folder
@@ -59,8 +59,6 @@ _SEMANTIC_IDS = "semantic_ids.npz"
 # What a run learned, besides its checkpoints and log.
 LEARNED_FILES = (trained_on.FILE_NAME, _SEMANTIC_IDS, "semantic_ids.json")
 SPLITS = ("validation", "test")
-# Keys that say where things are. They may differ when a run continues.
-_PLACES = ("cache_dir", "data.path")
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -122,7 +120,7 @@ class Run:
     def __init__(self, config: ml_collections.ConfigDict, workdir: str | Path):
         """
         Raises:
-          UserError: a value of the config can't be.
+          UserError: a config value is invalid.
         """
         config_checks.check(config)
         self.config, self.workdir = config, Path(os.path.expanduser(workdir))
@@ -138,9 +136,9 @@ class Run:
           places: config values that say where the run's files are now, by full key, like {"data.path": "data"}.
 
         Raises:
-          UserError: there is none, or it is of another version.
+          UserError: there is none, or another version of simgr_jax trained it.
         """
-        config = with_values(_saved_config(workdir), places or {}).lock()
+        config = with_values(saved_config.load(workdir), places or {}).lock()
         check_overrides(config, places or {})
         return cls(config, workdir)
 
@@ -149,16 +147,15 @@ class Run:
         """The context that the run's computations need: its mesh. The methods below enter it by themselves.
 
         Args:
-          devices: all devices of the run, if None; a topology's, to compile for it.
+          devices: None uses all devices; to compile for a topology, give its devices.
 
         Raises:
           UserError: the mesh does not fit the devices, or batches do not fit the mesh.
         """
         with jax.set_mesh(sharding.make_mesh(self.config.mesh, devices)):
             parts = sharding.shards("batch")
-            rows = {"evaluation.batch_size": self.config.evaluation.batch_size}
-            if self.options.is_trained:
-                rows["training.batch_rows"] = self.config.training.batch_rows
+            rows = {"training.batch_rows": self.config.training.batch_rows} if self.options.is_trained else {}
+            rows["evaluation.batch_size"] = self.config.evaluation.batch_size
             for key, count in rows.items():
                 if count % parts:
                     raise UserError(
@@ -220,7 +217,7 @@ class Run:
     def semantic_ids(self) -> SemanticIds | None:
         """The catalog's semantic IDs; None for a model that does not read them.
 
-        A run that has learned something keeps its own, even where new interactions would give others.
+        A run that has learned something keeps its own, even if new interactions would give different ones.
         """
         return self._ids[0]
 
@@ -231,7 +228,7 @@ class Run:
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint | None:
-        """The LLM that the backbone starts from; None where it is trained from scratch."""
+        """The LLM that the backbone starts from; None if it is trained from scratch."""
         if not self._has_llm:
             return None
         with distributed.main_first():
@@ -242,7 +239,7 @@ class Run:
         return self.options.takes_checkpoint and bool(self.config.backbone.checkpoint)
 
     @functools.cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+    def tokenizer(self) -> PreTrainedTokenizerFast | None:
         """The LLM's tokenizer with the semantic-ID tokens; None without an LLM."""
         if self.checkpoint is None or self.semantic_ids is None:
             return None
@@ -250,7 +247,7 @@ class Run:
 
     @property
     def items(self) -> ItemContents:
-        """What prompts can say of the items."""
+        """What prompts can say about the items."""
         return ItemContents(self.dataset.num_items, self.semantic_ids, self.dataset.item_texts)
 
     @functools.cached_property
@@ -266,7 +263,7 @@ class Run:
 
     @property
     def longest_sequence(self) -> int:
-        """The positions that the backbone has to know. A model that reads its targets reads one item more."""
+        """The number of positions that the backbone has to support. A model that reads targets reads one more item."""
         length = min(self.prompt.longest(self.config.data.max_items), self.row_length)
         return length + int(self.prompt.pieces.lengths.max()) * (self.options.windows == "with_target")
 
@@ -291,8 +288,8 @@ class Run:
     @functools.cached_property
     @_on_mesh
     def model(self) -> Recommender:
-        """The model before training, with an LLM's weights or random ones. Training uses its parameters up."""
-        checkpoint = self.checkpoint  # Finds what is wrong with it before the data are prepared.
+        """The model before training, with an LLM's weights or random ones. Training consumes its parameters."""
+        checkpoint = self.checkpoint  # First, so that a bad checkpoint is reported before the data are prepared.
         rngs, items, longest = nnx.Rngs(self.config.seed), self.items, self.longest_sequence
 
         def scratch() -> Backbone:
@@ -300,10 +297,13 @@ class Run:
 
         make_backbone: Callable[[], Backbone] = scratch
         if checkpoint is not None:
-            pretrained = load_pretrained(checkpoint, self.tokenizer, self.config, items, self.prompt, longest)
+            tokenizer = cast(PreTrainedTokenizerFast, self.tokenizer)  # A checkpoint has one.
+            pretrained = load_pretrained(checkpoint, tokenizer, self.config, items, self.prompt, longest)
             make_backbone = lambda: pretrained  # noqa: E731
         inputs = ModelInputs(items.num_items, items.semantic_ids, self.split.train, make_backbone, rngs)
-        return registry.create(self.config, inputs)
+        model = registry.create(self.config, inputs)
+        self._check_beam(model, self.list_length, "give at least that")
+        return model
 
     @functools.cached_property
     @_on_mesh
@@ -320,10 +320,11 @@ class Run:
 
     @_on_mesh
     def best_model(self) -> Recommender:
-        """The model with the best checkpoint's parameters. A model without parameters is as it is.
+        """The model with the best checkpoint's parameters. A model without parameters needs no checkpoint.
 
         Raises:
-          UserError: there is no checkpoint, or it is damaged, another model's, or of other items or semantic IDs.
+          UserError: there is no checkpoint, it is damaged or another model's, or it was trained with other items or
+            semantic IDs.
         """
         if self._best is None:
             self._best = self._restore_best()
@@ -331,7 +332,7 @@ class Run:
 
     def _restore_best(self) -> Recommender:
         model = self.model
-        _, params, rest = nnx.split(model, nnx.Param, ...)
+        graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
         self._cost = {"train_seconds": 0.0, "train_targets_per_second": None}
         if not params:
             return model
@@ -343,25 +344,26 @@ class Run:
         for leaf in jax.tree.leaves(params):
             leaf.delete()
         with Checkpoints(folder, read_only=True) as checkpoints:
-            params, self._cost = checkpoints.restore_best(params), checkpoints.training_cost()
-        return nnx.merge(nnx.graphdef(model), params, rest)
+            params = checkpoints.restore_best(params)
+            self._cost = {**checkpoints.training_cost()}
+        return nnx.merge(graphdef, params, *rest)
 
     # What a run does.
 
     @_on_mesh
     def train(self) -> None:
-        """Trains the model, continuing from the workdir's latest checkpoint where there is one.
+        """Trains the model, continuing from the workdir's latest checkpoint if there is one.
 
         Raises:
           UserError: the workdir holds a run of another config or other data, or the config can't be trained.
         """
-        check_same_config(self.config, self.workdir)
+        saved_config.check_same(self.config, self.workdir)
         model, split = self.model, self.split
         learned = self._learned_items() | self._learned_contents()
         learned["training_sequences"] = fingerprint(split.train.values, split.train.offsets)
         trained_on.check(learned, self.workdir)
         if distributed.is_main():
-            # Only now, so that a config that can't be trained may be corrected in the same workdir.
+            # Saved only now, so that a config that can't be trained can be corrected in the same workdir.
             config_file.save(self.config.to_dict(), self.workdir)
             if not trained_on.has_learned(self.workdir) and self.semantic_ids is not None:
                 saved_ids.write(self.workdir / _SEMANTIC_IDS, self.semantic_ids, self.id_quality)
@@ -381,7 +383,8 @@ class Run:
         """The metrics of the validation split, with history items left in."""
         ranking = self.ranker.rank(model, self.split.validation, self.list_length)
         ks = self.config.evaluation.ks
-        return summarize(ranking.target_rank, ranking.items, self.dataset.num_items, ks)
+        ranks, items = np.asarray(ranking.target_rank), np.asarray(ranking.items)
+        return summarize(ranks, items, self.dataset.num_items, ks)
 
     @_on_mesh
     def evaluate(self, split: str = "test") -> dict[str, Any]:
@@ -406,7 +409,7 @@ class Run:
         return self._report(self._report_folder(split), split, rankings, facts, self.log())
 
     def judge_predictions(self, file: Path, split: str = "test") -> dict[str, Any]:
-        """Judges another system's recommendations on the run's data, and reports in the folder FILE.report.
+        """Judges another system's recommendations on the run's data, and writes the report to the folder FILE.report.
 
         Args:
           file: see `evaluation.predictions`.
@@ -425,7 +428,7 @@ class Run:
     def _report(
         self, folder: Path, split: str, rankings: Mapping[str, Ranking], facts: dict[str, Any], log: list[dict]
     ) -> dict[str, Any]:
-        """Writes the report of the model's rankings, by protocol, beside those of the references."""
+        """Writes the report of the rankings, given by protocol, and of the reference rankings."""
         if not distributed.is_main():
             return {}
         cases, dataset = self.cases(split), self.dataset
@@ -442,11 +445,11 @@ class Run:
         judged = Judged(facts, ranked, cases, self.split.train, dataset.num_items, self.config.evaluation.ks)
         metrics = write_report(folder, judged, log)
         saved_ranking.write(folder, rankings, cases)
-        print(f"{self.list_length} recommendations for each of {len(cases):,} cases judged; the report is in {folder}")
+        print(f"judged {self.list_length} recommendations for each of {len(cases):,} cases; the report is in {folder}")
         return metrics
 
     def recommend(self, histories: Any, k: int = 10, *, filter_history: bool = False) -> Any:
-        """The top-K items for any histories, also of users who are not in the data.
+        """The top-K items for any histories, including those of users who are not in the data.
 
             run.recommend([["B7", "B2"], ["B9"]], k=10)
 
@@ -455,7 +458,7 @@ class Run:
 
         Args:
           histories: lists of item ids, oldest first; or a polars or pandas frame with one row per interaction, whose
-            columns are called as `config.data.log` says (by default user, item and, if there is one, timestamp).
+            columns have the names of `config.data.log` (by default user, item and, if there is one, timestamp).
           k: the length of the lists.
           filter_history: whether the items of a history are left out of its list.
 
@@ -484,16 +487,21 @@ class Run:
         if not 1 <= k <= num_items:
             raise UserError(f"k: can't be {k}; give a number from 1 to {num_items}, the items of {self.dataset.name}")
         model = self.best_model()
-        if k > (width := getattr(model, "beam_width", k)):
-            raise UserError(
-                f"config.{self.config.model}.beam_width: {width} can't fill a list of {k}; give a smaller k"
-            )
+        self._check_beam(model, k, "give a smaller k")
         if not len(cases):
             return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
         return self.ranker.lists(model, cases, k, filter_history)
 
+    def _check_beam(self, model: Recommender, k: int, remedy: str) -> None:
+        """
+        Raises:
+          UserError: the model's beam is narrower than a list.
+        """
+        if k > (width := getattr(model, "beam_width", k)):
+            raise UserError(f"config.{self.config.model}.beam_width: {width} can't fill a list of {k}; {remedy}")
+
     def cases(self, split: str = "") -> EvaluationCases:
-        """The evaluation cases of a split; "" is every user's whole history, whose targets are item 0 and mean nothing.
+        """The evaluation cases of a split. "" is every user's whole history, with target 0, which means nothing.
 
         Raises:
           UserError: there is no such split.
@@ -598,53 +606,10 @@ class Run:
         return {"items": fingerprint(self.dataset.item_ids)}
 
     def _learned_contents(self) -> dict[str, str]:
-        """What the model knows of the items besides their index."""
+        """Fingerprints of what the model knows about the items besides their index."""
         learned = {}
         if self.semantic_ids is not None:
             learned["semantic_ids"] = fingerprint(self.semantic_ids.codes.astype(np.int32))
         if len(self.prompt.text_tokens):
             learned["text_tokens"] = fingerprint(self.prompt.text_tokens)
         return learned
-
-
-def _saved_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The config in a workdir; keys that were added since have their defaults.
-
-    Raises:
-      UserError: there is none, or it can't be read.
-    """
-    config = default_config.get_config().lock()
-    try:
-        config.update(config_file.load(workdir))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        # ml_collections lists the whole config after its first sentence.
-        reason = str(error.args[0]).partition(". Other fields")[0]
-        path = workdir / config_file.FILE_NAME
-        raise UserError(
-            f"{path}: has a key that this version does not know ({reason}); train in a new workdir"
-        ) from error
-    return config
-
-
-def check_same_config(
-    config: ml_collections.ConfigDict, workdir: Path, otherwise: str = "choose another --workdir"
-) -> None:
-    """Checks `config` against the one that the workdir's run began with, if there is one. Only keys that the run reads
-    count, and places may differ.
-
-    Args:
-      otherwise: what to do instead of continuing with the same config.
-
-    Raises:
-      UserError: the workdir holds a run of another config.
-    """
-    path = workdir / config_file.FILE_NAME
-    if not path.exists():
-        return
-    before, now, ignored = flat(_saved_config(workdir)), flat(config), unread(config)
-    for key in sorted(now):
-        if before[key] != now[key] and key not in _PLACES and key not in ignored:
-            raise UserError(
-                f"{path}:{key}: the run here has {before[key]!r}, not {now[key]!r}; "
-                f"continue with the same config, or {otherwise}"
-            )

@@ -21,23 +21,7 @@ from simgr_jax import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A run of seconds: 200 users of 60 embedded items, and a model to match.
-TINY = (
-    f"--config={ROOT}/configs/quickstart.py",
-    "--config.data.synthetic.num_users=200",
-    "--config.data.synthetic.num_items=60",
-    "--config.semantic_ids.embeddings.dim=16",
-    "--config.semantic_ids.quantizer.levels=4",
-    "--config.semantic_ids.quantizer.codebook_size=8",
-    "--config.model.item_encoder_width=16",
-    "--config.backbone.width=16",
-    "--config.backbone.layers=1",
-    "--config.backbone.heads=2",
-    "--config.backbone.kv_heads=1",
-    "--config.backbone.head_width=8",
-    "--config.backbone.mlp_width=32",
-    "--config.training.epochs=1",
-)
+TINY = f"--config={ROOT}/tests/tiny_config.py"
 
 
 def pytest_configure(config):
@@ -84,8 +68,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_options() -> tuple[str, ...]:
-    """The flags of `simgr_jax.train`, but for --workdir, that make a run of seconds."""
-    return TINY
+    """The flags of `simgr_jax.train`, without --workdir, for a run that takes seconds: SimGR on the embedded data."""
+    return (TINY,)
 
 
 @pytest.fixture(scope="session")
@@ -142,5 +126,5 @@ def mesh(request) -> tuple[int, int, int]:
 def trained_workdir(run_binary, tmp_path_factory) -> Path:
     """The workdir of a finished run of one epoch on the embedded data. Copy it before changing anything in it."""
     workdir = tmp_path_factory.mktemp("trained") / "workdir"
-    assert run_binary("train", *TINY, f"--workdir={workdir}") == 0
+    assert run_binary("train", TINY, f"--workdir={workdir}") == 0
     return workdir

@@ -53,6 +53,12 @@ def llm(name, files, message):
     return pytest.param("train", arguments, {f"TMP/llm/{file}": text for file, text in files.items()}, message, id=name)
 
 
+def llm_option(*options, message):
+    """Overrides that a run with a checkpoint can't have. They are refused before the checkpoint is read."""
+    arguments = ("--config=configs/llm.py", IN_WORKDIR, "--config.backbone.checkpoint=TMP/llm", *options)
+    return pytest.param("train", arguments, {}, message, id=f"checkpoint {' '.join(options)}")
+
+
 def predictions(name, change, message):
     """change: of a good file's lines."""
     arguments = (TINY, "--predictions=TMP/p.jsonl")
@@ -61,9 +67,10 @@ def predictions(name, change, message):
 
 CASES = [
     # Flags.
-    flags("train", message="--config: is missing; give --config="),
+    flags("train", message="--workdir: is missing; give --workdir="),
+    flags("train", IN_WORKDIR, message="--config: is missing; give --config="),
     flags("train", TINY, message="--workdir: is missing; give --workdir="),
-    flags("train", TINY, IN_WORKDIR, "now", message="now: is no flag"),
+    flags("train", TINY, IN_WORKDIR, "now", message="now: is not a flag"),
     flags("train", TINY, "--workdri=x", message="Unknown command line flag 'workdri'. Did you mean: workdir"),
     flags("train", "--config=none.py", IN_WORKDIR, message="--config=none.py: there is no such file"),
     flags(
@@ -97,23 +104,24 @@ CASES = [
     ),
     config_file(
         "no value",
-        f"{USES_DEFAULT}    config.model.name = None\n    return config\n",
-        "TMP/c.py: config.model.name: is None; give a value like 'simgr'",
+        f"{USES_DEFAULT}    config.model = None\n    return config\n",
+        "TMP/c.py: config.model: is None; give a value like 'simgr'",
     ),
     config_file(
         "lost key", f"{USES_DEFAULT}    del config.seed\n    return config\n", "TMP/c.py: config.seed: is missing"
     ),
     # Overrides.
     option(
-        "--config.modle.name=simgr",
-        message="config.modle.name: the config has no such key; did you mean config.model.name?",
+        "--config.modle=simgr",
+        message="config.modle: the config has no such key; did you mean config.model?",
     ),
     option(
-        "--noconfig.loss.logq", message="config.loss.logq: the config has no such key; did you mean config.loss.log_q?"
+        "--noconfig.simgr.logq",
+        message="config.simgr.logq: the config has no such key; did you mean config.simgr.log_q?",
     ),
-    option("--config.seed=abc", message="config.seed: 'abc' is no int; give a value like 0"),
-    option("--config.loss.log_q=perhaps", message="config.loss.log_q: 'perhaps' is no bool; give a value like True"),
-    option("--config.optimizer.learning_rate=fast", message="config.optimizer.learning_rate: 'fast' is no float"),
+    option("--config.seed=abc", message="config.seed: 'abc' is not of type int; give a value like 0"),
+    option("--config.simgr.log_q=perhaps", message="config.simgr.log_q: 'perhaps' is not of type bool; give a value"),
+    option("--config.optimizer.learning_rate=fast", message="config.optimizer.learning_rate: 'fast' is not of type"),
     option("--config.backbone=big", message="config.backbone: is a group of keys; set them one by one"),
     option("--config.data.format=p6", message="config.data.format: 'p6' is unknown; choose from p5, "),
     option("--config.data.split=random", message="config.data.split: 'random' is unknown; choose from leave_one_out"),
@@ -121,19 +129,25 @@ CASES = [
     option("--config.data.k_core=99", message="config.data.k_core: 99 leaves no interactions"),
     option("--config.data.synthetic.num_items=9", message="config.data.path: synthetic has 9 items"),
     option(
-        "--config.model.name=autoregressive",
-        "--config.model.history=tokens",
-        "--config.autoregressive.beam_width=9",
-        message="config.autoregressive.beam_width: 9 can't fill a list of 10; give at least that",
+        "--config.model=lcrec",
+        "--config.lcrec.beam_width=9",
+        message="config.lcrec.beam_width: 9 can't fill a list of 10; give at least that",
     ),
-    option("--config.model.name=magic", message='config.model.name: "magic" is unknown; choose'),
+    option("--config.model=magic", message='config.model: "magic" is unknown; choose'),
     option(
-        "--config.model.item_encoder=max", message='config.model.item_encoder: "max" is unknown; choose one of mean'
+        "--config.simgr.item_encoder=max",
+        message="config.simgr.item_encoder: can't be 'max'; choose one of mean",
     ),
     option(
-        "--config.model.similarity=l2", message='config.model.similarity: "l2" is unknown; choose one of cosine, dot'
+        "--config.simgr.similarity=l2",
+        message="config.simgr.similarity: can't be 'l2'; choose one of cosine, dot",
     ),
-    option("--config.model.temperature=0", message="config.model.temperature: 0.0 is not in"),
+    option("--config.simgr.temperature=0", message="config.simgr.temperature: can't be 0.0; give a number above 0"),
+    option(
+        "--config.simgr.learn_temperature",
+        "--config.simgr.temperature=2.0",
+        message="config.simgr.temperature: can't be 2.0; give one from temperature_min = 0.01 to temperature_max = 1",
+    ),
     option(
         "--config.semantic_ids.quantizer.name=vq", message="config.semantic_ids.quantizer.name: 'vq' is unknown; choose"
     ),
@@ -149,24 +163,34 @@ CASES = [
         message="config.training.row_length: 10 is shorter than config.data.max_items",
     ),
     option(
-        "--config.model.history=tokens",
+        "--config.simgr.history=tokens",
         "--config.training.row_length=3",
         message="config.training.row_length: 3 is too short for the item with the longest prompt, ",
     ),
-    option("--config.prompt.item={title}", message="config.prompt.item: '{title}' has to end with {codes}"),
-    option(
-        "--config.model.history=tokens",
-        "--config.prompt.prefix=Bought:",
-        message="config.prompt.prefix: has text, but the backbone has no tokenizer; set config.backbone.checkpoint",
+    llm_option("--config.prompt.item={title}", message="config.prompt.item: '{title}' has to end with {codes}"),
+    config_file(
+        "text without a tokenizer",
+        f"{USES_DEFAULT}    config.simgr.history, config.prompt.prefix = 'tokens', 'Bought:'\n    return config\n",
+        "config.prompt.prefix: has text, but the backbone has no tokenizer; set config.backbone.checkpoint",
     ),
-    option("--config.prompt.max_title_tokens=0", message="config.prompt.max_title_tokens: can't be 0; give a number"),
+    option(
+        "--config.simgr.history=tokens",
+        "--config.prompt.prefix=Bought:",
+        message='config.prompt.prefix: is not read by model "simgr" without config.backbone.checkpoint; leave it out',
+    ),
+    llm_option(
+        "--config.prompt.item={title} {codes}",
+        "--config.prompt.max_title_tokens=0",
+        message="config.prompt.max_title_tokens: can't be 0; give a number",
+    ),
     option("--config.training.epochs=-1", message="config.training.epochs: can't be -1; give a number above 0"),
     option("--config.training.patience=0", message="config.training.patience: can't be 0; give a number above 0"),
     option(
         "--config.optimizer.learning_rate=inf", message="config.optimizer.learning_rate: can't be inf; give a finite"
     ),
+    option("--config.simgr.in_batch_weight=nan", message="config.simgr.in_batch_weight: can't be nan; give 0 or more"),
     option(
-        "--config.loss.in_batch_weight=nan", message="config.loss.in_batch_weight: can't be nan; give a finite number"
+        "--config.simgr.in_batch_weight=inf", message="config.simgr.in_batch_weight: can't be inf; give a finite number"
     ),
     option(
         "--config.optimizer.beta1=1", message="config.optimizer.beta1: can't be 1.0; give a number from 0 to below 1"
@@ -194,7 +218,7 @@ CASES = [
         "user with one item",
         "p5",
         {"user_sequence.txt": f"{SEQUENCES}v i1\n", "item_plain_text.txt": TEXTS},
-        message="user v has 1; set config.data.k_core",
+        message="(user v has 1); set config.data.k_core",
     ),
     data(
         "no text",
@@ -230,10 +254,10 @@ CASES = [
     pytest.param("train", (TINY, IN_WORKDIR, *NPY), {}, "embeddings.npy_path: no file 'TMP/e.npy'", id="no embeddings"),
     # Workdirs.
     flags(
-        "train", TINY, "--workdir=TMP/f", files={"TMP/f": "x"}, message="TMP/f: can't be made a workdir (File exists)"
+        "train", TINY, "--workdir=TMP/f", files={"TMP/f": "x"}, message="TMP/f: can't be created (File exists)"
     ),
     flags(
-        "train", TINY, "--workdir=TMP/f/w", files={"TMP/f": "x"}, message="TMP/f/w: can't be made a workdir (Not a dir"
+        "train", TINY, "--workdir=TMP/f/w", files={"TMP/f": "x"}, message="TMP/f/w: can't be created (Not a dir"
     ),
     flags(
         *("train", TINY, IN_WORKDIR, "--config.cache_dir=TMP/f"),
@@ -242,7 +266,7 @@ CASES = [
     ),
     flags(
         *("train", TINY, "--workdir=TRAINED", "--config.seed=1"),
-        message="TRAINED/config.json:seed: the run here has 0, not 1; go on with the same config or choose another",
+        message="TRAINED/config.json:seed: the run here has 0, not 1; continue with the same config, or choose another",
     ),
     flags(
         *("train", TINY, "--workdir=TRAINED"),
@@ -252,8 +276,18 @@ CASES = [
     flags("evaluate", "--workdir=TMP/none", message="TMP/none/config.json: is not there; give the --workdir of a run"),
     flags(
         *("evaluate", "--workdir=TRAINED"),
-        files={"TRAINED/config.json": '{"sead": 0}'},
+        files={"TRAINED/config.json": '{"config_version": 2, "sead": 0}'},
         message='config.json: is not this version\'s config (Key "sead" does not exist',
+    ),
+    flags(
+        *("evaluate", "--workdir=TRAINED"),
+        files={"TRAINED/config.json": '{"seed": 0}'},
+        message="TRAINED/config.json: is of config version 1, and this simgr_jax reads version 2; use the simgr_jax",
+    ),
+    flags(
+        *("train", TINY, "--workdir=TRAINED"),
+        files={"TRAINED/config.json": '{"config_version": 3, "seed": 0}'},
+        message="TRAINED/config.json: is of config version 3, and this simgr_jax reads version 2; use the simgr_jax",
     ),
     flags(
         *("evaluate", "--workdir=TRAINED"),
@@ -271,17 +305,31 @@ CASES = [
         message="TRAINED/metrics.jsonl:2: is not JSON",
     ),
     flags(
-        "recommend", "--workdir=TRAINED", "--output=TMP/o.jsonl", "--k=61", message="--k: 61 is more than the 60 items"
+        "recommend", "--workdir=TRAINED", "--output=TMP/o.jsonl", "--k=61", message="--k: can't be 61; give a number from 1 to 60"
     ),
     flags("recommend", "--workdir=TRAINED", "--output=TMP", message="TMP: can't be written (Is a directory)"),
-    option("--config.loss.catalog_chunk=-2", message="config.loss.catalog_chunk: can't be -2; give a number of items"),
+    option("--config.simgr.catalog_chunk=-2", message="config.simgr.catalog_chunk: can't be -2; give a number of items"),
     # An LLM as the backbone.
-    option("--config.lora.rank=4", message="config.lora.rank: adapts a checkpoint; give config.backbone.checkpoint"),
-    option("--config.lora.base_dtype=int8", message='config.lora.base_dtype: "int8" is unknown; choose one of float32'),
-    option("--config.backbone.token_init=zero", message='config.backbone.token_init: "zero" is unknown; choose one of'),
+    config_file(
+        "adapters without a checkpoint",
+        f"{USES_DEFAULT}    config.lora.rank = 4\n    return config\n",
+        "config.lora.rank: adapters need a checkpoint; give config.backbone.checkpoint",
+    ),
+    option(
+        "--config.lora.rank=4",
+        message='config.lora.rank: is not read by model "simgr" without config.backbone.checkpoint; leave it out',
+    ),
+    llm_option(
+        "--config.lora.base_dtype=int8", message="config.lora.base_dtype: can't be 'int8'; choose one of float32"
+    ),
+    llm_option(
+        "--config.backbone.token_init=zero", message="config.backbone.token_init: can't be 'zero'; choose one of mean"
+    ),
     option("--config.backbone.remat=some", message='config.backbone.remat: "some" is unknown; choose one of none'),
     option(
-        "--config.backbone.checkpoint=TMP", message="config.backbone.width: is decided by config.backbone.checkpoint"
+        "--config.backbone.checkpoint=TMP",
+        "--config.backbone.width=8",
+        message='config.backbone.width: is not read by model "simgr" without config.backbone.checkpoint=""; leave it',
     ),
     llm("no such folder", {}, message="config.backbone.checkpoint: TMP/llm is not a folder, and can't"),
     llm("no config", {"x.txt": "x"}, message="TMP/llm/config.json: no such file; give the folder of a Hugging Face"),
@@ -292,7 +340,7 @@ CASES = [
         message="TMP/llm/pytorch_model.bin: is a pickle, which can run code when it is read; if you trust it, convert",
     ),
     flags("export", "--workdir=TMP/none", "--output=TMP/o", message="TMP/none/config.json: is not there; give the"),
-    flags("export", "--workdir=TRAINED", "--output=TMP", message="TMP: is there already; remove it, or choose another"),
+    flags("export", "--workdir=TRAINED", "--output=TMP", message="TMP: exists already; remove it, or choose another"),
     # Predictions.
     flags("evaluate", TINY, "--predictions=TMP/none.jsonl", message="TMP/none.jsonl: can't be read (No such file"),
     predictions("predictions: empty", lambda lines: [], ": is empty; write a line"),
@@ -361,11 +409,11 @@ def predictions_lines(run_binary, trained_workdir, tmp_path_factory):
     return file.read_text().splitlines()
 
 
-def test_a_corrected_config_goes_on_in_the_same_workdir(run_binary, tiny_options, tmp_path, capfd):
+def test_a_corrected_config_continues_in_the_same_workdir(run_binary, tiny_options, tmp_path, capfd):
     """Also after a mistake that shows only once the data are prepared."""
     arguments = ("train", *tiny_options, f"--workdir={tmp_path / 'workdir'}")
     assert run_binary(*arguments, "--config.backbone.kv_heads=3") == 2
-    assert run_binary(*arguments, "--config.backbone.kv_heads=3", "--config.model.user_pooling=max") == 2
+    assert run_binary(*arguments, "--config.backbone.kv_heads=3", "--config.simgr.user_pooling=max") == 2
     assert "config.json" not in capfd.readouterr().err
 
 
@@ -388,17 +436,17 @@ def test_stderr_of_the_process_is_that_line(root, tiny_options, trained_workdir,
     damaged = shutil.copytree(trained_workdir, tmp_path / "damaged")
     for file in damaged.glob("checkpoints/*/*/d/*"):
         os.truncate(file, 10)
-    misspelt = start(root, "train", *tiny_options, f"--workdir={tmp_path}", "--config.model.nmae=simgr")
+    misspelt = start(root, "train", *tiny_options, f"--workdir={tmp_path}", "--config.training.epohcs=1")
     unreadable = start(root, "evaluate", f"--workdir={damaged}")
     exploding = start(
         *(root, "train", *tiny_options, f"--workdir={tmp_path / 'nan'}"),
-        *("--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0", "--config.model.similarity=dot"),
+        *("--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0", "--config.simgr.similarity=dot"),
         *("--config.training.log_every_steps=1", "--config.training.epochs=4"),
     )
     for process, message in (
-        (misspelt, "error: config.model.nmae: the config has no such key; did you mean config.model.name?"),
+        (misspelt, "error: config.training.epohcs: the config has no such key; did you mean config.training.epochs?"),
         (unreadable, f"error: {damaged}/checkpoints/2: can't be restored"),
-        (exploding, "error: config.optimizer.learning_rate: the loss was not finite"),
+        (exploding, "error: config.optimizer.learning_rate: the loss or its gradient was not finite"),
     ):
         error = process.communicate()[1]
         assert error.startswith(message), error

@@ -10,6 +10,8 @@ from simgr_jax.errors import UserError
 
 CONFIG = "from simgr_jax import default_config\ndef get_config(name=''):\n    config = default_config.get_config()\n"
 CONFIG += "    config.data.name = name\n    return config\n"
+# Without the in-batch loss, SimGR does not read its `log_q`.
+LOSSES = ("--config.simgr.in_batch_weight=0.5",)
 
 
 @pytest.fixture
@@ -61,30 +63,20 @@ def fail(error):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--config=config.py:shop", "--config.model.temperature=0.1", "--noconfig.loss.log_q", "--workdir=w"),
+        ("--config=config.py:shop", *LOSSES, "--config.simgr.temperature=0.1", "--noconfig.simgr.log_q", "--workdir=w"),
         (
-            "-config",
-            "config.py:shop",
-            "--config.model.temperature",
-            "0.1",
-            "--config.loss.log_q=false",
-            "--workdir",
-            "w",
+            *("-config", "config.py:shop", *LOSSES),
+            *("--config.simgr.temperature", "0.1", "--config.simgr.log_q=false", "--workdir", "w"),
         ),
-        (
-            "--workdir=w",
-            "--config=config.py:shop",
-            "--config.model.temperature=0.1",
-            "--noconfig.loss.log_q",
-        ),
+        ("--workdir=w", "--config=config.py:shop", *LOSSES, "--config.simgr.temperature=0.1", "--noconfig.simgr.log_q"),
     ],
 )
 def test_flags_the_config_and_its_overrides_are_read(run, arguments):
     found = parsed(run, *arguments)
     assert found.workdir == "w"
     assert found.config.data.name == "shop"
-    assert found.config.model.temperature == 0.1
-    assert found.config.loss.log_q is False
+    assert found.config.simgr.temperature == 0.1
+    assert found.config.simgr.log_q is False
     with pytest.raises(AttributeError):
         found.config.new_key = 1
 
@@ -115,11 +107,11 @@ def test_interruption_is_exit_code_130_without_a_word(run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--config=config.py", "--config.model.nmae=x"), "config.model.nmae: the config has no such key; did you"),
-        (("--config=config.py", "--config.model.name.x=1"), "config.model.name.x: the config has no such key"),
-        (("--config=config.py", "--config.model={}"), "config.model: is a group of keys; set them one by one, like"),
+        (("--config=config.py", "--config.training.epohcs=1"), "config.training.epohcs: the config has no such key"),
+        (("--config=config.py", "--config.model.name.x=1"), "config.model.name.x: config.model is a value, not a"),
+        (("--config=config.py", "--config.simgr={}"), "config.simgr: is a group of keys; set them one by one, like"),
         (("--config=config.py", "--config=other.py"), "--config=other.py: is a second --config; give one"),
-        (("--config=config.py", "more", "words"), "more: is no flag; flags look like --name=value"),
+        (("--config=config.py", "more", "words"), "more: is not a flag; flags look like --name=value"),
         (("--config=config.py", "--config.seed"), "Missing value for flag --config.seed"),
         (("--config",), "--config=: there is no such file"),
         (("--config.seed=1", "--config=config.py"), "--config was specified"),
@@ -128,6 +120,47 @@ def test_interruption_is_exit_code_130_without_a_word(run, capsys):
 def test_bad_flags_never_reach_main(run, arguments, message, capsys):
     assert run(fail(AssertionError("main ran")), *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "override", "message"),
+    [
+        (
+            *("sasrec", "--config.simgr.temperature=0.1"),
+            'config.simgr.temperature: is not read by model "sasrec"; leave it out: the model reads sasrec.*, ',
+        ),
+        (
+            *("sasrec", "--config.semantic_ids.quantizer.levels=3"),
+            'config.semantic_ids.quantizer.levels: is not read by model "sasrec"; leave it out: the model reads ',
+        ),
+        (
+            *("simgr", "--noconfig.simgr.log_q"),
+            'config.simgr.log_q: is not read by model "simgr" without config.simgr.in_batch_weight above 0; leave it',
+        ),
+        ("popularity", "--config.training.epochs=2", 'config.training.epochs: is not read by model "popularity"; '),
+    ],
+)
+def test_an_override_that_the_model_does_not_read_is_refused(run, model, override, message, capsys):
+    assert run(fail(AssertionError("main ran")), "--config=config.py", f"--config.model={model}", override) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "dataset"), [("quickstart", ""), ("amazon:beauty", "beauty")])
+def test_a_config_of_the_package_is_found_by_name_from_any_directory(run, name, dataset):
+    """The test runs in a folder that has no configs/."""
+    assert parsed(run, f"--config={name}").config.data.name == dataset
+
+
+def test_a_file_at_that_path_comes_before_a_config_of_that_name(run, tmp_path):
+    (tmp_path / "quickstart").write_text(CONFIG.replace("name=''", "name='mine'"))
+    assert parsed(run, "--config=quickstart").config.data.name == "mine"
+
+
+def test_an_unknown_config_name_is_refused_with_the_known_ones(run, capsys):
+    assert run(fail(AssertionError("main ran")), "--config=quikstart") == 2
+    message = "error: --config=quikstart: there is no such file; give its path, or one of amazon, compare, llm, log, "
+    assert capsys.readouterr().err.startswith(message)
 
 
 def test_help_shows_the_flags(run, capsys):

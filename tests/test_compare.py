@@ -146,7 +146,7 @@ def test_a_run_of_other_data_is_refused_before_anything_is_trained(run_binary, o
     assert run_binary("compare", *options, f"--workdir={folder}") == 2
     error = capfd.readouterr().err
     assert error.startswith(
-        f"error: {folder}/runs/simgr: was judged on other data than config.base.data are now; give "
+        f"error: {folder}/runs/simgr: was judged on other data than config.base.data; give the old "
     )
     assert error.count("\n") == 1 and launcher.launched == []
 
@@ -166,7 +166,7 @@ def test_only_what_is_asked_for_is_trained(run_binary, options, folder, launcher
 def test_a_changed_config_of_a_finished_run_is_refused(run_binary, options, folder, launcher, capfd):
     changed = "--config.base.optimizer.weight_decay=0.5"
     assert run_binary("compare", *options, changed, f"--workdir={folder}") == 2
-    message = f"{folder}/runs/simgr/config.json:optimizer.weight_decay: the run here has 0.01, not 0.5; go on with the"
+    message = f"{folder}/runs/simgr/config.json:optimizer.weight_decay: the run here has 0.01, not 0.5; continue with"
     assert message in capfd.readouterr().err
     assert launcher.launched == []
 
@@ -273,7 +273,7 @@ def config_file(name, message):
             "config.models.simgr.overrides.backbone.width: is not set in ROOT/configs/compare.py:synthetic, so",
         ),
         option(
-            "--config.models.sasrec.trials.trial1.optimizer.learning_rate=fast", "'fast' is no float; give a value like"
+            "--config.models.sasrec.trials.trial1.optimizer.learning_rate=fast", "'fast' is not of type float; give a"
         ),
         option("--config.base.training=1", "config.base.training: is a group of keys; set them one by one, like"),
         option("--config.base.data.format=p5", "config.base.data.path: not set; set it to the folder"),
@@ -308,4 +308,4 @@ def test_a_model_of_the_comparison_is_a_config_of_its_own(run_binary, root, tmp_
     for wrong, known in (("beauty", "simgr, simgr_short_ids, "), ("books-simgr", "beauty, toys, ")):
         assert run_binary("train", f"--config={root}/configs/rivals.py:{wrong}", f"--workdir={tmp_path}") == 2
         error = capfd.readouterr().err
-        assert f"rivals.py:{wrong}: is no DATASET-ROW" in error and known in error and error.count("\n") == 1
+        assert f"rivals.py:{wrong}: is not DATASET-ROW" in error and known in error and error.count("\n") == 1

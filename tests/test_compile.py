@@ -17,7 +17,7 @@ TINY_LLM = (
     "--config.backbone.checkpoint=tests/huggingface/golden/qwen3",
     "--config.training.row_length=128",
     "--config.semantic_ids.quantizer.codebook_size=16",
-    "--config.model.item_encoder=mean",
+    "--config.simgr.item_encoder=mean",
     "--num_items=1000",
 )
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")

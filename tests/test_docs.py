@@ -110,8 +110,22 @@ RESULTS = {
 COLUMNS = {"HR@10": 4, "NDCG@10": 4, "entropy@10": 3, "coverage@10": 4, "users_per_second": 0}
 
 
-def test_the_readme_has_the_figures_of_the_result():
-    models = json.loads((ROOT / "results" / "compare_beauty.json").read_text(encoding="utf-8"))["figures"]["models"]
+def figures(result: str) -> dict:
+    return json.loads((ROOT / "results" / f"{result}.json").read_text(encoding="utf-8"))["figures"]
+
+
+def test_the_readme_has_the_figures_of_the_quickstart():
+    found = figures("quickstart")
+    for metric in ("HR@10", "NDCG@10", "coverage@10"):
+        cells = []
+        for key in (metric, f"popularity/{metric}", f"oracle/{metric}"):
+            half = (found[f"{key}/ci95_high"] - found[f"{key}/ci95_low"]) / 2
+            cells.append(f"{found[key]:.4f} ± {half:.4f}")
+        assert f"    {metric:11}   {'   '.join(cells)}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_has_the_figures_of_the_comparison():
+    models = figures("compare_beauty")["models"]
     best = {column: max(models[row][column] for row in RESULTS.values()) for column in COLUMNS}
     expected = []
     for label, row in RESULTS.items():

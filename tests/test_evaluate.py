@@ -8,6 +8,7 @@ import pytest
 
 from simgr_jax.evaluation.metrics import summarize
 
+PROTOCOLS = ("", "filtered/")
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "entropy@10", "coverage@10")
 FACTS = {"model", "dataset", "split", "num_users", "num_cases", "num_items"}
 COST = {"num_parameters", "train_seconds", "train_targets_per_second"}
@@ -24,7 +25,8 @@ def workdir(trained_workdir, tmp_path):
 
 def test_metrics_json_is_the_contract(trained_workdir):
     metrics = read(trained_workdir / "report")
-    named = [f"{prefix}{metric}" for prefix in ("", "popularity/", "oracle/") for metric in METRICS]
+    rankers = ("", "popularity/", "oracle/")
+    named = [f"{ranker}{protocol}{metric}" for ranker in rankers for protocol in PROTOCOLS for metric in METRICS]
     intervals = [f"{name}/ci95_{end}" for name in named for end in ("low", "high")]
     assert metrics.keys() == FACTS | COST | set(named) | set(intervals)
     assert (metrics["model"], metrics["dataset"], metrics["split"]) == ("simgr", "synthetic", "test")
@@ -57,9 +59,10 @@ def test_a_workdir_evaluated_again_gives_the_same_report_timings_included(run_bi
 def test_the_ranking_is_kept_for_paired_comparisons(trained_workdir):
     metrics = read(trained_workdir / "report")
     with np.load(trained_workdir / "report" / "ranking.npz", allow_pickle=False) as ranking:
-        items, ranks = ranking["items"], ranking["target_rank"]
-    assert (items.shape, items.dtype, ranks.shape, ranks.dtype) == ((200, 10), np.int32, (200,), np.float32)
-    assert summarize(ranks, items, 60) == {metric: metrics[metric] for metric in METRICS}
+        for protocol, prefix in zip(PROTOCOLS, ("", "filtered_"), strict=True):
+            items, ranks = ranking[f"{prefix}items"], ranking[f"{prefix}target_rank"]
+            assert (items.shape, items.dtype, ranks.shape, ranks.dtype) == ((200, 10), np.int32, (200,), np.float32)
+            assert summarize(ranks, items, 60) == {metric: metrics[f"{protocol}{metric}"] for metric in METRICS}
 
 
 @pytest.fixture
@@ -94,9 +97,10 @@ def test_what_has_moved_is_told_one_by_one(run_binary, moved, capfd, missing):
 
 
 def test_an_llm_may_have_moved(run_binary, workdir, tmp_path, capfd):
-    """This run had none, and now is refused one."""
+    """The flag reaches the run: there is no LLM at this place."""
     assert run_binary("evaluate", f"--workdir={workdir}", f"--checkpoint={tmp_path / 'llm'}") == 2
-    assert "is decided by config.backbone.checkpoint" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: config.backbone.checkpoint: {tmp_path / 'llm'} is not a folder, and can't")
 
 
 def test_places_are_of_a_workdir(run_binary, root, tmp_path, capfd):
@@ -127,9 +131,10 @@ def test_validation_has_a_report_of_its_own(run_binary, workdir):
 def test_recommendations_judged_as_predictions_score_as_the_model_does(
     run_binary, tiny_options, workdir, tmp_path, split
 ):
+    """The lists hold the whole catalog, so that none has fewer than 10 items once history items are taken out."""
     file = tmp_path / "theirs.jsonl"
     assert run_binary("evaluate", f"--workdir={workdir}", f"--split={split}") == 0
-    assert run_binary("recommend", f"--workdir={workdir}", f"--output={file}", f"--split={split}") == 0
+    assert run_binary("recommend", f"--workdir={workdir}", f"--output={file}", f"--split={split}", "--k=60") == 0
     assert run_binary("evaluate", *tiny_options, f"--predictions={file}", f"--split={split}") == 0
     own = read(workdir / ("report" if split == "test" else "report_validation"))
     judged = read(tmp_path / "theirs.jsonl.report")

@@ -12,13 +12,11 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from simgr_jax import export
-from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.errors import UserError
-from simgr_jax.inputs.batches import rank_batches
+from simgr_jax.inputs.rank_batches import rank_batches
 from simgr_jax.models.user_pooling import LastToken
-from simgr_jax.serving import export_readme
-from simgr_jax.workdir import config_file
+from simgr_jax.run import Run
+from simgr_jax.serving import export_folder, export_readme
 
 USERS = 6  # Whose lists are compared: all of them take as many runs of score.py.
 
@@ -31,7 +29,6 @@ DATA = (
     "--config.semantic_ids.embeddings.dim=8",
     "--config.semantic_ids.quantizer.levels=3",
     "--config.semantic_ids.quantizer.codebook_size=6",
-    "--config.model.item_encoder_width=8",
     "--config.evaluation.batch_size=16",
     "--config.training.batch_rows=4",
     "--config.training.epochs=2",
@@ -47,7 +44,9 @@ SMALL = {
     "num_key_value_heads": 1,
     "head_dim": 8,
 }
-# What a run begins with and how it reads histories: (LLM, what its tokenizer puts around a text, config, options).
+# What a run begins with and how it reads histories: (LLM, what its tokenizer puts around a text), config, options.
+# The runs of configs/llm.py have an item encoder with an inner width.
+WIDTH = "--config.simgr.item_encoder_width=8"
 RUNS = {
     "all weights, templates with titles, cut to a row": (
         ("Llama", {"tie_word_embeddings": False}, "<s> $A </s>"),
@@ -56,31 +55,31 @@ RUNS = {
             '--config.prompt.prefix=100% "bought" 😀:',
             "--config.prompt.item=\n{title} {codes}",
             "--config.prompt.max_title_tokens=4",
-            "--config.model.user_pooling=attention",
-            "--config.model.similarity=dot",
+            "--config.simgr.user_pooling=attention",
+            "--config.simgr.similarity=dot",
             "--config.training.row_length=60",
             "--config.training.epochs=1",
+            WIDTH,
         ),
     ),
     "adapters, bare codes": (
         ("Qwen3", {"tie_word_embeddings": True}, "$A"),
         "llm.py:lora",
-        (*LORA, "--config.optimizer.learning_rate=0.01", "--config.training.row_length=64"),
+        (*LORA, WIDTH, "--config.optimizer.learning_rate=0.01", "--config.training.row_length=64"),
     ),
     "adapters, items as vectors, scaled embeddings": (
         ("Gemma3Text", {"sliding_window": 4}, "<s> $A"),
         "llm.py:lora",
-        (*LORA, "--config.model.history=item", "--config.model.user_pooling=mean", "--config.training.row_length=24"),
+        (*LORA, WIDTH, "--config.simgr.history=item", "--config.simgr.user_pooling=mean", "--config.training.row_length=24"),
     ),
     "from scratch, codes that collide, history left out": (
         None,
         "quickstart.py",
         (
-            "--config.model.history=tokens",
+            "--config.simgr.history=tokens",
             "--config.semantic_ids.quantizer.codebook_size=3",
             "--config.semantic_ids.quantizer.levels=2",
             "--config.semantic_ids.collisions=keep",
-            "--config.evaluation.filter_history=True",
             "--config.backbone.width=16",
             "--config.backbone.mlp_width=16",
             "--config.backbone.heads=2",
@@ -123,9 +122,14 @@ def exported(request, run_binary, root, tmp_path_factory):
         options += (f"--config.backbone.checkpoint={folder / 'llm'}",)
     workdir, output = folder / "workdir", folder / "new" / "exported"
     assert run_binary("train", f"--config={root}/configs/{config}", *DATA, *options, f"--workdir={workdir}") == 0
-    assert run_binary("export", f"--workdir={workdir}", f"--output={output}") == 0
+    assert run_binary("export", f"--workdir={workdir}", f"--output={output}", *filtering(request.param)) == 0
     assert [path.name for path in output.parent.iterdir()] == ["exported"]
     return workdir, output
+
+
+def filtering(name):
+    """The flag of `export` and `recommend` with which this run is exported."""
+    return ("--filter_history",) if name.endswith("history left out") else ()
 
 
 @pytest.fixture
@@ -147,25 +151,23 @@ def test_transformers_computes_the_hidden_states_that_were_trained(exported):
     from transformers import AutoModel
 
     workdir, output = exported
-    run = export.load_run(config_file.load(workdir), workdir)
-    config, prompt, dataset = run.config, run.prepared.prompt, run.prepared.dataset
-    users = np.arange(len(dataset.sequences))
-    cases = EvaluationCases(users, dataset.sequences, np.zeros_like(users)).take(range(USERS))
-    (batch, _), *_ = rank_batches(cases, prompt, USERS, config.data.max_items, config.training.row_length)
-    run.model.user_pooling = LastToken()
+    run = Run.load(workdir)
+    trained, config, prompt = run.best_model(), run.config, run.prompt
+    (batch, _), *_ = rank_batches(run.cases().take(range(USERS)), prompt, USERS, config.data.max_items, run.row_length)
+    trained.user_pooling = LastToken()
     positions = np.broadcast_to(np.arange(batch.inputs.shape[1]), batch.inputs.shape)
     segments = (positions < batch.lengths[:, None]).astype(np.int32)
-    ours = np.asarray(run.model.user_states(batch.inputs, segments, positions, None))
+    ours = np.asarray(trained.user_states(batch.inputs, segments, positions, None))
 
     model, report = AutoModel.from_pretrained(output, output_loading_info=True)
     assert not report["missing_keys"]
     assert set(report["unexpected_keys"]) <= {"lm_head.weight"}
-    new = AutoTokenizer.from_pretrained(output).convert_tokens_to_ids(run.prepared.semantic_ids.token_strings())
+    new = AutoTokenizer.from_pretrained(output).convert_tokens_to_ids(run.semantic_ids.token_strings())
     ids = np.concatenate([new, prompt.text_tokens]).astype(int)
     for row, length, states in zip(batch.inputs, batch.lengths, ours, strict=True):
-        if config.model.history == "item":
+        if config.simgr.history == "item":
             vectors = load_file(output / "item_index" / "items.safetensors")["vectors"][row[:length]]
-            inputs = {"inputs_embeds": torch.tensor(vectors * run.model.backbone.config.embedding_scale)[None]}
+            inputs = {"inputs_embeds": torch.tensor(vectors * trained.backbone.config.embedding_scale)[None]}
         else:
             inputs = {"input_ids": torch.tensor(ids[row[:length]])[None]}
         with torch.no_grad():
@@ -181,9 +183,10 @@ def test_it_is_the_trained_weights_that_are_exported(exported):
     assert not np.allclose(before, after, atol=1e-4)
 
 
-def test_the_exported_program_recommends_what_the_run_does(exported, scores, run_binary, tmp_path):
+def test_the_exported_program_recommends_what_the_run_does(exported, request, scores, run_binary, tmp_path):
     workdir, output = exported
-    assert run_binary("recommend", f"--workdir={workdir}", f"--output={tmp_path / 'lists.jsonl'}") == 0
+    options = filtering(request.node.callspec.params["exported"])
+    assert run_binary("recommend", f"--workdir={workdir}", f"--output={tmp_path / 'lists.jsonl'}", *options) == 0
     expected = [json.loads(line) for line in (tmp_path / "lists.jsonl").read_text().splitlines()]
     (data,) = (workdir / "cache").glob("synthetic-*/")
     histories = dict(line.split(maxsplit=1) for line in (data / "user_sequence.txt").read_text().splitlines())
@@ -224,12 +227,12 @@ def scratch(run_binary, trained_workdir, tmp_path_factory):
 
 
 def test_the_item_index_has_the_catalogs_ids_codes_and_vectors(scratch, trained_workdir):
-    run = export.load_run(config_file.load(trained_workdir), trained_workdir)
+    run = Run.load(trained_workdir)
     items = load_file(scratch / "item_index" / "items.safetensors")
     assert {name: array.dtype for name, array in items.items()} == {"codes": np.int32, "vectors": np.float32}
-    np.testing.assert_array_equal(items["codes"], run.prepared.semantic_ids.codes)
-    np.testing.assert_allclose(items["vectors"], run.model.encode_items(), rtol=1e-5, atol=1e-6)
-    assert json.loads((scratch / "item_index" / "item_ids.json").read_text()) == run.prepared.dataset.item_ids
+    np.testing.assert_array_equal(items["codes"], run.semantic_ids.codes)
+    np.testing.assert_allclose(items["vectors"], run.best_model().encode_items(), rtol=1e-5, atol=1e-6)
+    assert json.loads((scratch / "item_index" / "item_ids.json").read_text()) == run.dataset.item_ids
 
 
 def test_the_weights_have_the_dtype_asked_for(scratch):
@@ -271,7 +274,7 @@ BAD = {
         "workdir/checkpoints: is not there; train in this workdir first",
     ),
     "damaged": (damaged, (), "can't be restored"),
-    "output": (lambda _, tmp: (tmp / "out").mkdir(), (), "out: is there already; remove it, or choose another"),
+    "output": (lambda _, tmp: (tmp / "out").mkdir(), (), "out: exists already; remove it, or choose another"),
     "no folder": (
         lambda _, tmp: (tmp / "file").touch(),
         ("--output=TMP/file/out",),
@@ -316,6 +319,6 @@ def test_an_export_that_fails_leaves_nothing_behind(
 
 
 def test_a_full_disk_is_told_in_one_line_when_it_is_the_weights_that_do_not_fit(tmp_path):
-    with pytest.raises(UserError, match=r"out: can't be written .*I/O error"), export._new_folder(tmp_path / "out"):
+    with pytest.raises(UserError, match=r"out: can't be written .*I/O error"), export_folder._new_folder(tmp_path / "out"):
         save_file({"x": np.zeros(1)}, tmp_path / "no such folder" / "x.safetensors")
     assert not list(tmp_path.iterdir())

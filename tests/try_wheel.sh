@@ -21,10 +21,12 @@ import json
 from pathlib import Path
 
 import simgr_jax
+from simgr_jax.config_files import load_run_config
 
 folder = Path(simgr_jax.__file__).parent
 assert Path.cwd() in folder.parents, folder
 assert (folder / "py.typed").is_file()
+assert load_run_config("rivals:synthetic-sasrec").model == "sasrec"
 run = simgr_jax.load("run")
 items = json.loads(Path("top.jsonl").read_text().splitlines()[0])["items"]
 lists = run.recommend([items, [*items, "nothing"]], k=3)

@@ -1,4 +1,4 @@
-"""What decoding loses of trained models' item distributions, and how far these are from each other and the truth."""
+"""Measures what decoding loses of models' item distributions, and how far these are from the truth or each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from simgr_jax.evaluation.significance import paired_difference
 from simgr_jax.ops.top_k import rank_catalog
 from simgr_jax.run import Run
 
-LENGTHS = (5, 10)  # The lists' lengths that search errors are measured for.
+LENGTHS = (5, 10)  # The list lengths at which search errors are measured.
 
 
 def measure(
@@ -28,21 +28,21 @@ def measure(
 
     Args:
       runs: finished runs on the same data, by name.
-      users: how many cases of the test split are asked about, evenly spread over it.
-      beam_widths: for those models that have a beam.
-      joint: the name of the run whose distribution the others' are also compared with, if it is there.
+      users: the number of test cases to measure on, evenly spread over the split.
+      beam_widths: for models that have a beam.
+      joint: the name of the run with whose distribution the others are also compared, if it is among the runs.
 
     Returns:
       By name:
-      `cases`, how many test cases were asked about;
-      `exact/NDCG@10` and `decoded/NDCG@10`, of the exact distribution and of the model's own lists, in these cases, and
-      `decoded/difference`, the second less the first (see `evaluation.significance.Difference`);
+      `cases`, the number of test cases that were used;
+      `exact/NDCG@10` and `decoded/NDCG@10`, of the exact distribution and of the model's own lists, in these cases;
+      `decoded/difference`, the second minus the first (see `evaluation.significance.Difference`);
       `search`, of those lists, and `beam`, by width, for a model with a beam: see `distribution_error.search_error`;
       `off_catalog_mass`, for a model of codes: see `distribution_error.off_catalog_mass`;
       `truth`, on embedded data, and `joint`: see `distribution_error.distance`; `calibration`, on embedded data.
 
     Raises:
-      UserError: the joint model has no item distribution, or all cases are one user's.
+      UserError: the joint model has no item distribution, or all cases belong to one user.
     """
     reference, figures = None, {}
     # The joint model comes first, because the others are compared with it.
@@ -69,7 +69,7 @@ def _measure(
     if not hasattr(model, "log_probabilities"):
         return None
     if len(np.unique(cases.users)) < 2:
-        raise UserError(f"--users: {users} cases are of one user; ask for more")
+        raise UserError(f"--users: {users} cases belong to a single user; use more")
     with run.mesh():
         log_probabilities = run.ranker.ask(model, cases, "log_probabilities")
         figures = _decoding(run, cases, log_probabilities, beam_widths)
@@ -88,7 +88,7 @@ def _measure(
 def _decoding(
     run: Run, cases: EvaluationCases, log_probabilities: Float[np.ndarray, "C N"], beam_widths: Sequence[int]
 ) -> dict[str, Any]:
-    """What the model's own lists lose, and those of beams of other widths."""
+    """What the model's own lists lose, and what beams of other widths lose."""
     model, ranker = run.best_model(), run.ranker
     exact = jax.jit(rank_catalog, static_argnums=2)(log_probabilities, cases.targets, metrics.SELECTION_K)
     own = ranker.rank(model, cases, metrics.SELECTION_K)

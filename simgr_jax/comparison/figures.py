@@ -1,4 +1,4 @@
-"""From finished runs to a comparison's figures, the contents of `comparison.json`."""
+"""Collects the figures of finished runs, the contents of `comparison.json`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from simgr_jax.evaluation.protocols import PROTOCOLS
 from simgr_jax.evaluation.saved_ranking import CaseRankings
 from simgr_jax.evaluation.significance import holm, paired_difference
 
-# Tested against the reference.
+# The metrics that are tested against the reference.
 TESTED = ("NDCG@10", "HR@10")
 FACTS = ("dataset", "split", "num_users", "num_cases", "num_items")
 COSTS = ("num_parameters", "train_seconds", "train_targets_per_second")
@@ -36,8 +36,8 @@ def collect(
       `family`, `model` (`config.model`), `overrides`, `trained_as`, `seeds`, `missing_seeds`, `trials`, `chosen`;
       each of `metrics.names(ks)`, the mean over seeds, with `METRIC/ci95_low` and `METRIC/ci95_high` (over users) and
       `METRIC/seeds` (each seed's), and all of these as `filtered/METRIC`, for lists without history items;
-      `METRIC/difference` of TESTED, against the reference: `mean`, `ci95_low`, `ci95_high`, `p`, and `p_holm`, which is
-      adjusted for all tests made;
+      `METRIC/difference` from the reference, for each metric of TESTED: `mean`, `ci95_low`, `ci95_high`, `p`, and
+      `p_holm`, which is adjusted for all tests made;
       `num_parameters`, `train_seconds`, `train_targets_per_second`, means over seeds; `users_per_second` and
       `catalog_seconds`, medians of `users_per_second/rounds` and `catalog_seconds/rounds` (see `speed.Speeds`).
     """
@@ -56,7 +56,7 @@ def collect(
             | {key: _mean([report[key] for report in reports]) for key in COSTS}
             | _speed(speeds.get(row.name))
         )
-    # One user is no sample.
+    # A single user can't be tested.
     if reference in models and facts["num_users"] > 1:
         _test(models, cases, reference, users)
     return facts | {"ks": list(ks), "reference": reference, "models": models}

@@ -18,17 +18,17 @@ from matplotlib.transforms import Bbox
 from simgr_jax.evaluation.report import STYLE
 from simgr_jax.workdir.atomic_write import atomic_path
 
-# Of families, in their order.
+# The colors of families, in order.
 COLORS = ("#1f6fb2", "#e08e45", "#8a8f98", "#5a9e6f", "#8e6bb0", "#c0392b")
-# Of a name beside its point, in points.
+# Where a name may be beside its point, in points (1/72 inch), in order of preference.
 _PLACES = [(9, 0), (-9, 0), (0, 14), (0, -14), *((x, y) for y in (11, -11, 22, -22, 33, -33) for x in (9, -9))]
-# From a name to its point, where it is not just beside it.
+# The line from a name to its point, for names that are not directly beside it.
 _LINE = {"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
 
 
 def write(folder: Path, figures: Mapping[str, Any]) -> list[Path]:
-    """Writes `accuracy.png`, of several models `diversity.png` and `speed.png`, and `scaling.png` where some of them
-    differ only in their backbone; returns the files."""
+    """Writes `accuracy.png`; for several models also `diversity.png` and `speed.png`; and `scaling.png` if some models
+    differ only in their backbone. Returns the files."""
     pictures: dict[str, Callable[[Mapping[str, Any]], Figure]] = {"accuracy": draw_accuracy}
     if len(figures["models"]) > 1:
         pictures["diversity"] = draw_diversity
@@ -40,7 +40,7 @@ def write(folder: Path, figures: Mapping[str, Any]) -> list[Path]:
 
 
 def write_bias(path: Path, figures: Mapping[str, Any]) -> Path | None:
-    """Writes what `draw_bias` draws; None where no model has a beam or a distance."""
+    """Writes what `draw_bias` draws; None if no model has a beam or a distance."""
     if not any({"beam", "truth", "joint"} & found.keys() for found in figures.values()):
         return None
     return _write(path, draw_bias, figures)
@@ -77,7 +77,7 @@ def draw_accuracy(figures: Mapping[str, Any]) -> Figure:
 
 
 def draw_diversity(figures: Mapping[str, Any]) -> Figure:
-    """NDCG@10 over what share of the catalog is recommended, and over how evenly."""
+    """NDCG@10 against the share of the catalog that is recommended, and against how evenly it is recommended."""
     models, colors = figures["models"], _colors(figures["models"].values())
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     coverage, evenness = figure.subplots(1, 2, sharey=True)
@@ -92,7 +92,7 @@ def draw_diversity(figures: Mapping[str, Any]) -> Figure:
 
 
 def draw_speed(figures: Mapping[str, Any]) -> Figure:
-    """NDCG@10 over users per second at inference."""
+    """NDCG@10 against users per second at inference."""
     models = {name: model for name, model in figures["models"].items() if model["users_per_second"]}
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.subplots()
@@ -107,7 +107,7 @@ def draw_speed(figures: Mapping[str, Any]) -> Figure:
 
 
 def sizes(models: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Those that differ only in their backbone, smallest first, by what their names begin with."""
+    """Groups of models that differ only in their backbone, smallest first, by what their names begin with."""
     groups: dict[str, list[str]] = {}
     for name in sorted(models, key=lambda name: models[name]["num_parameters"]):
         others = {key: value for key, value in models[name]["overrides"].items() if not key.startswith("backbone.")}
@@ -121,7 +121,7 @@ def _shared_beginning(names: Sequence[str]) -> str:
 
 
 def draw_scaling(figures: Mapping[str, Any]) -> Figure:
-    """NDCG@10 over the number of parameters, a line for each of `sizes`."""
+    """NDCG@10 against the number of parameters, one line for each group of `sizes`."""
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log")
@@ -145,11 +145,11 @@ def draw_scaling(figures: Mapping[str, Any]) -> Figure:
 
 
 def draw_bias(figures: Mapping[str, Any]) -> Figure:
-    """What beams find of the exact top 10, over their width, and how far each model is from the truth, or, where that
-    isn't known, from the joint model.
+    """What beams find of the exact top 10, by width; and how far each model is from the truth, or from the joint model
+    if the truth isn't known.
 
     Args:
-      figures: as `comparison.bias.measure` returns them.
+      figures: as `comparison.decoding_bias.measure` returns them.
     """
     beams = {name: found["beam"] for name, found in figures.items() if "beam" in found}
     reference = "truth" if any("truth" in found for found in figures.values()) else "joint"
@@ -163,7 +163,7 @@ def draw_bias(figures: Mapping[str, Any]) -> Figure:
 
 
 def _draw_beams(beams: Mapping[str, Mapping[str, Mapping[str, float]]], axes: Axes) -> None:
-    """beams: of each model, by width."""
+    """beams: each model's search errors, by width."""
     for number, (name, widths) in enumerate(beams.items()):
         across, color = [int(width) for width in widths], COLORS[number % len(COLORS)]
         for key, style in (("found@10", "o-"), ("mass@10", "o--")):
@@ -174,37 +174,37 @@ def _draw_beams(beams: Mapping[str, Mapping[str, Mapping[str, float]]], axes: Ax
 
 
 def _draw_distances(distances: Mapping[str, float], reference: str, axes: Axes) -> None:
-    """distances: of each model from the reference; the nearest is at the top."""
+    """distances: each model's distance from the reference; the nearest model is at the top."""
     names = sorted(distances, key=lambda name: -distances[name])
     bars = axes.barh(names, [distances[name] for name in names], color=COLORS[0], height=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=9)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
-    axes.set(title="Model: distance from the " + reference, xlabel=f"KL({reference} || model), nats a user")
+    axes.set(title="Model: distance from the " + reference, xlabel=f"KL({reference} || model), nats per user")
     axes.margins(x=0.12)
 
 
 def _colors(models: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """By family."""
+    """The color of each family."""
     families = dict.fromkeys(model["family"] for model in models)
     return {family: COLORS[number % len(COLORS)] for number, family in enumerate(families)}
 
 
 def _legend(figure: Figure, colors: Mapping[str, str]) -> None:
-    """Below the axes, where it hides nothing."""
+    """Puts a legend below the axes, where it hides nothing."""
     for family, color in colors.items():
         figure.axes[0].plot([], [], "o", color=color, label=family)
     figure.legend(loc="outside lower center", ncols=len(colors), fontsize=9)
 
 
 def _interval(model: Mapping[str, Any], metric: str) -> list[list[float]]:
-    """How far it goes below and above the value."""
+    """How far the interval reaches below and above the value."""
     ends = model[metric] - model[f"{metric}/ci95_low"], model[f"{metric}/ci95_high"] - model[metric]
     return [[max(end, 0.0)] for end in ends]
 
 
 def _scatter(axes: Axes, models: Mapping[str, Any], across: str, colors: Mapping[str, str]) -> None:
-    """A point with its name for each model, NDCG@10 over the metric `across`."""
+    """Draws a named point for each model: NDCG@10 against the metric `across`."""
     for model in models.values():
         across_interval = _interval(model, across) if f"{across}/ci95_low" in model else None
         axes.errorbar(
@@ -224,15 +224,14 @@ def _scatter(axes: Axes, models: Mapping[str, Any], across: str, colors: Mapping
 
 
 def _label(axes: Axes, models: Mapping[str, Any], across: str) -> None:
-    """Names beside the points, each at the first of several places where it hides neither a point nor a name.
-
-    Where all are taken, it is at the last.
+    """Puts names beside the points. Each takes the first of several places where it hides neither a point nor a name,
+    or the last place if all are taken.
     """
-    # Fixes where the points lie.
+    # Fixes the positions of the points.
     axes.figure.draw_without_rendering()
     inside = axes.get_window_extent()
     points = {name: axes.transData.transform((model[across], model["NDCG@10"])) for name, model in models.items()}
-    around = 7 * axes.figure.dpi / 72  # A little less than what a name is away from its own point.
+    around = 7 * axes.figure.dpi / 72  # A little less than a name's distance from its own point.
     taken = [Bbox.from_extents(*(point - around), *(point + around)) for point in points.values()]
     for name, model in models.items():
         point = model[across], model["NDCG@10"]

@@ -1,4 +1,4 @@
-"""The rows of a comparison: from one config to what each model is trained with."""
+"""The rows of a comparison: turns its config into one run config per row, with trials and seeds."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Row(NamedTuple):
     Attributes:
       name: also names its folders.
       family: the kind of model, in words.
-      config: its runs' config, but for seed and trial.
+      config: its runs' config, before a seed and a trial are set.
       overrides: the values that differ from the comparison's `base`, by full key.
       seeds: its runs' seeds, at least one.
       trials: what each trial changes in `config`, by full key.
-      trained_as: the row whose trials and trained models it takes over; "" trains its own.
+      trained_as: the row whose trials and trained models it takes over; "" if it trains its own.
     """
 
     name: str
@@ -43,7 +43,10 @@ class Row(NamedTuple):
 
 
 def _keys(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
-    """`config.base` has all keys of a run's config; `shared`, `overrides` and `trials` have some of them."""
+    """The keys that a comparison's config may have, and those that it must have.
+
+    `config.base` has all keys of a run's config; `shared`, `overrides` and `trials` have some of them.
+    """
     run = default_config.get_config()
     top = {
         "base": run,
@@ -78,16 +81,16 @@ COMPARISON_CONFIG = ConfigKind(_keys, _check_base_overrides)
 
 
 def _groups(config: Any, name: str) -> dict[str, Any]:
-    """The groups of keys in `config[name]`, empty where there is no such thing."""
+    """The groups of keys in `config[name]`, empty if it does not exist."""
     values = config.get(name) if isinstance(config, ml_collections.ConfigDict) else None
     return dict(values.items()) if isinstance(values, ml_collections.ConfigDict) else {}
 
 
 def read(config: ml_collections.ConfigDict) -> list[Row]:
-    """The rows of a comparison's config, in its order.
+    """The rows of a comparison's config, in order.
 
     Raises:
-      UserError: a row can't be, or the rows can't be compared.
+      UserError: a row is invalid, or the rows can't be compared.
     """
     _check_base(config.base)
     rows: dict[str, Row] = {}
@@ -105,8 +108,8 @@ def read(config: ml_collections.ConfigDict) -> list[Row]:
         first = next(iter(counts))
         if count != counts[first]:
             raise UserError(
-                f"config.models.{name}.trials: are {count}, but {first} has {counts[first]}; give all the same number, "
-                "or none to a model with nothing to tune"
+                f"config.models.{name}.trials: there are {count}, but {first} has {counts[first]}; give all the same "
+                "number, or none to a model with nothing to tune"
             )
     limits = {"trial_epochs": 0, "finalists": 1} | {f"inference.{key}": 1 for key in config.inference}
     for key, value in flat(config).items():
@@ -154,13 +157,15 @@ def _taken_over(row: Row, above: Mapping[str, Row]) -> Row:
     """The row with the seeds and trials of the row that it is trained as."""
     key, source = f"config.models.{row.name}", above.get(row.trained_as)
     if source is None or source.trained_as:
-        raise UserError(f'{key}.trained_as: "{row.trained_as}" is no row above it that is trained; give one, or ""')
+        raise UserError(f'{key}.trained_as: "{row.trained_as}" is not a trained row above it; name one, or give ""')
     if row.trials:
         raise UserError(f"{key}.trials: are those of {source.name}, whose models it takes over; leave them out")
     before, now = flat(source.config), flat(row.config)
     for name in now:
         if now[name] != before[name] and not name.startswith((f"{row.config.model}.", "evaluation.")):
-            raise UserError(f"{key}: {name} is not as {source.name}'s, whose models it takes over; set it alike")
+            raise UserError(
+                f"{key}: {name} differs from that of {source.name}, whose models it takes over; make it the same"
+            )
     return row._replace(seeds=source.seeds, trials=source.trials)
 
 
@@ -198,5 +203,5 @@ def override(
     try:
         changed.update(changes)
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{where}: {error}; mend the config file") from error
+        raise UserError(f"{where}: {error}; fix the config file") from error
     return changed

@@ -1,6 +1,6 @@
-"""Training what a comparison needs and does not have yet: trials, then full runs, each in a process of its own.
+"""Trains what a comparison still needs: trials, then full runs, each in its own process.
 
-A process gives back its memory, and one that fails takes no other with it.
+A process frees its memory when it ends, and one that fails does not affect the others.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ import ml_collections
 from rich.console import Console
 from rich.markup import escape
 
+from simgr_jax import saved_config
 from simgr_jax.comparison.rows import Row
 from simgr_jax.config_keys import unread, with_values
 from simgr_jax.evaluation.metrics import SELECTION_METRIC
-from simgr_jax.run import LEARNED_FILES, Run, check_same_config
+from simgr_jax.run import LEARNED_FILES, Run
 from simgr_jax.workdir import config_file
 from simgr_jax.workdir.atomic_write import atomic_path, write_json
 from simgr_jax.workdir.read_files import read_json_object, read_text
 
 SCORE = f"validation/{SELECTION_METRIC}"
 _TRIAL_FILE = "trial.json"
-# Short trials, and those of them that are trained in full.
+# Short trials, and the best of them trained in full.
 _STAGES = ("trials", "finals")
 # In the workdir of a run that was trained to its end and reported on.
 FINISHED_FILE = "finished.json"
@@ -40,7 +41,7 @@ class RunFailed(Exception):
     """A run's process ended with an error.
 
     Attributes:
-      by_user: it was a user's mistake, a `UserError`; else a bug, or something ended the process.
+      by_user: whether it was a user's mistake, a `UserError`; otherwise it was a bug, or the process was killed.
     """
 
     def __init__(self, reason: str, by_user: bool):
@@ -52,10 +53,10 @@ class Trial(NamedTuple):
     """
     Attributes:
       values: what it changed, by full key.
-      score: its best validation NDCG@10, None where it failed.
-      failure: why it did.
-      full_score: that of its settings when they were trained in full, None where they were not, or failed then.
-      full_failure: why they did.
+      score: its best validation NDCG@10; None if it failed.
+      failure: why it failed.
+      full_score: the score of the same values trained in full; None if they were not, or if that failed.
+      full_failure: why training in full failed.
     """
 
     values: dict[str, Any]
@@ -66,19 +67,19 @@ class Trial(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """A row's trials and which of them was chosen, None where there are none."""
+    """A row's trials and the index of the chosen one, None if there are no trials."""
 
     trials: tuple[Trial, ...] = ()
     chosen: int | None = None
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the row's runs take from it, by full key."""
+        """The chosen trial's values for the row's runs, by full key."""
         return {} if self.chosen is None else self.trials[self.chosen].values
 
     @property
     def is_final(self) -> bool:
-        """Whether what was chosen is trained in full already."""
+        """Whether the chosen trial has already been trained in full."""
         return self.chosen is not None and self.trials[self.chosen].full_score is not None
 
 
@@ -95,22 +96,22 @@ def load_finished(workdir: Path, places: Mapping[str, Any]) -> Run:
     """A finished run, to measure more than its report has.
 
     Args:
-      places: config values by full key, where they are not as when the run was trained: where its files are now, or how
-        many users are ranked at once. What the run's model does not read is left out.
+      places: config values, by full key, that have changed since the run was trained: where its files are now, or how
+        many users are ranked at once. Keys that the run's model does not read are ignored.
 
     Raises:
-      UserError: the run's files or data are missing, or the data are not those that it was judged on.
+      UserError: the run's files or data are missing, or it was judged on other data.
     """
     run = Run.load(workdir)
     ignored = unread(run.config)
     run = Run.load(workdir, {key: value for key, value in places.items() if key not in ignored})
     if not run.saved_ranking().is_of(run.split.test):
-        raise UserError(f"{workdir}: was judged on other data than are there now; give those, or train it anew")
+        raise UserError(f"{workdir}: was judged on other data; give the data that it was judged on, or train it again")
     return run
 
 
 def finished_workdirs(folder: Path) -> dict[str, Path]:
-    """The finished runs' workdirs, by name, without those that were taken over from a run that was removed."""
+    """The finished runs' workdirs, by name. Runs whose model was taken over from a removed run are left out."""
     workdirs = {file.parent.name: file.parent for file in sorted((folder / "runs").glob(f"*/{FINISHED_FILE}"))}
     finished = {name: _finished(workdir) for name, workdir in workdirs.items()}
     known = {None, *(one["finished"] for one in finished.values())}
@@ -118,15 +119,16 @@ def finished_workdirs(folder: Path) -> dict[str, Path]:
 
 
 class Runs:
-    """The runs below a comparison's folder: `runs/ROW`, `runs/ROW-SEED` of further seeds, `trials/ROW-NUMBER`, and
-    `finals/ROW-NUMBER` of the trials that were the best and so are trained in full. The first seed's run is the final
-    that did best.
+    """The runs below a comparison's folder.
 
-    Each is an ordinary workdir. All share one cache, so that semantic IDs are made once for all rows with the same.
+    `trials/ROW-NUMBER` are short trials, and `finals/ROW-NUMBER` are the best of them trained in full. `runs/ROW` is
+    the run of the row's first seed, which takes over the best final, and `runs/ROW-SEED` are the runs of further seeds.
+
+    Each is an ordinary workdir. All share one cache, so that rows with the same semantic IDs make them only once.
     """
 
     def __init__(self, folder: Path, config: ml_collections.ConfigDict, rows: Sequence[Row]):
-        """config, rows: the comparison's, all of them."""
+        """config, rows: the comparison's config, and all of its rows."""
         self._folder = folder.resolve()
         self._rows = {row.name: row for row in rows}
         self._cache_dir = config.base.cache_dir or str(self._folder / "cache")
@@ -147,10 +149,10 @@ class Runs:
         return {seed: Run.load(self.workdir(row, seed)) for seed in seeds}
 
     def check(self, row: Row) -> None:
-        """Checks that what was begun before had the same config.
+        """Checks that the row's trials and runs that were begun before had the same config.
 
         Raises:
-          UserError: it had another.
+          UserError: one had another config.
         """
         if not row.trained_as:
             for stage in _STAGES:
@@ -159,7 +161,7 @@ class Runs:
         tuning = self.tuning(row)
         if tuning is not None:
             for seed in row.seeds:
-                # What was taken over from a run that is there no more will be taken over again, whatever it was.
+                # A run that was taken over from a removed run will be replaced, so its config does not matter.
                 if not row.trained_as or self._is_finished(row, seed):
                     _check_same(self._config(row, seed, tuning), self.workdir(row, seed))
 
@@ -183,13 +185,14 @@ class Runs:
         return Tuning(tuple(trials.values()), best[0] - 1)
 
     def tune(self, row: Row) -> Tuning:
-        """Trains the trials and finals that are missing, but not another row's.
+        """Trains the row's missing trials and finals. A row that takes over another row's models trains none.
 
-        A trial that failed by its settings, like a learning rate with which the loss exploded, is one that did not do
-        best; but where all failed, they are tried again the next time.
+        A trial that fails because of its settings, e.g. when a high learning rate makes the loss explode, is never the
+        best. But if all fail, they are tried again next time.
 
         Raises:
-          RunFailed: all of them failed, or one not by its settings; or they are another row's, and missing.
+          RunFailed: all of them failed; or one failed for another reason than its settings; or the models to take over
+            are missing.
         """
         if row.trained_as:
             return self._taken_over_tuning(row)
@@ -202,7 +205,7 @@ class Runs:
 
         Raises:
           RunFailed: it failed.
-          UserError: there is a run of another config.
+          UserError: the workdir holds a run of another config.
         """
         workdir, config = self.workdir(row, seed), self._config(row, seed, tuning)
         is_finished = self._is_finished(row, seed)
@@ -237,7 +240,7 @@ class Runs:
         return source is not None and source["finished"] == finished.get("source")
 
     def _take_over(self, row: Row, seed: int) -> dict[str, Any]:
-        """Copies what the other row's run learned. Returns which run it was."""
+        """Copies what the other row's run learned. Returns a record of which run it was."""
         source, workdir = self.workdir(self._rows[row.trained_as], seed), self.workdir(row, seed)
         finished = _finished(source)
         if finished is None:
@@ -246,7 +249,7 @@ class Runs:
         return {"source": finished["finished"]}
 
     def _try(self, stage: str, row: Row, numbers: Sequence[int]) -> dict[int, Trial]:
-        """Trains those that are missing."""
+        """Trains the given trials that are missing, and returns all of them."""
         for number in numbers:
             values, workdir = row.trials[number - 1], self._trial_workdir(stage, row, number)
             if _read_trial(workdir, values) is None:
@@ -257,7 +260,7 @@ class Runs:
                     write_json(workdir / _TRIAL_FILE, {SCORE: score})
                     print(f"{title}: {SCORE} {score:.4f}", flush=True)
                 except RunFailed as failure:
-                    # A file that was away, say, is not the settings' fault: the trial is tried again the next time.
+                    # Not the settings' fault, e.g. a missing file: the trial is tried again next time.
                     if not failure.by_user or not str(failure).startswith("config."):
                         raise
                     write_json(workdir / _TRIAL_FILE, {"failed": str(failure)})
@@ -275,7 +278,7 @@ class Runs:
         }
 
     def _finalists(self, trials: dict[int, Trial]) -> list[int]:
-        """The numbers of those that are trained in full to choose between them; none where there is no choice."""
+        """The numbers of the trials to train in full; none if there is nothing to choose between."""
         best = _best_first(trials)[: self._num_finalists]
         return best if len(best) > 1 else []
 
@@ -305,9 +308,9 @@ def _finished(workdir: Path) -> dict[str, Any] | None:
 
 
 def _check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    # What has none of these never began, so that its config may be corrected.
+    # A run with none of these has not begun training, so its config may still be corrected.
     if any((workdir / name).exists() for name in ("checkpoints", "report", "report_validation", _TRIAL_FILE)):
-        check_same_config(config, workdir, f"remove {workdir}, and it will be trained anew")
+        saved_config.check_same(config, workdir, f"remove {workdir}, and it will be trained again")
 
 
 def _begin(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -316,7 +319,7 @@ def _begin(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _train_trial(config: ml_collections.ConfigDict, workdir: Path, title: str) -> float:
-    """Trains it; its test split stays unread. Returns its score."""
+    """Trains a trial without reading its test split. Returns its score."""
     _check_same(config, workdir)
     _begin(config, workdir)
     launch(["simgr_jax.train", "--noreport", f"--workdir={workdir}"], workdir, title)
@@ -324,13 +327,13 @@ def _train_trial(config: ml_collections.ConfigDict, workdir: Path, title: str) -
     if log.exists():
         lines = map(json.loads, read_text(log).splitlines())
         return max(line[SCORE] for line in lines if SCORE in line)
-    # A model without parameters: nothing was evaluated while it trained.
+    # A model without parameters is not evaluated during training.
     launch(["simgr_jax.evaluate", "--split=validation", f"--workdir={workdir}"], workdir, title)
     return read_json_object(workdir / "report_validation" / "metrics.json")[SELECTION_METRIC]
 
 
 def _copy_learned(source: Path, workdir: Path) -> None:
-    """What another run learned, if it did; there is then nothing left to train."""
+    """Copies what another run learned, if anything, so that nothing is left to train."""
     if (source / "checkpoints").exists():
         shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
         for name in ("metrics.jsonl", *LEARNED_FILES):
@@ -342,7 +345,7 @@ def _copy_learned(source: Path, workdir: Path) -> None:
 
 
 def _best_first(trials: dict[int, Trial]) -> list[int]:
-    """The numbers of those that did not fail."""
+    """The numbers of the trials that did not fail, best first."""
     scores = {number: trial.score for number, trial in trials.items() if trial.score is not None}
     return sorted(scores, key=lambda number: -scores[number])
 
@@ -356,16 +359,16 @@ def _read_trial(workdir: Path, values: dict[str, Any]) -> Trial | None:
 
 
 def launch(arguments: Sequence[str], workdir: Path, title: str) -> None:
-    """Runs `python -m ARGUMENTS` to its end, its output in `workdir/output.log`, and on a terminal shows its last line.
+    """Runs `python -m ARGUMENTS` to its end. Its output goes to `workdir/output.log`; a terminal shows its last line.
 
     Raises:
-      RunFailed: the process did.
+      RunFailed: the process failed.
     """
     last = ""
     with (
         (workdir / "output.log").open("a", encoding="utf-8") as log,
         Console().status(escape(title)) as status,
-        # Unbuffered, or what it printed would come after its last words, the error.
+        # Unbuffered, so that the error is the last line of the output.
         _process([sys.executable, "-u", "-m", *arguments]) as process,
     ):
         for line in process.stdout:
@@ -380,7 +383,7 @@ def launch(arguments: Sequence[str], workdir: Path, title: str) -> None:
 
 @contextlib.contextmanager
 def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process whose output is read here; ended, too, when this one is."""
+    """A process whose output is read here. It is terminated when this process is."""
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}

@@ -1,4 +1,4 @@
-"""How many users a second trained models rank the catalog for, measured side by side."""
+"""Measures how many users per second trained models can rank the catalog for, side by side."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Speeds(NamedTuple):
     """One model's speeds, a value per round.
 
     Attributes:
-      users_per_second: from histories to lists of 10 items on the host, with the catalog's part computed already.
-      catalog_seconds: what is computed of the catalog, once for all users: SimGR's item vectors, the graph of RPG's
-        graph search.
+      users_per_second: from histories to lists of 10 items on the host, without the catalog's part.
+      catalog_seconds: the time of the catalog's part, which is computed once for all users: SimGR's item vectors, the
+        graph of RPG's graph search.
     """
 
     users_per_second: list[float]
@@ -32,7 +32,7 @@ def measure(runs: Mapping[str, Run], *, batches: int, rounds: int) -> tuple[int,
 
     Args:
       runs: finished runs by name; all rank `config.evaluation.batch_size` users at once.
-      batches: how many batches a round has, as far as the test split has as many users.
+      batches: the number of batches in a round, or fewer if the test split has fewer users.
 
     Returns:
       The number of users in a round, and each name's speeds.
@@ -45,7 +45,7 @@ def measure(runs: Mapping[str, Run], *, batches: int, rounds: int) -> tuple[int,
         _round(run, cases[name])
     speeds = {name: Speeds([], []) for name in runs}
     for number in range(rounds):
-        # Forwards, then backwards, so that no model always follows the same other.
+        # Forwards, then backwards, so that no model always runs after the same other one.
         for name in list(runs)[:: 1 if number % 2 == 0 else -1]:
             catalog_seconds, seconds = _round(runs[name], cases[name])
             speeds[name].catalog_seconds.append(catalog_seconds)
@@ -54,9 +54,9 @@ def measure(runs: Mapping[str, Run], *, batches: int, rounds: int) -> tuple[int,
 
 
 def _round(run: Run, cases: EvaluationCases) -> tuple[float, float]:
-    """Ranks once. Returns the seconds of the catalog's part and of the users'."""
+    """Ranks once. Returns the seconds for the catalog's part and for the users' part."""
     model, ranker = run.best_model(), run.ranker
-    # Lists alone, because a service knows no target to rank.
+    # Only lists, because a service knows no target to rank.
     with run.mesh():
         start = time.perf_counter()
         catalog = jax.block_until_ready(ranker.catalog(model))

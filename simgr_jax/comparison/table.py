@@ -19,9 +19,9 @@ from simgr_jax.evaluation.significance import RESAMPLES
 class Cell(NamedTuple):
     """
     Attributes:
-      text: what is known; "" is nothing.
-      detail: how sure that is.
-      is_best: of its column.
+      text: the value; "" if it is not known.
+      detail: its interval.
+      is_best: whether it is the best of its column.
     """
 
     text: str
@@ -60,7 +60,7 @@ def columns(figures: Mapping[str, Any]) -> dict[str, list[Cell]]:
 
 
 def filtered_columns(figures: Mapping[str, Any]) -> dict[str, list[Cell]]:
-    """As `columns`, the metrics alone, for lists without history items."""
+    """Like `columns`, but only the metrics, for lists without history items."""
     return {"model": [Cell(name) for name in figures["models"]]} | _metric_columns(figures, FILTERED)
 
 
@@ -89,7 +89,7 @@ def _difference(difference: Mapping[str, float] | None) -> Cell:
 
 
 def _number(value: float, digits: int) -> str:
-    """Without the zero before the point."""
+    """The number without the zero before the point."""
     text = f"{value:.{digits}f}"
     return text[1:] if text.startswith("0.") else text
 

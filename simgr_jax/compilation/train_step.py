@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from simgr_jax.compilation.jaxpr import matmul_flops
 from simgr_jax.data.dataset import Sequences
@@ -71,7 +71,7 @@ class PlannedRun(Run):
         return pretrained.checkpoint_folder(self.config, weights=False)
 
     @functools.cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+    def tokenizer(self) -> PreTrainedTokenizerFast | None:
         if not self._has_llm or self._num_items or self.semantic_ids is None:
             return None
         return load_tokenizer(self._llm_folder, self.semantic_ids.token_strings())

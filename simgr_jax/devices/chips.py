@@ -16,7 +16,7 @@ class Chip:
     Attributes:
       name: the prefix of topology names, e.g. "v5e".
       device_kind: JAX's name.
-      hbm_gib: memory, of which the runtime takes up to 1.25 GiB.
+      hbm_gib: memory; the runtime takes up to 1.25 GiB of it.
       flops: operations per second of bfloat16 matrix products; by default, XLA also rounds float32 ones to bfloat16.
       hbm_bandwidth: bytes per second.
       link_bandwidth: bytes per second that a chip can send over one link to a neighbour.

@@ -46,33 +46,33 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
     """The mesh of `config.mesh`.
 
     Args:
-      devices: all of this run's, if None; a topology's, to compile for it.
+      devices: None uses all devices; to compile for a topology, give its devices.
 
     Raises:
-      UserError: the axes' sizes don't make up the number of devices.
+      UserError: the axes' sizes don't match the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config[axis] for axis in AXES]
     given = math.prod(size for size in sizes if size > 0)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"config.mesh: {_named(sizes)} can't be; give sizes from 1, and -1 to one axis at most")
+        raise UserError(f"config.mesh: {_named(sizes)} is not a mesh; give sizes from 1, and -1 to at most one axis")
     if len(devices) % given or (-1 not in sizes and given != len(devices)):
         raise UserError(
-            f"config.mesh: {_named(sizes)} does not make up {len(devices)} devices; their product must, and an axis of "
-            "-1 takes what is left"
+            f"config.mesh: {_named(sizes)} does not match {len(devices)} devices; their product must, and one axis "
+            "of -1 takes all that are left"
         )
     sizes = [len(devices) // given if size == -1 else size for size in sizes]
-    # Hosts of GPUs have such a number, too, but between them parameters may well be split.
+    # GPU hosts also have a slice index, but parameters may be split between them.
     slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
     if slices == 1:
-        # Or an axis would have to be whole sides of the slice.
+        # Otherwise an axis would have to be made of whole sides of the slice.
         order = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
         return Mesh(order, AXES, axis_types=_AUTO)
     data, *within = sizes
     if data % slices:
         raise UserError(
-            f"config.mesh.data: {data} can't be shared out among {slices} slices of TPUs; give a multiple, so that "
-            "only gradients go between them"
+            f"config.mesh.data: {data} can't be split over {slices} slices of TPUs; give a multiple, so that only "
+            "gradients travel between them"
         )
     sizes = (data // slices, *within)
     order = mesh_utils.create_hybrid_device_mesh(sizes, (slices, 1, 1), devices, allow_split_physical_axes=True)
@@ -95,13 +95,16 @@ def one_device() -> Mesh:
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": of the context's mesh, which may be one that is only compiled for."""
+    """The platform of the context's mesh: "cpu", "gpu" or "tpu". The mesh may only be compiled for, not present."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 
 
 def device_memory() -> int:
-    """Bytes of a device of the context's mesh, which may be one that is only compiled for; a CPU's devices share."""
+    """The memory of one device of the context's mesh, in bytes. CPU devices share the host's memory.
+
+    The mesh may only be compiled for, not present.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     kind = None if mesh.empty else mesh.abstract_device.device_kind
     for chip in CHIPS.values():
@@ -113,36 +116,36 @@ def device_memory() -> int:
 
 
 def spec(*axes: str | None) -> PartitionSpec:
-    """The PartitionSpec of an array, by the logical axis of each of its axes; None is not cut."""
+    """The PartitionSpec of an array, from the logical axis of each array axis; None is not split."""
     return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
 
 
 def shards(axis: str) -> int:
-    """How many parts the context's mesh cuts a logical axis into."""
+    """How many parts the context's mesh splits a logical axis into."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[name] for name in RULES[axis])
 
 
 def item_axes() -> tuple[str, ...]:
-    """The mesh axes that the catalog is split over, () where it is not."""
+    """The mesh axes that the catalog is split over; () if it is not split."""
     return RULES["items"] if shards("items") > 1 else ()
 
 
 def constrain(x: Shaped[Array, "*axes"], *axes: str | None) -> Shaped[Array, "*axes"]:
-    """x, cut as its logical axes say."""
+    """x, split by its logical axes."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(*axes))
 
 
 def axes_of(variable: nnx.Variable) -> tuple[str | None, ...]:
-    """The logical axes that a variable declares, for its last array axes; () is none. Axes before them (layers,
-    experts) are never split."""
+    """The logical axes that a variable declares for its last array axes; () if it declares none. Array axes before them
+    (layers, experts) are never split."""
     return variable.get_metadata("axes", ())
 
 
 def array_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How `mesh` splits an array whose last axes are these logical axes. An axis that does not divide evenly stays
+    """How `mesh` splits an array whose last axes have these logical axes. An axis that can't be split evenly stays
     whole."""
     if not axes or len(axes) > len(shape):  # An optimizer may keep a scalar in a parameter's place.
         return PartitionSpec()
@@ -187,7 +190,7 @@ def replicated() -> NamedSharding:
 
 
 def create(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
-    """`make(rngs)`, each device making only its own part of the parameters."""
+    """`make(rngs)`, where each device makes only its own part of the parameters."""
     if current_mesh().size == 1:
         return make(rngs)  # Compiling would take longer.
     graphdef, abstract = nnx.split(nnx.eval_shape(make, rngs))
@@ -203,7 +206,7 @@ def create(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module
 
 
 def place(module: nnx.Module) -> None:
-    """Spreads a module's arrays over the current mesh, in place; every process has the same values."""
+    """Spreads a module's arrays over the current mesh, in place. Every process must have the same values."""
     state = nnx.state(module)
     nnx.update(module, jax.tree.map(_put, state, shardings(state)))
 
@@ -216,17 +219,17 @@ def _put(x: Array | np.ndarray, sharding: NamedSharding) -> Array:
 
 
 def batch_like(batch: Any) -> Any:
-    """Shapes of a batch's arrays, cut along their first axis."""
+    """The shapes of a batch's arrays, split along their first axis."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_by_batch()), batch)
 
 
 def join_batch(rows: Any) -> Any:
-    """The batch of which this process has `rows` (numpy arrays): those of its own devices."""
+    """The whole batch, from the rows that this process has for its own devices (numpy arrays)."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(_by_batch(), x), rows)
 
 
 def split_batch(batch: Any) -> Any:
-    """A batch that every process has the whole of (numpy arrays), each device with its own rows."""
+    """The batch with its rows split over devices; every process has the whole batch (numpy arrays)."""
     return jax.tree.map(lambda x: _put(x, _by_batch()), batch)
 
 
@@ -235,9 +238,10 @@ def _by_batch() -> NamedSharding:
 
 
 def gather_kernels(layer: Any, dtype: str) -> Any:
-    """A layer's parameters as its computation takes them: those with logical axes in `dtype`, and whole along "embed".
+    """A layer's parameters as its computation needs them: in `dtype`, and whole along "embed".
 
-    They are cast before they travel between devices, and stay split along "heads" and "mlp".
+    Parameters are cast before they travel between devices, and stay split along "heads" and "mlp". Those without
+    logical axes are returned as they are.
     """
     mesh = jax.sharding.get_abstract_mesh()
 
@@ -255,9 +259,9 @@ def gather_kernels(layer: Any, dtype: str) -> Any:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(x: Array, gathered: PartitionSpec, own: PartitionSpec) -> Array:
-    """x as `gathered` cuts it, and its gradient as `own` does.
+    """x split as `gathered`, and its gradient split as `own`.
 
-    The gradient of a plain constraint is cut as x is: it would be summed up whole on every device, and then cut.
+    A plain constraint would split the gradient like x: every device would sum up the whole gradient and then split it.
     """
     return jax.lax.with_sharding_constraint(x, gathered)
 
@@ -282,10 +286,10 @@ def _gathered_spec(variable: nnx.Variable) -> PartitionSpec:
 
 
 def per_device(function: Callable, in_specs: Sequence[Any], out_specs: Any, check_vma: bool = True) -> Callable:
-    """`function`, called by every device with its own parts of the arrays; called plainly without a mesh.
+    """`function`, called on every device with the device's parts of the arrays; without a mesh, `function` itself.
 
     Args:
-      check_vma: whether JAX keeps track of what differs between devices; kernels don't let it.
+      check_vma: whether JAX tracks which values differ between devices, which kernels don't support.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function
@@ -293,20 +297,20 @@ def per_device(function: Callable, in_specs: Sequence[Any], out_specs: Any, chec
 
 
 def _is_split(axis: str) -> bool:
-    """Whether this is within `per_device`, where a logical axis is each device's own part."""
+    """Whether this runs within `per_device`, where each device has its own part of a logical axis."""
     return set(RULES[axis]) <= set(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def psum(x: Array, axis: str) -> Array:
-    """The sum over the parts of a logical axis; x itself where it is whole."""
+    """The sum over the parts of a logical axis; x itself if the axis is whole."""
     return jax.lax.psum(x, RULES[axis]) if _is_split(axis) else x
 
 
 def all_gather(x: Shaped[Array, "B C"], axis: str) -> Shaped[Array, "B C_all"]:
-    """The parts' columns one after the other; x itself where the logical axis is whole."""
+    """The parts' columns, one after the other; x itself if the logical axis is whole."""
     return jax.lax.all_gather(x, RULES[axis], axis=1, tiled=True) if _is_split(axis) else x
 
 
 def part_index(axis: str) -> Array | int:
-    """Which part of a logical axis is here."""
+    """The index of this device's part of a logical axis; 0 if the axis is whole."""
     return jax.lax.axis_index(RULES[axis]) if _is_split(axis) else 0

@@ -1,9 +1,10 @@
-"""How far a model's answers are from its own item distribution, and that from the truth.
+"""Measures how far a model's lists are from its item distribution, and how far that distribution is from the truth.
 
-Two errors are told apart. The *search* error is what decoding loses of the model's exact distribution p(i | u): a beam
-prunes items away. The *model* error is how far that distribution is from the truth, or from another model's.
+There are two errors. The *search* error is what decoding loses of the model's exact distribution p(i | u), because a
+beam prunes items. The *model* error is how far that distribution is from the truth, or from another model's.
 
-All functions take log-probabilities over the whole catalog, a row for each of C histories, each row summing to 1.
+All functions take log-probabilities over the whole catalog, one row for each of C histories. The probabilities of a row
+sum to 1.
 """
 
 from __future__ import annotations
@@ -12,24 +13,24 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Int
 
-# Edges of the bins of predicted probability that calibration compares within, as multiples of 1 / N.
+# Edges of the calibration bins of predicted probability, as multiples of 1 / N.
 _CALIBRATION_EDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 def search_error(
     log_probabilities: Float[np.ndarray, "C N"], items: Int[np.ndarray, "C K"], k: int
 ) -> dict[str, float]:
-    """What lists that a search found have of the exact top k.
+    """Compares the lists that a search found with the exact top k.
 
     Args:
       log_probabilities: the model's exact ones.
-      items: the search's lists, best first, -1 where a list is shorter.
-      k: how much of a list counts, of a shorter one all.
+      items: the search's lists, best first; -1 fills a shorter list.
+      k: only the first k items of a list count.
 
     Returns:
-      Means over histories: `found@k`, the share of the exact top k that is listed; `mass@k`, the probability of what is
-      listed over that of the exact top k; `rank_correlation@k`, Spearman's, between the exact ranks of the exact top k
-      and their ranks in the list, where all that are not in it share the last rank.
+      Means over histories: `found@k`, the share of the exact top k that is listed; `mass@k`, the probability of the
+      listed items divided by that of the exact top k; `rank_correlation@k`, Spearman's correlation between the exact
+      ranks of the exact top k and their ranks in the list, where all missing items share the last rank.
     """
     listed = items[:, :k]
     probabilities = np.exp(log_probabilities.astype(np.float64))
@@ -47,33 +48,33 @@ def search_error(
 
 
 def _spearman(ranks: Int[np.ndarray, " K"]) -> float:
-    """Of ranks against 0, 1, 2, ...; 0 where all are tied (nothing was found)."""
+    """The correlation of ranks with 0, 1, 2, ...; 0 if all are tied (nothing was found)."""
     if np.ptp(ranks) == 0:
         return 0.0
     return float(scipy.stats.spearmanr(np.arange(len(ranks)), ranks).statistic)
 
 
 def off_catalog_mass(log_item_mass: Float[np.ndarray, " C"]) -> float:
-    """The mean probability that a model of codes gives to codes that are no item's.
+    """The mean probability that a model of codes gives to code tuples of no item.
 
     Args:
-      log_item_mass: log of the mass on the catalog's code tuples, before it is renormalised.
+      log_item_mass: log of the probability of the catalog's code tuples, before renormalization.
     """
     return float(-np.expm1(np.asarray(log_item_mass, np.float64)).mean())
 
 
 def distance(truth: Float[np.ndarray, "C N"], log_probabilities: Float[np.ndarray, "C N"]) -> dict[str, float]:
-    """How far a model's distribution is from a reference: the truth where it is known, or another model's.
+    """How far a model's distribution is from a reference: the truth if it is known, or another model's.
 
     Args:
       truth: probabilities of the reference.
       log_probabilities: the model's.
 
     Returns:
-      `kl`, the mean of KL(truth || model) in nats; `total_variation`, of half the sum of absolute differences, in
-      [0, 1]; `calibration_error`, how much probability is in the wrong bin when the items of all histories are put into
-      bins by the model's probability: half the sum of |model's - truth's mass| over bins, in [0, 1]. It is at most the
-      total variation, and 0 for a model that is right on average about what it says.
+      `kl`, the mean of KL(truth || model) in nats; `total_variation`, the mean of half the sum of absolute differences,
+      in [0, 1]; `calibration_error`, the share of probability in the wrong bin, in [0, 1]. For this the items of all
+      histories are binned by the model's probability, and the error is half the sum over bins of |model's mass - true
+      mass|. It is at most the total variation, and 0 for a model whose probabilities are right on average.
     """
     truth = truth.astype(np.float64)
     log_probabilities = log_probabilities.astype(np.float64)
@@ -89,7 +90,7 @@ def distance(truth: Float[np.ndarray, "C N"], log_probabilities: Float[np.ndarra
 
 
 def calibration(truth: Float[np.ndarray, "C N"], log_probabilities: Float[np.ndarray, "C N"]) -> list[dict[str, float]]:
-    """The mass that a model and the truth give to the items of each bin of the model's probability.
+    """The mass that a model and the truth give to the items in each bin of the model's probability.
 
     Returns:
       For each bin that has items: `from` and `to`, its edges as probabilities; `predicted` and `true`, the mean mass of
@@ -103,7 +104,7 @@ def calibration(truth: Float[np.ndarray, "C N"], log_probabilities: Float[np.nda
         np.bincount(bins, weights, minlength=len(edges) + 1)
         for weights in (None, probabilities.reshape(-1), truth.reshape(-1))
     )
-    # Of few items, the last edges are no probabilities, and no item is above them.
+    # In a small catalog the last edges are above 1, and no item is above them.
     bounds = [0.0, *np.minimum(edges, 1.0).tolist(), 1.0]
     return [
         {

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
 
-# The K of HR@K and NDCG@K in a report, `config.evaluation.ks`.
+# The K of HR@K and NDCG@K in a report, unless `config.evaluation.ks` says otherwise.
 DEFAULT_KS = (1, 5, 10)
 # Validation NDCG@10 selects the checkpoint. Entropy and coverage count the same top 10.
 SELECTION_K = 10
@@ -26,9 +26,9 @@ class Metric(NamedTuple):
     """
     Attributes:
       name: like "HR@10".
-      of_ranks: from target ranks to the values of single cases, whose mean is the metric; None for a metric of the
+      of_ranks: maps target ranks to the values of single cases, whose mean is the metric. None for a metric of all
         lists together.
-      highest: from the catalog's size N to the largest value that the metric can have; the smallest is 0.
+      highest: maps the catalog's size N to the largest value that the metric can have; the smallest is 0.
     """
 
     name: str
@@ -75,7 +75,7 @@ def exposure(items: Int[np.ndarray, "C K"], num_items: int) -> Int[np.ndarray, "
 def entropy(counts: Float[np.ndarray, "... N"]) -> Float[np.ndarray, " ..."]:
     """Shannon entropy in nats of the items' shares of `counts`, along the last axis; 0 where nothing is counted."""
     total = np.maximum(counts.sum(axis=-1), 1)
-    # -Σ (c/t) log(c/t) = log t - Σ c log c / t, which needs one pass and no division by item.
+    # -Σ (c/t) log(c/t) = log t - Σ c log c / t, which needs one pass and no division per item.
     return np.log(total) - np.sum(counts * np.log(np.maximum(counts, 1)), axis=-1) / total
 
 
@@ -113,15 +113,16 @@ def confidence_intervals(
     """95% bootstrap intervals over users (the standard normal interval of Efron & Tibshirani 1993).
 
     Every interval is the estimate ± 1.96 standard deviations of the metric over the resamples, cut at the metric's
-    bounds. Percentile intervals would do for HR and NDCG, which are means, but not for coverage and entropy: a resample
-    draws only about 63% of the users, so its coverage never exceeds theirs and its entropy tends to be lower, and the
-    percentile interval can miss the estimate itself. The spread suffers much less, so all metrics use the spread alone.
-    Take coverage's interval as rough: it depends on items shown once or never, of which a resample knows little. In
-    simulations with fresh users it was up to twice too wide, or a quarter too narrow.
+    bounds. Percentile intervals would suit HR and NDCG, which are means, but not coverage and entropy. A resample has
+    only about 63% of the users, so its coverage never exceeds the estimate, and its entropy tends to be lower. A
+    percentile interval can thus miss the estimate. The spread suffers much less, so all metrics use only the spread.
+
+    Coverage's interval is rough, because it depends on items shown once or never, about which a resample says little.
+    In simulations with fresh users it was up to twice too wide, or a quarter too narrow.
 
     Args:
       target_ranks, items, num_items: as for `summarize`.
-      users: each case's user. A user's cases are alike, so they are drawn together.
+      users: each case's user. A user's cases are correlated, so they are drawn together.
 
     Returns:
       `METRIC/ci95_low` and `METRIC/ci95_high` for each metric.
@@ -157,12 +158,12 @@ def resample(
     seed: int = 0,
     chunk: int = 50,
 ) -> Float[np.ndarray, "resamples metrics"]:
-    """The metrics of bootstrap resamples. With equal users and seed, the n-th resample draws the same users of any
+    """The metrics of bootstrap resamples. With equal users and seed, the n-th resample draws the same users for every
     ranking.
 
     Args:
       target_ranks, items, num_items, users: as for `confidence_intervals`.
-      resamples: each draws as many users as there are, with replacement.
+      resamples: how many; each draws as many users as there are, with replacement.
       chunk: resamples computed at once; memory is bounded by chunk * (C + N).
     """
     generator = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
-"""Recommendations as a file of JSON lines, `{"user": "A1", "items": ["B7", "B2", ...]}`, the best item first.
+"""Recommendations as a file of JSON lines, `{"user": "A1", "items": ["B7", "B2", ...]}`, best item first.
 
-So the same code judges any system's output. A user with several evaluation cases (temporal split) has one line per
-case, in the order of the cases; other users' lines may come between them.
+Through such files, the same code judges any system's output. A user with several evaluation cases (temporal split) has
+one line per case, in the order of the cases; other users' lines may come between them.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from simgr_jax.workdir.atomic_write import atomic_path
 
 
 def read(path: Path, dataset: Dataset, cases: EvaluationCases, k: int) -> dict[str, Ranking]:
-    """Reads a predictions file and lines it up with the evaluation cases.
+    """Reads a predictions file and matches it with the evaluation cases.
 
-    A list shorter than k is allowed, with a warning: items that it doesn't name are missed. That holds also for what is
-    left of a list when the history items are taken out, so give longer lists where they have any.
+    A list shorter than k is allowed, with a warning: a target that it doesn't name counts as missed. A list may also
+    become too short when history items are taken out of it, so lists that contain history items should be longer.
 
     Args:
-      k: how much of a list counts.
+      k: only the first k items of a list count.
 
     Returns:
       The lists' Ranking by protocol: items int32 [C, K], K the longest list and at least k, -1 in empty slots; ranks
       float32 [C] from 1, inf where the target is not in its list.
 
     Raises:
-      UserError: the file can't be read or is empty; a line is not of the form above; it names an unknown user or item,
-        a user without a case or one that was already answered, or an item twice; or a case has no line.
+      UserError: the file can't be read or is empty; a line is not of the form above; a line names an unknown user or
+        item, a user without an open case, or an item twice; or a case has no line.
     """
     item_index = {item: i for i, item in enumerate(dataset.item_ids)}
     known_users = set(dataset.user_ids)
@@ -89,7 +89,7 @@ def _parse(where: str, line: bytes) -> tuple[str, list[str]]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: is not valid JSON in UTF-8 ({error}); write one JSON object a line") from error
+        raise UserError(f"{where}: is not valid JSON in UTF-8 ({error}); write one JSON object per line") from error
     if not isinstance(record, dict):
         raise UserError(f'{where}: is not a JSON object; write {{"user": ..., "items": [...]}}')
     for key in ("user", "items"):
@@ -124,7 +124,7 @@ def _rankings(path: Path, lists: dict[int, list[int]], cases: EvaluationCases, k
     for what, rows in (("", every), (" without their history items", without)):
         if short := sum(len(row) < k for row in rows):
             logging.getLogger(__name__).warning(
-                "%s: %d of %d lists%s have fewer than %d items; items that they don't name are missed",
+                "%s: %d of %d lists%s have fewer than %d items; targets that they don't name count as missed",
                 *(path, short, len(rows), what, k),
             )
     return {LEFT_IN: _ranking(every, cases, k), FILTERED: _ranking(without, cases, k)}

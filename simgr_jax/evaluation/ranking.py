@@ -22,7 +22,7 @@ from simgr_jax.ops.top_k import Ranking
 class Ranker:
     """Ranks with models of one structure. Each kind of question is compiled once for each shape of `rank_batches`.
 
-    All its methods take the model, whose parameters may differ from call to call, and run on the current mesh.
+    All methods take the model, whose parameters may differ from call to call, and run on the current mesh.
     """
 
     def __init__(self, model: Recommender, prompt: Prompt, batch_size: int, max_items: int, row_length: int):

@@ -1,4 +1,4 @@
-"""Rankings that give a model's metrics a scale: popularity always, the oracle where the truth is known."""
+"""Rankings to compare a model's with: popularity always, the oracle if the truth is known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simgr_jax.evaluation.protocols import FILTERED, LEFT_IN
 from simgr_jax.models import popularity
 from simgr_jax.ops.top_k import Ranking, rank_catalog, without_history
 
-# [C, N] float64 probabilities at a time.
+# The number of cases at a time: their [C, N] float64 probabilities have to fit in memory.
 _ORACLE_BATCH = 1024
 
 
@@ -24,7 +24,7 @@ def reference_rankings(
     """Rankings of `cases` by name and protocol: "popularity" (training counts), and "oracle" for embedded data.
 
     Args:
-      oracle_folder: the embedded data's folder; None where the truth is not known (`data.load.oracle_folder`).
+      oracle_folder: the embedded data's folder; None if the truth is not known (`data.load.oracle_folder`).
     """
     rankings = {
         "popularity": {

@@ -51,7 +51,7 @@ class Judged(NamedTuple):
     Attributes:
       facts: what is known besides the metrics (model, dataset, split, num_users, num_parameters, ...).
       rankings: Rankings of the same C cases, by name and protocol. "model" is the one that is judged; others, such as
-        "popularity" or "oracle", set the scale.
+        "popularity" or "oracle", are there to compare.
       cases: the C evaluation cases.
       train: the training sequences, for the popularity of items.
       num_items: the size N of the catalog.
@@ -69,8 +69,8 @@ class Judged(NamedTuple):
 def collect_metrics(judged: Judged) -> dict[str, Any]:
     """The flat object of `metrics.json`: the facts, then every metric with its interval.
 
-    The model's metrics have no prefix (`HR@10`, `HR@10/ci95_low`), those of others their name's (`popularity/HR@10`).
-    Metrics of lists without history items follow `filtered/`: `filtered/HR@10`, `popularity/filtered/HR@10`.
+    The model's metrics have no prefix (`HR@10`, `HR@10/ci95_low`); those of other rankings begin with their name
+    (`popularity/HR@10`). Metrics of lists without history items have `filtered/` (`popularity/filtered/HR@10`).
     """
     flat = dict(judged.facts)
     for name, by_protocol in judged.rankings.items():
@@ -92,11 +92,11 @@ def write_report(
     """Writes the report into `folder` and prints its table.
 
     Files: `metrics.json`; `slices.json` (by name of the ranking, see `slices.slice_metrics`); `exposure.png`;
-    `slices.png`; `learning_curves.png` where `log` has anything to draw. Each replaces its former version at once.
-    Slices and pictures leave history items in the lists.
+    `slices.png`; `learning_curves.png` if `log` has anything to draw. Each file is replaced atomically. Slices and
+    pictures leave history items in the lists.
 
     Args:
-      folder: is made where missing.
+      folder: created if missing.
       log: the lines of `metrics.jsonl`. A line has `step` and any of `train/loss`, `validation/HR@10`,
         `validation/NDCG@10`.
       console: where the table goes; standard output by default.
@@ -132,7 +132,7 @@ def metrics_table(metrics: Mapping[str, Any], names: Sequence[str], ks: Sequence
 
     Args:
       metrics: from `collect_metrics`.
-      names: the rankings', as in `Judged.rankings`.
+      names: the names of the rankings, as in `Judged.rankings`.
     """
     title = " · ".join(str(metrics[key]) for key in ("dataset", "split") if key in metrics)
     table = Table(title=title or None, caption="± 95% bootstrap interval over users")
@@ -152,7 +152,7 @@ def _cell(metrics: Mapping[str, Any], key: str) -> str:
 
 
 def draw_learning_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
-    """Training loss and validation accuracy over the steps of training; the selected step is marked."""
+    """Training loss and validation accuracy over training steps; the selected step is marked."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     loss_axes.plot(*_series(log, "train/loss"), color=COLORS[MODEL])

@@ -25,7 +25,7 @@ class CaseRankings(NamedTuple):
       target_rank: float32 [C].
       filtered_items, filtered_target_rank: the same with history items taken out.
       users: int32 [C], each case's user.
-      targets: int32 [C], the item asked for.
+      targets: int32 [C], each case's target.
     """
 
     items: np.ndarray
@@ -36,7 +36,7 @@ class CaseRankings(NamedTuple):
     targets: np.ndarray
 
     def is_of(self, cases: EvaluationCases) -> bool:
-        """Whether these cases were ranked."""
+        """Whether these are the cases that were ranked."""
         return np.array_equal(self.users, cases.users) and np.array_equal(self.targets, cases.targets)
 
     def by_protocol(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -48,7 +48,8 @@ class CaseRankings(NamedTuple):
 
 
 def write(report: Path, rankings: Mapping[str, Ranking], cases: EvaluationCases) -> None:
-    """
+    """Writes `ranking.npz`.
+
     Args:
       report: a run's report folder.
       rankings: the model's, by protocol.

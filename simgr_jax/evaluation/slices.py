@@ -18,8 +18,8 @@ def popularity_slices(targets: Int[np.ndarray, " C"], train: Sequences, num_item
     """The index into `POPULARITY_SLICES` of each target, int64 [C].
 
     `unseen` items never occur in training. The others are sorted by their training interactions: the most popular
-    items, with a third of all interactions, are the `head`, the next third is the `middle` and the rest the `tail`. So
-    the head has few items and the tail many. Items with equal counts are in the same slice.
+    items, with a third of all interactions, are the `head`, the next third is the `middle` and the rest the `tail`. The
+    head thus has few items and the tail many. Items with equal counts are in the same slice.
     """
     counts = np.bincount(train.values, minlength=num_items)
     rising = np.sort(counts)

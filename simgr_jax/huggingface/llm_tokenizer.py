@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from simgr_jax.errors import UserError, first_line
 
@@ -13,7 +13,7 @@ from simgr_jax.errors import UserError, first_line
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load_tokenizer(folder: Path, new_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, new_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """The tokenizer in a model's folder. Never runs code that comes with a model.
 
     Args:

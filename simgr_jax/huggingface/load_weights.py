@@ -39,11 +39,11 @@ def load_transformer(
     Args:
       config: the result of `families.transformer_config` for the checkpoint's config.
       param_dtype: "float32" or "bfloat16", the parameters' dtype.
-      shardings: from a parameter's variable, which holds its shape, to its sharding, which must not split the layers'
-        axis. None puts all parameters on this process's first device.
+      shardings: maps a parameter's variable, which holds its shape, to a sharding that does not split the layers' axis.
+        None puts all parameters on this process's first device.
 
     Raises:
-      UserError: a tensor is missing, quantised, or of a shape that disagrees with the config.
+      UserError: a tensor is missing, is quantized, or has a shape that disagrees with the config.
     """
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
     parameters = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(abstract)}
@@ -64,7 +64,7 @@ def embedding_name(checkpoint: Checkpoint) -> str:
     """The name of the token embedding's tensor, whose shape must be the [V, D] of the checkpoint's config.
 
     Raises:
-      UserError: the tensor is missing, quantised, or of another shape.
+      UserError: the tensor is missing, is quantized, or has another shape.
     """
     config = families.text_config(checkpoint.config)
     name = families.prefix(checkpoint.config, checkpoint.names()) + families.EMBEDDING[checkpoint.config.model_type]

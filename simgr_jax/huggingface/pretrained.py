@@ -1,4 +1,4 @@
-"""What a recommender takes over from an LLM: its decoder, and embeddings of the tokens in prompts."""
+"""Loads the parts of an LLM that a recommender uses: its decoder, and embeddings of the tokens in prompts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jaxtyping import Array, Float, Int
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from simgr_jax.devices import sharding
 from simgr_jax.errors import UserError
@@ -29,7 +29,7 @@ _KEY = "config.backbone.checkpoint"
 
 
 def checkpoint_folder(config: ml_collections.ConfigDict, *, weights: bool = True) -> Path:
-    """The folder of `config.backbone.checkpoint`, downloaded where it is a hub id.
+    """The folder of `config.backbone.checkpoint`, downloaded if it is a hub id.
 
     Raises:
       UserError: see `hub.local_folder`.
@@ -41,10 +41,10 @@ def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
     """The checkpoint of `config.backbone.checkpoint`; no weights are read.
 
     Raises:
-      UserError: it can't be used.
+      UserError: the checkpoint can't be used.
     """
     checkpoint = Checkpoint(checkpoint_folder(config))
-    # Finds what is wrong with it at any length before the data are prepared.
+    # Find mistakes that do not depend on the length now, before the data are prepared.
     backbone_config(checkpoint.config, config, max_length=1)
     return checkpoint
 
@@ -52,7 +52,7 @@ def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
 def backbone_config(
     hf_config: PretrainedConfig, config: ml_collections.ConfigDict, max_length: int
 ) -> TransformerConfig:
-    """A checkpoint's decoder, computed as `config.backbone` says.
+    """The config of a checkpoint's decoder, with the computation options of `config.backbone`.
 
     Raises:
       UserError: see `families.transformer_config`.
@@ -62,25 +62,25 @@ def backbone_config(
 
 
 def base_dtype(config: ml_collections.ConfigDict) -> str:
-    """Of the checkpoint's weights; what is trained is kept in float32."""
+    """The dtype of the checkpoint's weights. Trained parameters are float32."""
     return config.lora.base_dtype if config.lora.rank else "float32"
 
 
 def load_pretrained(
     checkpoint: Checkpoint,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     config: ml_collections.ConfigDict,
     items: ItemContents,
     prompt: Prompt,
     longest: int,
 ) -> Backbone:
-    """The checkpoint's weights, on the devices, and initial embeddings of the semantic-ID tokens.
+    """The checkpoint's weights on the devices, and initial embeddings for the semantic-ID tokens.
 
     Args:
-      longest: the positions that the backbone has to know.
+      longest: the longest sequence, in positions.
 
     Raises:
-      UserError: the checkpoint is not whole, can't read prompts so long, or the tokens can't begin as asked.
+      UserError: the checkpoint is incomplete or can't read sequences this long, or `token_init` does not suit the data.
     """
     shape, dtype = backbone_config(checkpoint.config, config, longest), base_dtype(config)
     return Backbone(
@@ -96,7 +96,7 @@ def _text_embedding(checkpoint: Checkpoint, text_tokens: Int[np.ndarray, " W"], 
 
 def _token_embeddings(
     checkpoint: Checkpoint,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     config: ml_collections.ConfigDict,
     items: ItemContents,
 ) -> Float[np.ndarray, "V D"]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ def _draw(
 
 def from_words(
     checkpoint: Checkpoint,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     item_texts: Sequence[str],
     tokens: Int[np.ndarray, "N L"],
     vocab_size: int,

@@ -37,7 +37,7 @@ class RankBatch(NamedTuple):
     Attributes:
       inputs: the history's prompt, then padding.
       lengths: number of inputs, at least 1; the user's state is read at the last.
-      history: all items of the history, then -1; also items that are too old to be among the inputs.
+      history: all items of the history, then -1; includes items that are too old to be among the inputs.
       targets: the item whose rank is asked for.
     """
 
@@ -48,7 +48,7 @@ class RankBatch(NamedTuple):
 
     @property
     def positions(self) -> Int[Array, "B T"]:
-        """As `TrainBatch.positions`; padding is numbered too."""
+        """Like `TrainBatch.positions`, but padding is also numbered."""
         return jnp.broadcast_to(jnp.arange(self.inputs.shape[1]), self.inputs.shape)
 
     @property

@@ -16,7 +16,7 @@ from simgr_jax.data.dataset import Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.semantic_ids.codes import SemanticIds
 
-if TYPE_CHECKING:  # A second to import, and only text prompts need it.
+if TYPE_CHECKING:  # It takes a second to import, and only text prompts need it.
     from transformers import PreTrainedTokenizerFast
 
 CODES = "{codes}"
@@ -31,8 +31,8 @@ class Prompt:
     read at the last input of its piece.
 
     Inputs are item indices or tokens. Semantic-ID tokens come first (`SemanticIds.tokens`, below V_s), then the LLM's
-    own tokens that occur in any prompt: so only these rows of the LLM's embedding table are needed, often its largest
-    part.
+    own tokens that occur in any prompt. So a model needs only these rows of the LLM's embedding table, which is often
+    the largest part of an LLM.
 
     Attributes:
       prefix: int32 [P], the inputs that every sequence begins with.
@@ -53,11 +53,11 @@ class Prompt:
 
     @property
     def overhead(self) -> int:
-        """The inputs of a sequence besides its pieces; negative where the prefix is shorter than what is merged."""
+        """The number of inputs besides the pieces; negative if the prefix is shorter than `merged`."""
         return len(self.prefix) - self.merged
 
     def longest(self, num_items: int) -> int:
-        """The inputs of the longest possible prompt with this many items."""
+        """The number of inputs of the longest possible prompt with this many items."""
         return self.overhead + num_items * int(self.pieces.lengths.max())
 
     def most_items(self, row_length: int) -> int:
@@ -67,7 +67,7 @@ class Prompt:
         return (row_length - longer) // (int(self.pieces.lengths.min()) + shorter)
 
     def check_fits(self, row_length: int, num_items: int = 1) -> None:
-        """Raises UserError where a row can't hold every prompt of this many items."""
+        """Raises UserError if a row can't hold every prompt of this many items."""
         if self.longest(num_items) > row_length:
             items = "the item with the longest prompt" if num_items == 1 else f"{num_items} items"
             raise UserError(
@@ -98,17 +98,17 @@ def gather(
     return values[index], new_ends
 
 
-# Rows are at least so long where the run chooses: short histories are packed, and longer rows only cost attention.
+# The shortest rows that a run chooses by itself. Short histories are packed; longer rows would only cost attention.
 _SHORTEST_ROW = 64
 
 
 class ItemContents(NamedTuple):
-    """What a prompt can say of the N items of the catalog.
+    """What a prompt can say about the N items of the catalog.
 
     Attributes:
       num_items: N.
       semantic_ids: the catalog's, for token prompts.
-      texts: [N], for prompts with titles; None where there are none.
+      texts: [N], for prompts with titles; None if there are none.
     """
 
     num_items: int
@@ -127,7 +127,7 @@ def create(
     Args:
       history: "item" or "tokens" (see `models.options.ModelOptions`).
       config: `config.prompt`.
-      tokenizer: the LLM's, see `text_prompt`; None where there is no LLM, and then the prompt has no text.
+      tokenizer: the LLM's, see `text_prompt`; None without an LLM, when the prompt has no text.
 
     Raises:
       UserError: see `text_prompt`.
@@ -141,9 +141,10 @@ def create(
 
 def choose_row_length(asked: int, prompt: Prompt, max_items: int, windows: str) -> int:
     """The length of the rows that prompts are packed into: `config.training.row_length`, or enough for the longest
-    prompt where that is 0.
+    prompt if that is 0.
 
     Args:
+      asked: `config.training.row_length`.
       windows: the training windows (see `training_windows.WINDOWS`).
 
     Raises:
@@ -163,14 +164,14 @@ def choose_row_length(asked: int, prompt: Prompt, max_items: int, windows: str) 
 
 
 def check(config: ml_collections.ConfigDict, history: str, has_tokenizer: bool) -> None:
-    """Checks what can be told about prompts before any work is done.
+    """Checks the prompt's texts before any work is done.
 
     Args:
       config: `config.prompt`.
       history: "item" or "tokens".
 
     Raises:
-      UserError: see `check_item_template`; or there is text that nobody would read.
+      UserError: see `check_item_template`; or there is text, but no tokenizer.
     """
     check_item_template(config.item)
     if has_text(config) and history == "tokens" and not has_tokenizer:
@@ -186,7 +187,7 @@ def has_text(config: ml_collections.ConfigDict) -> bool:
 
 
 def has_title(item: str) -> bool:
-    """Whether the template of an item has a {title}; it need not be one that `check_item_template` allows."""
+    """Whether an item's template has a {title}. The template need not be valid."""
     return "{title}" in item
 
 
@@ -221,14 +222,14 @@ def text_prompt(
 
     Args:
       tokenizer: the one that is exported; it has the semantic-ID tokens (`SemanticIds.token_strings`).
-      item_texts: [N], needed where the template has `{title}`.
+      item_texts: [N], needed if the template has `{title}`.
       prefix: text before the first item.
       item: text that ends with `{codes}` and may have `{title}` before it.
       max_title_tokens: the number of tokens that a title is cut to.
 
     Raises:
-      UserError: see `texts_before_codes`; or, at the beginning of a prompt, the tokenizer merges the beginnings of some
-        items' texts with the prefix, but not of others.
+      UserError: see `texts_before_codes`; or, at the beginning of a prompt, the tokenizer merges the prefix with some
+        items' texts in another way than with others'.
     """
     texts = texts_before_codes(item, tokenizer, item_texts, max_title_tokens)
     encode = _Encoder(tokenizer, semantic_ids)
@@ -257,7 +258,7 @@ def _renumber(inputs: Int[np.ndarray, " E"], vocab_size: int) -> tuple[Int[np.nd
 def texts_before_codes(
     item: str, tokenizer: PreTrainedTokenizerFast, item_texts: Sequence[str] | None, max_title_tokens: int
 ) -> list[str]:
-    """Each item's filled-in template up to its codes; a single one for all items where it has no `{title}`.
+    """Each item's filled-in template up to its codes; a single one for all items if it has no `{title}`.
 
     Args: see `text_prompt`.
 
@@ -288,7 +289,7 @@ def check_item_template(item: str) -> None:
         names = _placeholders(item)
     except ValueError as error:
         raise UserError(
-            f"{key}: {item!r} is no template ({error}); write {{{{ and }}}} for braces in the text"
+            f"{key}: {item!r} is not a template ({error}); write {{{{ and }}}} for braces in the text"
         ) from None
     for name in names:
         if name not in ("title", "codes"):
@@ -298,7 +299,7 @@ def check_item_template(item: str) -> None:
 
 
 def _placeholders(template: str) -> list[str]:
-    """The placeholders of a template for `str.format`. Raises ValueError where braces don't match."""
+    """The placeholders of a template for `str.format`. Raises ValueError if braces don't match."""
     parts = string.Formatter().parse(template)
     return [
         name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
@@ -359,8 +360,9 @@ def _start(at_start: Iterator[np.ndarray], inside: Sequences, texts: list[str]) 
             prefix, merged = whole[: len(whole) - shared], len(piece) - shared
         if len(piece) < merged or not np.array_equal(whole, np.concatenate([prefix, piece[merged:]])):
             raise UserError(
-                f"config.prompt.item: the tokenizer joins the beginning of {text[:40]!r} with what is before it, not "
-                'so of others; begin the template with "\\n", or end config.prompt.prefix with another character'
+                f"config.prompt.item: the tokenizer joins the beginning of {text[:40]!r} to the text before it, but "
+                'not that of other items; begin the template with "\\n", or end config.prompt.prefix with another '
+                "character"
             )
     return prefix, merged
 

@@ -1,4 +1,4 @@
-"""From evaluation cases to the batches that are ranked."""
+"""Turns evaluation cases into the batches that are ranked."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from simgr_jax.inputs.render_rows import render_rows
 def rank_batches(
     cases: EvaluationCases, prompt: Prompt, batch_size: int, max_items: int, row_length: int
 ) -> Iterator[tuple[RankBatch, Int[np.ndarray, " C"]]]:
-    """Yields batches of `batch_size` cases, and the numbers of these cases. Prompts go from the shortest to the
-    longest, and hold the newest items of their histories, as training windows do.
+    """Yields batches of `batch_size` cases, and the numbers of these cases. Batches go from the shortest to the longest
+    prompts. Prompts hold the newest items of their histories, as training windows do.
 
     To compute little padding but compile at most three shapes, T is a quarter, half or all of the longest possible
-    prompt: the least that is enough for the batch. Rows with one input fill up the last batch.
+    prompt, whichever is just enough for the batch. Rows with one input fill up the last batch.
 
     Raises:
       UserError: an item's prompt is longer than `row_length`.

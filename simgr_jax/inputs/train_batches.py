@@ -1,4 +1,4 @@
-"""From training windows to batches, with Grain: shuffled by seed, packed, rendered, prefetched."""
+"""Turns training windows into batches, with Grain: shuffled by seed, packed, rendered, prefetched."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def train_batches(
 ) -> TrainBatches:
     """An endless, checkpointable stream of packed batches, reshuffled each epoch.
 
-    A batch is made of S streams, so that it does not depend on the number of processes that read it: stream s takes
+    A batch is made of S streams, so that it does not depend on the number of processes that read it. Stream s takes
     windows s, s + S, s + 2 S, ... of each epoch's shuffle, and packs rows s B / S to (s + 1) B / S - 1.
 
     Args:
-      rows: B; the windows know T and R.
+      rows: B, the rows of a batch; T and R are the windows'.
       max_sequences_per_row: 1 is plain padding; None packs as many as fit.
       streams: S; 0 is one per part.
       part: (p, P), reads only the p-th of P equal parts of every batch's rows.
 
     Raises:
-      UserError: S is no multiple of P, or B none of S, or there are fewer windows than streams.
+      UserError: S is not a multiple of P, B is not a multiple of S, or there are fewer windows than streams.
     """
     index, parts = part
     streams = streams or parts
@@ -69,7 +69,7 @@ def _packed(
     dataset = FirstFitPackIterDataset(
         dataset,
         length_struct={"window": windows.max_readouts, "room": windows.row_length},
-        # As many as the whole batch has rows: packing fewer at once would leave more room empty.
+        # As many bins as the whole batch has rows: packing fewer at once would leave more room empty.
         num_packing_bins=rows,
         max_sequences_per_bin=max_sequences_per_row,
         seed=seed,
@@ -89,12 +89,12 @@ class TrainBatches:
         return self
 
     def __next__(self) -> TrainBatch:
-        """The next batch's rows of this part, B / P of them."""
+        """This part's B / P rows of the next batch."""
         parts = [next(stream) for stream in self._streams.values()]
         return parts[0] if len(parts) == 1 else TrainBatch(*map(np.concatenate, zip(*parts, strict=True)))
 
     def get_state(self) -> list[dict[str, Any]]:
-        """The position of each of the S streams, as JSON. All processes must call it, and all get the same."""
+        """The position of each of the S streams, as JSON. All processes must call it, and all get the same result."""
         mine = {stream: batches.get_state() for stream, batches in self._streams.items()}
         states = {int(stream): state for part in distributed.all_gather(mine) for stream, state in part.items()}
         return [states[stream] for stream in range(self._num_streams)]
@@ -108,7 +108,7 @@ class TrainBatches:
         if len(states) != self._num_streams:
             raise UserError(
                 f"config.training.input_streams: the run here reads {len(states)} input streams, not "
-                f"{self._num_streams}; go on with as many processes as before, or fix their number in a new workdir"
+                f"{self._num_streams}; continue with as many processes as before, or fix their number in a new workdir"
             )
         for stream, batches in self._streams.items():
             batches.set_state(states[stream])

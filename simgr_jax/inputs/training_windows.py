@@ -15,8 +15,8 @@ from simgr_jax.inputs.render_rows import render_rows
 # What a model learns from (`models.options.ModelOptions.windows`):
 #   "history"      it reads a window's items and predicts the next item after each;
 #   "with_target"  it also reads the last target, because it predicts what it reads;
-#   "one_target"   it reads a history and predicts the one item after it. Each target has a window of its own, for a
-#                  model that can't read a history without seeing all of it.
+#   "one_target"   it reads a history and predicts the one item after it. Each target has its own window, for a model
+#                  whose states see the whole history.
 WINDOWS = ("history", "with_target", "one_target")
 
 

@@ -1,5 +1,4 @@
-"""BERT4Rec: a Transformer that sees a history from both sides and fills in masked items (Sun et al., CIKM 2019,
-arXiv 1904.06690)."""
+"""BERT4Rec: a bidirectional Transformer that predicts masked items (Sun et al., CIKM 2019, arXiv 1904.06690)."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ class Options(ModelOptions):
     """
     Attributes:
       mask_fraction: share of a training sequence's items that are masked; at least one item is.
-      last_fraction: share of the training sequences whose last item alone is masked, as when recommending.
+      last_fraction: share of the training sequences in which only the last item is masked, as when recommending.
       label_smoothing: ε of the cross-entropy over the catalog.
     """
 
@@ -46,9 +45,9 @@ class Options(ModelOptions):
 def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> BERT4Rec:
     """
     Raises:
-      UserError: a value that the model can't have.
+      UserError: a config value is invalid.
     """
-    # A training window is a history and the item after it; it fits into a row.
+    # A training window is a history and the item after it, and it fits in a row.
     longest = min(config.data.max_items + 1, config.training.row_length or config.data.max_items + 1)
     shape = encoder_config(config, options, causal=False, activation="gelu", max_positions=longest)
     return BERT4Rec(Transformer(shape, inputs.rngs), options, inputs)
@@ -58,11 +57,11 @@ class BERT4Rec(ItemSequenceModel):
     """A masked item is read as the mask vector, and its state predicts the item. To recommend, a mask is put after the
     history.
 
-    Unlike in the paper, norms come before the layers' branches, and the state is the last norm's output, without
-    another layer (its Eq. 7): with that layer the model learned more slowly.
+    Unlike in the paper, a norm precedes each residual branch, and the state is the last norm's output: with the
+    paper's additional layer (its Eq. 7) the model learned more slowly.
 
     Args:
-      encoder: not causal; it has positions for a history and the mask.
+      encoder: not causal, with positions for a history and the mask.
     """
 
     def __init__(self, encoder: Transformer, options: Options, inputs: ModelInputs):
@@ -87,7 +86,7 @@ class BERT4Rec(ItemSequenceModel):
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         hidden = hide(rngs.dropout(), batch.segment_ids, self.mask_fraction, self.last_fraction)
         states = self.states_with_hidden(batch.inputs, hidden, batch.segment_ids, batch.positions, rngs)
-        # A sequence has two items at least, so no more than this are hidden; only they are scored against the catalog.
+        # Only hidden items are scored against the catalog. Sequences have at least two items, which limits how many.
         most = math.ceil(hidden.shape[1] * max(self.mask_fraction, 0.5))
         valid, places = jax.lax.top_k(hidden.astype(jnp.int32), most)
         states = jnp.take_along_axis(states, places[..., None], axis=1)
@@ -96,7 +95,7 @@ class BERT4Rec(ItemSequenceModel):
 
     def users(self, batch: RankBatch) -> Float[Array, "B D"]:
         longest = self.encoder.config.max_positions
-        # Where a history leaves no room for the mask, its oldest item is dropped.
+        # If a history leaves no room for the mask, its oldest item is dropped.
         first = jnp.maximum(batch.lengths - (longest - 1), 0)
         ends = (batch.lengths - first)[:, None]
         positions = jnp.broadcast_to(jnp.arange(longest), (len(batch.inputs), longest))
@@ -112,7 +111,7 @@ def hide(key: Array, segment_ids: Int[Array, "B T"], fraction: float, last_fract
     the last one, as when recommending.
 
     Args:
-      segment_ids: the sequences'; 0 is padding, which is never masked.
+      segment_ids: the sequence of each item; 0 is padding, which is never masked.
     """
     order_key, last_key = jax.random.split(key)
     same = segment_mask(segment_ids)

@@ -1,4 +1,4 @@
-"""Embeddings of what token prompts are made of: semantic-ID tokens, and an LLM's own."""
+"""Embeddings of the tokens in prompts: semantic-ID tokens, and an LLM's own tokens."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from jaxtyping import Array, Float, Int
 
 from simgr_jax.devices import sharding
 
-# Adam moves a weight by about the learning rate in a step, so from 0.1 the embeddings leave their random start within
-# an epoch. From sqrt(L), which gives the mean of L levels unit size, they hardly moved and learned three times slower.
+# Adam moves a weight by about the learning rate per step, so embeddings of this scale leave their random values within
+# an epoch. At sqrt(L), where the mean of L levels has unit scale, they hardly moved, and learning took three times as
+# long.
 EMBEDDING_STD = 0.1
 
 
 def new_embedding(
     rows: int, width: int, rngs: nnx.Rngs, values: Float[ArrayLike, "rows width"] | None = None
 ) -> nnx.Param:
-    """A float32 table that begins with `values`, or at random."""
+    """A trained float32 table, initialized with `values` or at random."""
     if values is None:
         values = nnx.initializers.normal(EMBEDDING_STD)(rngs.params(), (rows, width), jnp.float32)
     return nnx.Param(jnp.asarray(values, jnp.float32), axes=(None, "embed"))
@@ -26,10 +27,11 @@ def new_embedding(
 def embed_tokens(
     embedding: nnx.Variable, text_embedding: nnx.Variable | None, tokens: Int[Array, "*B T"]
 ) -> Float[Array, "*B T D"]:
-    """
+    """The embeddings of a prompt's inputs.
+
     Args:
-      embedding: [V, D], of the semantic-ID tokens.
-      text_embedding: [W, D]; input V + w is its row w (see `data.prompts.Prompt`).
+      embedding: [V, D], for the semantic-ID tokens.
+      text_embedding: [W, D], whose row w is for input V + w (see `inputs.prompts.Prompt`); None if there is no text.
     """
     codes = sharding.constrain(embedding[...], None, None)
     if text_embedding is None:

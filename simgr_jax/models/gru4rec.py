@@ -11,6 +11,7 @@ import ml_collections
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from simgr_jax.devices import sharding
 from simgr_jax.models.item_sequence import ItemSequenceModel, encoder_config
 from simgr_jax.models.model_inputs import ModelInputs
 from simgr_jax.models.options import ModelOptions
@@ -36,7 +37,7 @@ class Options(ModelOptions):
 def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> ItemSequenceModel:
     """
     Raises:
-      UserError: a value that the model can't have.
+      UserError: a config value is invalid.
     """
     encoder = StackedGRU(encoder_config(config, options), inputs.rngs)
     return ItemSequenceModel(encoder, encoder.width, options.label_smoothing, inputs, item_bias=True)
@@ -63,6 +64,8 @@ class StackedGRU(nnx.Module):
     ) -> Float[Array, "B T D"]:
         states = embeddings
         for layer in self.layers:
+            graphdef, parameters = nnx.split(layer)
+            layer = nnx.merge(graphdef, sharding.gather_kernels(parameters, layer.dtype))
             states = layer(self.dropout(states, deterministic=rngs is None, rngs=rngs), positions == 0)
         return states
 
@@ -77,13 +80,14 @@ class GRU(nnx.Module):
 
     def __init__(self, width: int, dtype: str, rngs: nnx.Rngs):
         self.dtype = dtype
-        self.input = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        axes = ("embed", None)
+        self.input = nnx.Linear(width, 3 * width, dtype=dtype, kernel_metadata={"axes": axes}, rngs=rngs)
         square = lambda: nnx.initializers.orthogonal()(rngs.params(), (width, width), jnp.float32)  # noqa: E731
-        self.recurrent_kernel = nnx.Param(jnp.concatenate([square() for _ in range(3)], axis=1))
+        self.recurrent_kernel = nnx.Param(jnp.concatenate([square() for _ in range(3)], axis=1), axes=axes)
         self.recurrent_bias = nnx.Param(jnp.zeros(3 * width, jnp.float32))
 
     def __call__(self, x: Float[Array, "B T D"], is_first: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
-        """States, float32; before each `is_first` the state is zero."""
+        """The states, float32. Each input with `is_first` starts from a zero state."""
         kernel, bias = self.recurrent_kernel[...].astype(self.dtype), self.recurrent_bias[...]
 
         def step(state, now):

@@ -1,4 +1,4 @@
-"""HSTU: layers of attention without a softmax, gated, and without an MLP (Zhai et al., ICML 2024, arXiv 2402.17152)."""
+"""HSTU: gated attention layers, without a softmax and without an MLP (Zhai et al., ICML 2024, arXiv 2402.17152)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import ml_collections
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from simgr_jax.devices import sharding
 from simgr_jax.models.item_sequence import ItemSequenceModel, encoder_config
 from simgr_jax.models.model_inputs import ModelInputs
 from simgr_jax.models.options import ModelOptions
@@ -36,18 +37,18 @@ class Options(ModelOptions):
 def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> ItemSequenceModel:
     """
     Raises:
-      UserError: a value that the model can't have.
+      UserError: a config value is invalid.
     """
     encoder = HSTU(encoder_config(config, options), inputs.rngs)
     return ItemSequenceModel(encoder, encoder.config.width, options.label_smoothing, inputs)
 
 
 class HSTU(nnx.Module):
-    """An encoder of `ItemSequenceModel`.
+    """An encoder for `ItemSequenceModel`.
 
-    The paper's relative bias depends on how many items and how much time lie between two items; here only on the
-    former, because batches have no timestamps. A LayerNorm ends the stack, where the paper's code normalises states to
-    unit length.
+    The paper's relative bias depends on the number of items and on the time between two items; here it depends only on
+    the number, because batches have no timestamps. The stack ends with a LayerNorm; the paper's code normalizes states
+    to unit length instead.
 
     Args:
       config: only its width, layers, heads, head_width, max_positions, norm_epsilon, dropout and dtype are read.
@@ -69,6 +70,8 @@ class HSTU(nnx.Module):
         x = self.dropout(embeddings.astype(self.config.dtype), deterministic=rngs is None, rngs=rngs)
         mask = causal_segment_mask(segment_ids)
         for layer in self.layers:
+            graphdef, parameters = nnx.split(layer)
+            layer = nnx.merge(graphdef, sharding.gather_kernels(parameters, self.config.dtype))
             x = layer(x, mask, rngs)
         return self.final_norm(x)
 
@@ -78,19 +81,19 @@ class HSTULayer(nnx.Module):
 
         U, V, Q, K = silu(X W);  A = silu(Q Kᵀ + b(t - s)) / n;  Y = X + (norm(A V) ∘ U) W'
 
-    n is the largest number of items in a history, however a row is packed.
+    n is the largest number of items in a history, however rows are packed.
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config
         inner_width = config.heads * config.head_width
         self.input_norm = Norm(config.width, config)
-        self.uvqk = Linear(config.width, 4 * inner_width, False, config.dtype, rngs)
+        self.uvqk = Linear(config.width, 4 * inner_width, False, config.dtype, rngs, ("embed", None))
         init = nnx.initializers.normal(0.02)
         self.distance_bias = nnx.Param(init(rngs.params(), (config.max_positions, config.heads), jnp.float32))
         self.mixed_norm = Norm(inner_width, config)
         self.dropout = nnx.Dropout(config.dropout)
-        self.output = Linear(inner_width, config.width, True, config.dtype, rngs)
+        self.output = Linear(inner_width, config.width, True, config.dtype, rngs, (None, "embed"))
 
     def __call__(
         self, x: Float[Array, "B T D"], mask: Bool[Array, "B T T"], rngs: nnx.Rngs | None
@@ -104,7 +107,7 @@ class HSTULayer(nnx.Module):
         return x + self.output(gated, rngs)
 
     def _bias(self, length: int) -> Float[Array, "H T T"]:
-        """By distance within the row, which equals the distance within a segment wherever the mask is open."""
+        """The bias by distance in the row. Wherever the mask is open, this equals the distance in the segment."""
         positions = jnp.arange(length)
         distance = jnp.clip(positions[:, None] - positions, 0, self.config.max_positions - 1)
         return jnp.moveaxis(self.distance_bias[...][distance], -1, 0)

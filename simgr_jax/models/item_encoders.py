@@ -1,11 +1,11 @@
-"""From an item's semantic-ID tokens to its vector.
+"""Item encoders: turn an item's semantic-ID tokens into its vector.
 
-An encoder works in two parts. `tables` makes of the table of all token embeddings what all items share: what depends on
-one token alone is computed once for each row of the (small) table. `combine` looks an item's rows up and makes its
-vector. So a loss that goes through the catalog by chunks calls `tables` once and `combine` for each chunk.
+An encoder works in two steps. `tables` computes everything that depends on a single token, once per row of the (small)
+table of token embeddings. `combine` looks up an item's rows and makes its vector. A loss that goes through the catalog
+in chunks calls `tables` once and `combine` for each chunk.
 
-`combine` takes tokens, not gathered embeddings: with N items of L levels the gathered [N, L, D] array is the largest of
-the whole step, and most encoders can do without it. `sum_of_rows` adds the levels up one at a time.
+`combine` takes tokens, not gathered embeddings: for N items of L levels, the gathered [N, L, D] array would be the
+largest of the whole step. Most encoders avoid it with `sum_of_rows`, which adds up the levels one at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _sum_of_rows_forward(table, tokens):
 def _sum_of_rows_backward(residuals, d_sum):
     table, tokens = residuals
 
-    # Autodiff would make a gradient of the whole table for each level, and add those up.
+    # Autodiff would make a gradient of the whole table for each level and then add them up.
     def add(d_table, level_tokens):
         return d_table.at[level_tokens].add(d_sum), None
 
@@ -49,18 +49,18 @@ sum_of_rows.defvjp(_sum_of_rows_forward, _sum_of_rows_backward)
 
 
 class ItemEncoder(nnx.Module):
-    """What every encoder is: `combine` after `tables`."""
+    """The base of all encoders: `tables`, then `combine`."""
 
     def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
         """The vectors of the items that `tokens` spell, from the embeddings of all tokens."""
         return self.combine(self.tables(table), tokens)
 
     def tables(self, table: Float[Array, "V D"]) -> Tables:
-        """What all items share."""
+        """The part that is computed once for all items."""
         raise NotImplementedError
 
     def combine(self, tables: Tables, tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
-        """Items' vectors, each from its own tokens alone."""
+        """The items' vectors. Each depends only on the item's own tokens and on `tables`."""
         raise NotImplementedError
 
 
@@ -95,7 +95,7 @@ def _linear(
 
 
 class Gated(ItemEncoder):
-    """v = 1/L Σ_l sigmoid(W e_l + U m + b) ⊙ e_l with m the mean: the item's whole ID decides what each level adds."""
+    """v = 1/L Σ_l sigmoid(W e_l + U m + b) ⊙ e_l with m the mean: the whole ID decides how much each level adds."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.from_level = _linear(width, width, rngs, use_bias=True)
@@ -118,9 +118,9 @@ class Gated(ItemEncoder):
 
 
 class Attention(ItemEncoder):
-    """Self-attention among an item's levels, added to their embeddings, then the mean.
+    """Self-attention among an item's levels, added to their embeddings and then averaged.
 
-    A level's embedding carries no mark of its level: tokens of different levels are different rows of the table.
+    Levels need no position embeddings, because tokens of different levels are different rows of the table.
     """
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
@@ -137,12 +137,12 @@ class Attention(ItemEncoder):
         count, levels = tokens.shape
         qkv = qkv_table[tokens].reshape(count, levels, 3, self.heads, -1)
         mixed = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        # The output layer is linear and without bias, so it may follow the mean over levels.
+        # The output layer is linear without a bias, so it can be applied after the mean over levels.
         return sum_of_rows(table, tokens) / levels + self.output(mixed.reshape(count, levels, -1).mean(axis=1))
 
 
 class CrossAttention(ItemEncoder):
-    """The item's mean asks its levels: multi-head cross-attention whose query is the mean (the paper's future work).
+    """Multi-head cross-attention from the mean of an item's levels to its levels (the paper's future work).
 
     v = m + W_o softmax(q(m)·k(e_l) / sqrt(head)) v(e_l)
     """
@@ -171,11 +171,12 @@ _LECUN_NORMAL = nnx.initializers.lecun_normal()
 
 
 class MLP(ItemEncoder):
-    """v = W_2 silu(W_1 [ê_1; ...; ê_L] + b) with ê the RMS-normalised embeddings.
+    """v = W_2 silu(W_1 [ê_1; ...; ê_L] + b) with ê the RMS-normalized embeddings.
 
-    Any combination of codes can have a vector of its own.
+    Any combination of codes can have its own vector.
+
     W_1 [ê_1; ...; ê_L] = Σ_l W_1l ê_l, so each level's part of W_1 is applied to the table's rows once: K·L products
-    instead of N·L. With 12 thousand items and 256 codes a level that is 47 times fewer.
+    instead of N·L. With 12 thousand items and 256 codes per level, that is 47 times fewer.
     """
 
     def __init__(
@@ -203,7 +204,7 @@ class MLP(ItemEncoder):
 
 
 class MeanMLP(ItemEncoder):
-    """v = mean + MLP(concatenated levels): begins as the paper's mean, learns what each combination adds."""
+    """v = mean + MLP(concatenated levels): starts out as the paper's mean and learns what each combination adds."""
 
     def __init__(self, width: int, hidden_width: int, codebook_sizes: tuple[int, ...], rngs: nnx.Rngs):
         self.mean = Mean()
@@ -218,14 +219,14 @@ class MeanMLP(ItemEncoder):
 
 
 ITEM_ENCODERS = ("mean", "mean_mlp", "mlp", "cross_attention", "attention", "gated")
-# Those with an MLP, and so with an inner width.
+# The encoders with an MLP, which has an inner width.
 WITH_WIDTH = ("mean_mlp", "mlp")
 
 
 def create(
     name: str, width: int, heads: int, hidden_width: int, codebook_sizes: tuple[int, ...], rngs: nnx.Rngs
 ) -> ItemEncoder:
-    """The encoder called `name`, one of ITEM_ENCODERS; only some have `heads` or a `hidden_width`."""
+    """The encoder called `name`, one of ITEM_ENCODERS; only some use `heads` or `hidden_width`."""
     match name:
         case "mean":
             return Mean()

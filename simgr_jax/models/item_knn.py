@@ -1,4 +1,5 @@
-"""Item-kNN: recommends what the buyers of a history's items bought (Deshpande & Karypis, ACM TOIS 22(1), 2004)."""
+"""Item-kNN: recommends the items most similar to a history's items, by the users that they share (Deshpande & Karypis,
+ACM TOIS 22(1), 2004)."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from simgr_jax.ops.top_k import Ranking, rank_catalog, without_history
 class Options(ModelOptions):
     """
     Attributes:
-      neighbors: how many of the most similar items of each item count.
+      neighbors: how many similar items each item keeps.
       shrinkage: adds this many users to every pair's count, so that rare pairs score low.
     """
 
@@ -45,10 +46,11 @@ def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInp
 class ItemKNN(nnx.Module):
     """Implements `recommender.Recommender`; nothing is trained.
 
-    An item's score sums its weights among the neighbors of the history's items. An item that occurs twice in the
+    An item's score is the sum of its weights as a neighbor of the history's items. An item that occurs twice in the
     history counts twice.
 
-    Args: what `neighbors` returns.
+    Args:
+      items, weights: what `neighbors` returns.
     """
 
     def __init__(self, items: Int[np.ndarray, "N K"], weights: Float[np.ndarray, "N K"]):
@@ -73,19 +75,19 @@ class ItemKNN(nnx.Module):
 def neighbors(
     train: Sequences, num_items: int, count: int, shrinkage: float
 ) -> tuple[Int[np.ndarray, "N K"], Float[np.ndarray, "N K"]]:
-    """The items most similar to each item, by the users that both have.
+    """The items most similar to each item, by the users that they share.
 
-    The weight of i and j is n_ij / (sqrt(n_i n_j) + shrinkage), where n_ij users have both, and n_i and n_j have each:
-    the cosine of two columns of the user-item matrix, made smaller where few users have both.
+    The weight of i and j is n_ij / (sqrt(n_i n_j) + shrinkage), where n_i users have i, n_j have j, and n_ij have both.
+    It is the cosine of two columns of the user-item matrix, shrunk most for rare items.
 
     Args:
       train: the training sequences, one per user.
       num_items: N.
-      count: K; a smaller catalog has fewer neighbors.
+      count: K; at most N are returned.
 
     Returns:
-      The neighbors, int32 [N, K], best first and equal weights by index; and their weights, float32 [N, K]. Empty
-      places have weight 0.
+      The neighbors, int32 [N, K], best first, ties by index; and their weights, float32 [N, K]. Empty slots have
+      weight 0.
     """
     users = np.repeat(np.arange(len(train)), train.lengths)
     matrix = scipy.sparse.csr_array((np.ones(len(users)), (users, train.values)), (len(train), num_items))

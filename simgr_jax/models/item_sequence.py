@@ -23,16 +23,16 @@ TRANSFORMER_KEYS = ("width", "layers", "heads", "head_width", "mlp_width", "norm
 
 
 def encoder_config(config: ml_collections.ConfigDict, options: ModelOptions, **changes) -> TransformerConfig:
-    """The shape of an encoder as in the papers of SASRec and BERT4Rec, of the size that `config.backbone` gives.
+    """The shape of an encoder as in the SASRec and BERT4Rec papers, with the sizes from `config.backbone`.
 
     It has LayerNorm, biases, an MLP without a gate, and one learned position per item of a training window.
 
     Args:
       options: the model's; only its `backbone_keys` are read.
-      changes: fields that differ.
+      changes: fields to replace.
 
     Raises:
-      UserError: a value that no encoder can have.
+      UserError: a config value is invalid.
     """
     # Sizes that the model does not read are 1.
     sizes = dict.fromkeys(("heads", "head_width", "mlp_width"), 1)
@@ -54,11 +54,11 @@ def encoder_config(config: ml_collections.ConfigDict, options: ModelOptions, **c
 class ItemSequenceModel(nnx.Module):
     """Implements `recommender.Recommender` with an encoder that reads from left to right.
 
-    p(i | u) = exp(u·v_i + b_i) / Σ_j exp(u·v_j + b_j). The same embeddings v are read as the history and score it.
+    p(i | u) = exp(u·v_i + b_i) / Σ_j exp(u·v_j + b_j). The embeddings v are also the encoder's inputs.
 
     Args:
       encoder: (embeddings [B, T, D], segment_ids [B, T], positions [B, T], rngs or None) -> states [B, T, D]. A state
-        knows its segment up to its position. The rngs have "dropout" in training.
+        depends only on its segment up to its position. The rngs have a "dropout" stream in training.
       width: D, of the encoder's states.
       label_smoothing: ε of the cross-entropy.
       item_bias: whether items have a bias b.
@@ -102,7 +102,7 @@ class ItemSequenceModel(nnx.Module):
         valid: Bool[Array, "B R"],
         rngs: nnx.Rngs,
     ) -> Float[Array, ""]:
-        """Over the valid targets."""
+        """The mean of `losses` over the valid targets."""
         losses = self.losses(states.reshape(-1, states.shape[-1]), targets.reshape(-1), rngs)
         return mean_of_valid(losses, valid.reshape(-1))
 
@@ -112,19 +112,19 @@ class ItemSequenceModel(nnx.Module):
         return full_catalog_cross_entropy(queries, self.catalog(), targets, 1.0, self.label_smoothing)
 
     def catalog(self) -> Float[Array, "N E"]:
-        """The items' embeddings, E = D; where items have biases, these come last, and E = D + 1."""
+        """The items' embeddings, E = D. If items have biases, these are the last column, and E = D + 1."""
         vectors = sharding.constrain(self.embedding[...], None, None)
         return self._with_bias(vectors, None if self.item_bias is None else self.item_bias[...])
 
     def _with_bias(self, vectors: Float[Array, "M D"], last: Float[Array, " M"] | int | None) -> Float[Array, "M E"]:
-        """Appends a column where items have biases, so that a dot product includes the bias."""
+        """Appends a column if items have biases, so that a dot product includes the bias."""
         if self.item_bias is None:
             return vectors
         last = jnp.broadcast_to(jnp.float32(last), len(vectors))
         return jnp.concatenate([vectors, last[:, None]], axis=1)
 
     def users(self, batch: RankBatch) -> Float[Array, "B D"]:
-        """The users after their whole histories."""
+        """The users' states after their whole histories."""
         return batch.at_end(self.states(batch.inputs, batch.segment_ids, batch.positions))
 
     def rank(self, batch: RankBatch, catalog: Float[Array, "N E"], k: int, filter_history: bool) -> Ranking:

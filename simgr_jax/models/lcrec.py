@@ -2,7 +2,7 @@
 
 It reads a history as semantic-ID tokens and continues with the next item's (see `speller.Speller`). The text tokens of
 a prompt's prefix are never targets, so the softmax leaves them out. LC-Rec's alignment tasks, which tie the tokens to
-language, are not here.
+language, are not implemented.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from simgr_jax.models.transformer import BranchCache, HistoryCache
 class Options(ModelOptions):
     """
     Attributes:
-      beam_width: item prefixes that beam search keeps; at least the length of the lists.
+      beam_width: number of item prefixes that beam search keeps; at least the length of the lists.
       label_smoothing: ε of each token's cross-entropy.
     """
 

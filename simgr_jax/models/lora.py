@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685): a frozen backbone learns through small matrices."""
+"""Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685): small trained matrices beside frozen weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from simgr_jax.models.transformer import Linear, Transformer
 
 
 class Frozen(nnx.Variable):
-    """A parameter that isn't trained: it has no gradient and no optimizer state and is in no checkpoint of a run."""
+    """A parameter that isn't trained. It has no gradient or optimizer state, and a run's checkpoints leave it out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """What is adapted, and how much.
+    """Which projections get adapters, and of what kind.
 
     Attributes:
       rank: r, the adapters' inner width.
@@ -41,9 +41,9 @@ class LoRAConfig:
 
 
 class LoRA(nnx.Module):
-    """alpha / r * dropout(x) A B, where B begins at zero: an adapted backbone begins as the one it adapts.
+    """alpha / r * dropout(x) A B. B starts at zero, so an adapted backbone starts out equal to the original.
 
-    A and B have their layer's leading axis, if it has one.
+    A and B have the kernel's leading axis for the layers, if it has one.
     """
 
     def __init__(self, kernel_shape: tuple[int, ...], config: LoRAConfig, dtype: str, rngs: nnx.Rngs):
@@ -59,7 +59,7 @@ class LoRA(nnx.Module):
         return self.scale * (x @ self.a[...].astype(self.dtype) @ self.b[...].astype(self.dtype))
 
     def product(self) -> Float[Array, "*L in out"]:
-        """What a kernel gains when the adapter is folded into it, float32."""
+        """The float32 matrix that `merge` adds to the kernel."""
         return self.scale * (self.a[...] @ self.b[...])
 
 
@@ -75,7 +75,7 @@ def add(backbone: Transformer, config: LoRAConfig, rngs: nnx.Rngs) -> None:
     """Freezes `backbone` and gives each projection in `config.targets` an adapter, in place.
 
     Raises:
-      UserError: a target that the backbone doesn't have.
+      UserError: the backbone lacks a target.
     """
     freeze(backbone)
     linears: dict[str, list[Linear]] = {}

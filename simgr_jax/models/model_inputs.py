@@ -1,4 +1,4 @@
-"""What models are made from."""
+"""What models are built from."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from simgr_jax.semantic_ids.codes import SemanticIds
 
 
 class Catalog(nnx.Variable):
-    """What a model knows about the catalog but does not learn. It is made anew from the data and is in no
-    checkpoint."""
+    """What a model knows about the catalog but does not learn. It is recomputed from the data, not saved in
+    checkpoints."""
 
 
 class Backbone(NamedTuple):
-    """A decoder, and what else a recommender takes over from an LLM.
+    """A decoder, and the embeddings that a recommender takes over from an LLM.
 
     Attributes:
       decoder: with the LLM's weights, or random ones.
       embedding: float32 [V, D], initial embeddings of the semantic-ID tokens; None draws them at random.
-      text_embedding: [W, D], embeddings of those of the LLM's own tokens that occur in prompts; None where none does.
-        Models get it as a variable, trained or frozen.
+      text_embedding: [W, D], embeddings of the LLM's own tokens that occur in prompts; None if there are none. Models
+        get it as a variable, trained or frozen.
     """
 
     decoder: Transformer
@@ -35,7 +35,8 @@ class Backbone(NamedTuple):
 
 
 class ModelInputs(NamedTuple):
-    """
+    """The arguments of a model's `create`, besides the config and its options.
+
     Attributes:
       num_items: N, the size of the catalog.
       semantic_ids: the catalog's; None for a model that does not read them.

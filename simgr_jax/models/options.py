@@ -1,4 +1,4 @@
-"""What every model declares: its options, what it reads of the shared config groups, and how it reads histories."""
+"""What every model declares: its options, the shared config keys that it reads, and how it reads histories."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from simgr_jax.errors import UserError
 
 # Keys of `config.backbone` that shape a decoder trained from scratch; a checkpoint decides them itself.
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "rope_theta", "norm_epsilon")
-# Keys of it that say how any decoder is computed.
+# Keys of `config.backbone` that say how any decoder is computed, also a checkpoint's.
 COMPUTATION_KEYS = ("dropout", "dtype", "remat", "attention")
 
 
@@ -17,8 +17,8 @@ COMPUTATION_KEYS = ("dropout", "dtype", "remat", "attention")
 class ModelOptions:
     """The base of every model's `Options`, a frozen dataclass in the model's module.
 
-    Its fields, with their defaults, are the config group `config.NAME`. Its class attributes declare the rest; an
-    attribute may also be a field or a property, where an option decides it.
+    Its fields, with their defaults, are the config group `config.NAME`. Its class attributes declare the rest. An
+    attribute that depends on an option may be a field or a property instead.
 
     Attributes:
       name: the model's name, also that of its module.
@@ -41,16 +41,19 @@ class ModelOptions:
     is_trained: ClassVar[bool] = True
 
     def unread(self) -> dict[str, str]:
-        """Its own options that have no effect as the others are set, each with the setting that would give it one."""
+        """The model's own options without effect, given the others, each with the setting that would give it one."""
         return {}
 
     def require(self, holds: bool, key: str, remedy: str) -> None:
-        """
+        """Checks an option.
+
         Args:
-          key: the option that is checked.
+          holds: whether the option is valid.
+          key: the option.
+          remedy: what to do if it is not.
 
         Raises:
-          UserError: the check does not hold.
+          UserError: the option is not valid.
         """
         if not holds:
             raise UserError(f"config.{self.name}.{key}: can't be {getattr(self, key)!r}; {remedy}")
@@ -58,13 +61,13 @@ class ModelOptions:
     def require_choice(self, key: str, choices: tuple[str, ...]) -> None:
         """
         Raises:
-          UserError: the option is none of the choices.
+          UserError: the option is not one of the choices.
         """
         self.require(getattr(self, key) in choices, key, f"choose one of {', '.join(choices)}")
 
     def require_label_smoothing(self) -> None:
         """
         Raises:
-          UserError: the option `label_smoothing` is no share.
+          UserError: `label_smoothing` is not in [0, 1).
         """
         self.require(0 <= self.label_smoothing < 1, "label_smoothing", "give a fraction from 0 to below 1, like 0.1")

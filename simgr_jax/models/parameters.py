@@ -1,4 +1,4 @@
-"""How many parameters a model has, where, and which of them are trained."""
+"""Counts a model's parameters by part, trained and frozen."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from flax import nnx
 from rich.table import Table
 
 from simgr_jax.models.lora import Frozen
+from simgr_jax.models.recommender import Recommender
 
 
-def count(model: nnx.Module) -> dict[str, tuple[int, int]]:
-    """(trained, frozen) parameters of each part of the model; adapters are a part of their own."""
+def count(model: Recommender) -> dict[str, tuple[int, int]]:
+    """The numbers of (trained, frozen) parameters in each part of the model; adapters are separate parts."""
     counts: dict[str, list[int]] = {}
     for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen))):
         part = f"{path[0]} adapters" if "lora" in path else str(path[0])
@@ -17,12 +18,12 @@ def count(model: nnx.Module) -> dict[str, tuple[int, int]]:
     return {part: (trained, frozen) for part, (trained, frozen) in counts.items()}
 
 
-def total(model: nnx.Module) -> int:
+def total(model: Recommender) -> int:
     return sum(map(sum, count(model).values()))
 
 
-def table(model: nnx.Module) -> Table:
-    """For the terminal."""
+def table(model: Recommender) -> Table:
+    """The counts, for the terminal."""
     counts = count(model)
     lines = Table(box=None, pad_edge=False)
     lines.add_column("parameters")

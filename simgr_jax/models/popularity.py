@@ -65,7 +65,7 @@ def rank(train: Sequences, num_items: int, targets: Int[np.ndarray, " C"], k: in
       k: the length of the lists.
 
     Returns:
-      A Ranking of numpy arrays; `items` and `scores` are one read-only row seen C times, so no [C, N] exists.
+      A Ranking of numpy arrays. `items` and `scores` are read-only views of one row, so no [C, N] array is made.
     """
     counts, order, better, tied = _counted(train, num_items, targets, k)
     top, shape = order[:k], (len(targets), k)
@@ -77,7 +77,7 @@ def rank(train: Sequences, num_items: int, targets: Int[np.ndarray, " C"], k: in
 
 
 def rank_without_history(train: Sequences, num_items: int, cases: EvaluationCases, k: int) -> Ranking:
-    """As `rank`, without the items of each case's history; a target among them has rank inf."""
+    """Like `rank`, but without the items of each case's history; a target among them has rank inf."""
     counts, order, better, tied = _counted(train, num_items, cases.targets, k)
     # Distinct history items, as pairs (case, item).
     owners = np.repeat(np.arange(len(cases), dtype=np.int64), cases.histories.lengths)
@@ -88,21 +88,24 @@ def rank_without_history(train: Sequences, num_items: int, cases: EvaluationCase
     tied = tied - count((counts[seen] == of_target) & ~is_target)
     ranks = np.where(count(is_target) > 0, np.inf, tied_rank(better, tied))
 
-    # The lists are among the most popular items, as far as the longest history can push them down.
-    candidates = order[: k + int(np.bincount(owners, minlength=len(cases)).max(initial=0))]
-    place = np.full(num_items, len(candidates))
-    place[candidates] = np.arange(len(candidates))
-    is_seen = np.zeros((len(cases), len(candidates) + 1), bool)
-    is_seen[owners, place[seen]] = True
-    kept = np.argsort(is_seen[:, :-1], axis=1, kind="stable")[:, :k]
-    items = np.where(np.take_along_axis(is_seen, kept, axis=1), -1, candidates[kept])
+    # Each case's history items by their place in the order of popularity, and how many of the other items come before.
+    place = np.empty(num_items, np.int64)
+    place[order] = np.arange(num_items)
+    _, places = np.divmod(np.sort(owners * num_items + place[seen]), num_items)
+    others_before = places - (np.arange(len(owners)) - np.searchsorted(owners, owners))
+    # The j-th other item has place j, and one more for each history item that has at most j others before it.
+    near = others_before < k
+    moved = np.zeros((len(cases), k), np.int64)
+    np.add.at(moved, (owners[near], others_before[near]), 1)
+    places = np.arange(k) + np.cumsum(moved, axis=1)
+    items = np.where(places < num_items, order[np.minimum(places, num_items - 1)], -1)
     scores = np.where(items >= 0, counts[items], -np.inf)
     return Ranking(items.astype(np.int32), scores.astype(np.float32), ranks.astype(np.float32))
 
 
 def _counted(train: Sequences, num_items: int, targets: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
-    """The items' counts; the items, most popular first; and how many items are better than, and tie with, each
-    target."""
+    """The items' counts; the items, most popular first; and for each target, how many items are more popular and how
+    many tie with it."""
     if k > num_items:
         raise ValueError(f"k = {k} is larger than the catalog of {num_items}")
     counts = np.bincount(train.values, minlength=num_items)
@@ -113,5 +116,5 @@ def _counted(train: Sequences, num_items: int, targets: np.ndarray, k: int) -> t
 
 
 def most_popular(train: Sequences, num_items: int) -> Int[np.ndarray, " N"]:
-    """All items from the most to the least popular in training, equally popular ones by index; int32."""
+    """All items from the most to the least popular in training, ties by index; int32."""
     return np.argsort(-np.bincount(train.values, minlength=num_items), kind="stable").astype(np.int32)

@@ -1,4 +1,4 @@
-"""What the trainer, the evaluator and the binaries know of any model."""
+"""The interface of all models, as training, evaluation and serving use it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from simgr_jax.ops.top_k import Ranking
 
 
 class Recommender(Protocol):
-    """A model that learns from packed sequences and ranks the catalog for histories. Implemented as an `nnx.Module`.
+    """A model that learns from packed sequences and ranks the catalog for histories. It is an `nnx.Module`.
 
-    One without an `nnx.Param` is not trained.
+    A model without an `nnx.Param` is not trained.
 
     Attributes:
       num_items: N.
@@ -23,22 +23,22 @@ class Recommender(Protocol):
     num_items: int
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The mean loss over the batch's targets, and scalars to log. A scalar "targets" counts the targets, where the
-        loss has not all of the batch's. `rngs` has the streams "dropout" and "negatives"."""
+        """The mean loss over the batch's targets, and scalars to log. If the loss has other targets than the batch, the
+        scalar "targets" gives their number. `rngs` has the streams "dropout" and "negatives"."""
 
     def catalog(self) -> Float[Array, ...]:
         """What ranking needs of the catalog and can be computed once for many batches (for SimGR: item vectors)."""
 
     def rank(self, batch: RankBatch, catalog: Float[Array, ...], k: int, filter_history: bool) -> Ranking:
-        """The top-K items of each history and the rank of its target; with `filter_history`, without history items."""
+        """The top-K items for each history, and the rank of its target; `filter_history` leaves out history items."""
 
     def log_probabilities(self, batch: RankBatch, catalog: Float[Array, ...]) -> Float[Array, "B N"]:
-        """log p(i | history) of every item, as exactly as the model defines it, summing to 1 over the catalog; read by
-        `simgr_jax.bias`. Only models with such a distribution have this method."""
+        """The exact log p(i | history) of every item, normalized over the catalog; read by `simgr_jax.bias`. Only
+        models with such a distribution have this method."""
 
     def item_vectors(self, catalog: Float[Array, ...]) -> Float[Array, "N D"]:
         """Item vectors whose dot products with `user_vectors` are the scores that `rank` sorts by. Only models that
-        score so have the two methods."""
+        score this way have these two methods."""
 
     def user_vectors(self, batch: RankBatch, catalog: Float[Array, ...]) -> Float[Array, "B D"]:
         """The users' vectors after their whole histories."""

@@ -1,4 +1,4 @@
-"""The models there are, and the way from a config to one of them."""
+"""The table of all models, and how a config becomes one of them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def options_of(config: ml_collections.ConfigDict) -> ModelOptions:
     """The options of the model that `config.model` names.
 
     Raises:
-      UserError: there is no such model, or it can't have such options.
+      UserError: there is no such model, or one of its options is invalid.
     """
     return module_of(config.model).Options(**config.get(config.model, {}))
 
@@ -62,7 +62,7 @@ def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> Recommende
     """The model that `config.model` names, spread over the mesh.
 
     Raises:
-      UserError: a value that the model can't have.
+      UserError: a config value is invalid.
     """
     model = assemble(config, inputs)
     sharding.place(model)
@@ -70,7 +70,7 @@ def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> Recommende
 
 
 def assemble(config: ml_collections.ConfigDict, inputs: ModelInputs) -> Recommender:
-    """As `create`, but leaves arrays where they are; can be traced."""
+    """Like `create`, but leaves arrays where they are, so it can be traced."""
 
     def with_adapters() -> Backbone:
         backbone = inputs.backbone()

@@ -1,4 +1,4 @@
-"""RPG: predicts an item's codes all at once, each with its own head, as if independent given the user
+"""RPG: predicts all of an item's codes at once, each with its own head, as if they were independent given the user
 (arXiv 2506.05781)."""
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _GRAPH_KEYS = ("graph_neighbors", "beam_width", "steps")
 class Options(ModelOptions):
     """
     Attributes:
-      temperature: τ of each level's softmax over cosines. 0.07 is RPG's default; its figures for Amazon are at 0.03.
+      temperature: τ of each level's softmax over cosines. 0.07 is RPG's default; its results on Amazon use 0.03.
       decoding: "exhaustive" scores every item; "graph" walks from random items to ever better ones, along a graph of
         similar items (`ops.graph_search`). The defaults below are those of RPG's repository for Beauty.
-      graph_neighbors: E, the most similar items that each item leads to.
-      beam_width: W, the items kept after each step of the search.
-      steps: steps of the search.
+      graph_neighbors: E, how many similar items each item leads to.
+      beam_width: W, how many items the search keeps after each step.
+      steps: number of steps of the search.
       label_smoothing: ε, spread evenly over a level's codes.
     """
 
@@ -77,7 +77,7 @@ class RPGCatalog(NamedTuple):
     Attributes:
       items: the vectors that the backbone reads.
       codes: unit vectors of each level's codes; K is the size of the largest level, and smaller ones are padded.
-      neighbors: each item's, for decoding "graph"; else None.
+      neighbors: each item's nearest items, for decoding "graph"; else None.
     """
 
     items: Float[Array, "N D"]
@@ -93,7 +93,7 @@ class RPG(nnx.Module):
     with the same embeddings. An item's log-probability is the sum over its codes.
 
     Args:
-      seed: draws the items where the graph search starts.
+      seed: for drawing the items where the graph search starts.
     """
 
     def __init__(
@@ -163,8 +163,8 @@ class RPG(nnx.Module):
         return jax.nn.log_softmax(self._score_all(self._log_codes(batch, catalog)))
 
     def log_item_mass(self, batch: RankBatch, catalog: RPGCatalog) -> Float[Array, " B"]:
-        """The log of the probability that the items have among all K^L combinations of codes, over which the
-        independent heads spread it. Items with the same codes are one combination."""
+        """The log-probability that the codes are some item's: the heads are independent, so they spread probability
+        over all K^L combinations of codes. Items with the same codes count once."""
         scores = self._score_all(self._log_codes(batch, catalog))
         return jax.nn.logsumexp(scores, axis=1, where=self.is_first[...])
 

@@ -44,7 +44,7 @@ class Options(ModelOptions):
 def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> SASRec:
     """
     Raises:
-      UserError: a value that the model can't have.
+      UserError: a config value is invalid.
     """
     shape = encoder_config(config, options, activation="relu")
     smoothing = 0.0 if options.loss == "binary" else options.label_smoothing
@@ -82,7 +82,7 @@ def binary_cross_entropy(
     """-log σ(u·v_target) - log(1 - σ(u·v_negative)).
 
     With negatives drawn uniformly from the whole catalog, its minimum is at u·v_i = log p(i | u) + log N
-    (noise-contrastive estimation), so a softmax of the scores is p(i | u). The paper never draws the user's own items.
+    (noise-contrastive estimation), so a softmax of the scores is p(i | u). The paper excludes the user's own items.
     """
     score = lambda items: jnp.sum(states * item_vectors[items], axis=-1)  # noqa: E731
     return jax.nn.softplus(-score(targets)) + jax.nn.softplus(score(negatives))

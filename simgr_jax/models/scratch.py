@@ -1,4 +1,4 @@
-"""The backbone of a run without a checkpoint: a decoder of random parameters, as `config.backbone` shapes it."""
+"""The backbone of a run without a checkpoint: a randomly initialized decoder, shaped by `config.backbone`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def scratch_config(config: ml_collections.ConfigDict) -> TransformerConfig:
     """The decoder's shape.
 
     Raises:
-      UserError: a value that no decoder can have.
+      UserError: a config value is invalid.
     """
     return from_scratch_config(**{key: config.backbone[key] for key in SHAPE_KEYS + COMPUTATION_KEYS})
 

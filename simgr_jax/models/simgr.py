@@ -1,5 +1,5 @@
-"""SimGR: the backbone's state after a history is the user, the aggregate of its semantic-ID tokens is an item, and
-similarity in their common space scores every item at once (arXiv 2602.07847)."""
+"""SimGR: scores every item at once by the similarity of a user vector, the backbone's state after the history, and an
+item vector, the aggregate of the item's semantic-ID tokens (arXiv 2602.07847)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from simgr_jax.ops.streamed_loss import choose_chunk, streamed_cross_entropy
 from simgr_jax.ops.top_k import Ranking, rank_catalog, without_history
 from simgr_jax.semantic_ids.codes import SemanticIds
 
-# For `catalog_chunk`.
+# The value of `catalog_chunk` that chooses by memory.
 AUTO_CHUNK = -1
 
 HISTORIES = ("item", "tokens")
@@ -51,7 +51,7 @@ class Options(ModelOptions):
         "cross_attention", "mlp" or "mean_mlp" (see `item_encoders`).
       item_encoder_width: inner width of the MLP encoders.
       similarity: "cosine" or "dot".
-      temperature: τ, or its initial value where it is learned.
+      temperature: τ, or its initial value if it is learned.
       learn_temperature: whether τ is a parameter.
       temperature_min, temperature_max: bounds of a learned τ.
       full_catalog_weight, sampled_weight, in_batch_weight: weights of the losses; one of weight 0 is not computed.
@@ -140,7 +140,8 @@ class SimGR(nnx.Module):
     """Implements `recommender.Recommender`.
 
     Args:
-      item_counts: int [N], how often each item trains; for the log-Q correction, and for negatives drawn by popularity.
+      item_counts: int [N], how often each item occurs in training; for the log-Q correction, and for drawing negatives
+        by popularity.
     """
 
     def __init__(
@@ -153,11 +154,11 @@ class SimGR(nnx.Module):
     ):
         self.options = options
         self.num_items, tokens = semantic_ids.num_items, semantic_ids.tokens
-        # Pads the catalog so that every device has as many items. Padding is never scored.
+        # Pads the catalog so that every device has the same number of items. Padding is never scored.
         padding = (0, -len(tokens) % sharding.shards("items"))
         by_item = {"axes": ("items",)}
         self.tokens = Catalog(jnp.asarray(np.pad(tokens, (padding, (0, 0))), jnp.int32), axes=("items", None))
-        # Adds one to every count, so that log q is finite for items that never train.
+        # Adds one to every count, so that log q is finite for items that never occur in training.
         log_q = np.log((item_counts + 1) / (item_counts + 1).sum())
         self.log_q = Catalog(jnp.asarray(np.pad(log_q, padding), jnp.float32), **by_item)
         if options.sampled_weight and options.sampled_from == "popularity":
@@ -190,17 +191,19 @@ class SimGR(nnx.Module):
         return jnp.exp(clip_between(self.log_temperature[...], lowest, highest))
 
     def encode_items(self, items: Int[Array, " M"] | None = None) -> Float[Array, "M D"]:
-        """Item vectors before the similarity's normalisation, for the whole catalog if `items` is None."""
+        """Item vectors before the similarity's normalization; for the whole catalog if `items` is None."""
         tokens = self.tokens[...] if items is None else self.tokens[items]
         encoder, table = self._whole_encoder()
         return encoder(table, tokens)
 
-    def _whole_encoder(self) -> tuple[nnx.Module, Float[Array, "V D"]]:
-        """The item encoder and the table of token embeddings, whole on every device: they are small, and all read
-        them."""
+    def _whole_encoder(self) -> tuple[item_encoders.ItemEncoder, Float[Array, "V D"]]:
+        """The item encoder and the table of token embeddings, whole on every device: they are small, and all devices
+        read them."""
+        table = sharding.constrain(self.embedding[...], None, None)
+        if not sharding.item_axes():
+            return self.item_encoder, table
         graphdef, parameters = nnx.split(self.item_encoder)
-        encoder = nnx.merge(graphdef, sharding.gather_kernels(parameters, "float32"))
-        return encoder, sharding.constrain(self.embedding[...], None, None)
+        return nnx.merge(graphdef, sharding.gather_kernels(parameters, "float32")), table
 
     def user_states(
         self,
@@ -230,7 +233,7 @@ class SimGR(nnx.Module):
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         options = self.options
         chunk = self._catalog_chunk(batch.targets.size)
-        # A catalog that is split over devices has its vectors nowhere together.
+        # If the catalog is split over devices, no device holds all of its vectors.
         dense = options.full_catalog_weight and not chunk and not sharding.item_axes()
         item_vectors = self.encode_items() if dense else None
         states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors, rngs)
@@ -331,13 +334,13 @@ class SimGR(nnx.Module):
         return np.where(group >= 0, np.asarray(self.twins)[group], np.arange(len(group), dtype=np.int32))
 
     def catalog(self) -> Float[Array, "N D"]:
-        """Item vectors before the similarity's normalisation; padded at the end where the catalog is split."""
+        """Item vectors before the similarity's normalization; padded at the end if the catalog is split."""
         return sharding.constrain(self.encode_items(), "items", None)
 
     def log_probabilities(self, batch: RankBatch, catalog: Float[Array, "N D"]) -> Float[Array, "B N"]:
         scores = self.user_vectors(batch, catalog) @ self.item_vectors(catalog).T
         if len(self.twins):
-            # As in `_share_scores`, for a catalog that is whole.
+            # The same as `_share_scores`, for a catalog that is not split.
             group = self.twin_group[: self.num_items]
             scores = jnp.where(group >= 0, scores[:, self.twins[...]][:, group], scores)
         return jax.nn.log_softmax(scores / self.temperature)
@@ -377,7 +380,7 @@ class SimGR(nnx.Module):
         history: Int[Array, "B M"],
         targets: Int[Array, " B"],
     ) -> Ranking:
-        """Ranks on one device, which has its own part of the items."""
+        """Ranks on one device, which may hold only a part of the items."""
         scores = users @ to_similarity_space(vectors, self.options.similarity).T
         first = sharding.part_index("items") * len(vectors)
         if len(twins):

@@ -26,7 +26,7 @@ _SCORING_FLOATS = 2**22
 
 
 class Speller(nnx.Module):
-    """Everything of a `recommender.Recommender` but `loss` and how it reads (`_read`, `_read_on`).
+    """A `recommender.Recommender`, except for `loss` and for how it reads (`_read`, `_read_on`).
 
     An item's tokens are predicted one after the other, each by a softmax over the V semantic-ID tokens of all levels.
     The output embedding is the input embedding.
@@ -137,7 +137,7 @@ class Speller(nnx.Module):
     def item_log_likelihoods(self, batch: RankBatch, catalog: Float[Array, "V D"]) -> Float[Array, "B N"]:
         """The log-probability that each item's tokens come next, float32.
 
-        Token sequences of no item have some probability too, so this is no distribution over items.
+        Token sequences of no item also have some probability, so the items' probabilities sum to less than 1.
         """
         return self._log_likelihoods(batch, catalog)[:, self.spelling[...]]
 

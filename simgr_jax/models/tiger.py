@@ -4,13 +4,13 @@ The decoder (see `speller.Speller`) attends to the tokens spelled so far and, by
 states. Encoder, decoder and softmax share the token embeddings, as in T5.
 
 Differences from the paper:
-- The layers are the backbone's (rotary positions, gated MLPs), so that all models compare alike. T5 has learned biases
-  for distances, and none in cross-attention; here the decoder's positions continue the history's, also in
+- The layers are the backbone's (rotary positions, gated MLPs), so that the comparison between models is fair. T5 has
+  learned distance biases, and none in cross-attention; here the decoder's positions continue the history's, also in
   cross-attention, so that it can tell how long ago an item was.
 - There is no user token (TIGER has 2000, chosen by the hash of the user's id).
 - With `encoder="causal"`, a state knows only what came before it, so a history is read once for all its targets and
   each is decoded from the states before it. TIGER's bidirectional encoder has to read the history anew for each target,
-  which takes several times as long. "causal" is for small budgets; its states can't learn from later items.
+  which takes several times as long. "causal" is for small budgets; its states can't use later items.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Options(ModelOptions):
       encoder: "bidirectional", TIGER's, which reads a history anew for each of its targets, or "causal", which reads it
         once for all of them. It has the backbone's layers.
       decoder_layers: layers of the decoder.
-      beam_width: item prefixes that beam search keeps; at least the length of the lists.
+      beam_width: number of item prefixes that beam search keeps; at least the length of the lists.
       label_smoothing: ε of each token's cross-entropy.
     """
 
@@ -80,7 +80,7 @@ class Options(ModelOptions):
 def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> Tiger:
     """
     Raises:
-      UserError: a value that the model can't have.
+      UserError: a config value is invalid.
     """
     shape = dataclasses.replace(scratch_config(config), causal=options.encoder == "causal")
     return Tiger(shape, options, inputs)
@@ -109,7 +109,7 @@ class Tiger(Speller):
     """Implements `recommender.Recommender`.
 
     Args:
-      shape: of the encoder; the decoder's layers have the same widths, and cross-attention.
+      shape: the encoder's; the decoder's layers have the same widths, plus cross-attention.
     """
 
     def __init__(self, shape: TransformerConfig, options: Options, inputs: ModelInputs):
@@ -176,7 +176,7 @@ class Decoder(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout)
 
     def read(self, states: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> KeysValues:
-        """The cross-attention keys and values of each layer, [layers, B, T, Hkv, head]; once for all continuations."""
+        """The cross-attention keys and values of each layer, [layers, B, T, Hkv, head], shared by all continuations."""
         graphdef, layers = nnx.split(self.layers)
 
         def keys_values(parameters):
@@ -267,7 +267,7 @@ class DecoderBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions, in parts: keys and values are computed once and kept.
+    """Grouped-query attention with rotary positions, in parts, so that keys and values can be computed once and kept.
 
     It always runs XLA's own kernel, whatever `config.attention` says: no fused kernel has masks of this kind.
     """

@@ -1,7 +1,7 @@
-"""A transformer driven by its config, for every family of Hugging Face decoders and for training from scratch.
+"""One transformer for every supported family of Hugging Face decoders, and for training from scratch.
 
-It takes embeddings and returns hidden states; what the embeddings stand for is the recommender's business. What the
-families differ in is a field of `TransformerConfig`; where their weights lie in a checkpoint is in `huggingface/`.
+It takes embeddings and returns hidden states; the recommender decides what the embeddings stand for. Every difference
+between the families is a field of `TransformerConfig`. `huggingface/` knows where their checkpoints keep the weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
-# What the forward pass keeps of a layer for the backward pass; the rest is computed again.
+# Which of a layer's activations are kept for the backward pass; the others are recomputed.
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -37,10 +37,10 @@ REMAT_POLICIES = {
 
 
 def layers_a_turn(layers: int) -> int:
-    """How many layers are in one turn of the loop over them.
+    """The number of layers in one iteration of the loop over layers.
 
-    Each turn copies what it hands on, which costs a CPU much with one layer a turn (change this and run
-    benchmarks/llm_train_step.py). What is compiled grows with this number, not with depth.
+    Each iteration copies what it passes on, so one layer per iteration is slow on a CPU (measure changes with
+    benchmarks/llm_train_step.py). The compiled program grows with this number, not with the depth.
     """
     return max(min(layers, 4), 1) if sharding.platform() == "cpu" else 1
 
@@ -50,8 +50,8 @@ class Rope:
     """Rotary positions (RoFormer, https://arxiv.org/abs/2104.09864) of one layer.
 
     Attributes:
-      frequencies: radians a position of each rotated pair. Two dimensions of a head each; what is left of the head is
-        not rotated. Empty: the layer has no positions.
+      frequencies: radians per position, one for each rotated pair of a head's dimensions. The head's other dimensions
+        are not rotated. Empty if the layer has no positions.
       scale: multiplies the rotated query and key (YaRN's attention factor, https://arxiv.org/abs/2309.00071).
     """
 
@@ -66,7 +66,7 @@ def plain_rope(theta: float, rotated_width: int) -> Rope:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """A decoder's shape and the choices that families make differently.
+    """A decoder's shape, and everything that differs between families.
 
     Attributes:
       width: D, the hidden size.
@@ -75,28 +75,28 @@ class TransformerConfig:
       kv_heads: key and value heads; divides `heads`.
       head_width: size of a head.
       mlp_width: inner size of the MLP, or of each expert.
-      rope: one for each layer; () where positions are learned.
-      windows: one for each layer: a position sees itself and the `window - 1` before it; 0 is all.
-      causal: whether a position sees only itself and those before it; else its whole sequence.
-      max_positions: above 0, positions are learned, and there are so many.
+      rope: one per layer; () if positions are learned.
+      windows: one per layer. A position sees itself and the `window - 1` positions before it; 0 means no limit.
+      causal: whether a position sees only itself and earlier positions, not its whole sequence.
+      max_positions: number of learned positions; 0 if positions are not learned.
       norm: "rms" (https://arxiv.org/abs/1910.07467) or "layer", which also subtracts the mean and has a bias.
       norm_epsilon: the norms' epsilon.
       norm_offset: added to the norms' scales (Gemma: 1).
-      post_norms: whether attention's and the MLP's outputs are normalised, too (Gemma).
-      qk_norm: whether each head's queries and keys are normalised (Qwen3, Gemma 3).
+      post_norms: whether the outputs of attention and MLP are also normalized (Gemma).
+      qk_norm: whether each head's queries and keys are normalized (Qwen3, Gemma 3).
       attention_bias: whether q_proj, k_proj and v_proj have a bias.
       attention_output_bias: whether o_proj has a bias.
       mlp_bias: whether the MLP's projections have biases.
-      gated_mlp: activation(gate) * up (https://arxiv.org/abs/2002.05202), or activation(up) alone.
+      gated_mlp: whether the MLP computes activation(gate) * up (https://arxiv.org/abs/2002.05202), not activation(up).
       activation: one of ACTIVATIONS.
-      experts: above 0, the MLP is a mixture of so many.
-      experts_per_token: how many of them a position goes through.
-      normalize_expert_weights: whether the chosen experts' weights are made to sum to 1.
+      experts: number of experts in each MLP; 0 makes it a single MLP.
+      experts_per_token: number of experts that each position goes through.
+      normalize_expert_weights: whether the chosen experts' weights are scaled to sum to 1.
       attention_scale: multiplies the attention scores; None is head_width ** -0.5.
-      attention_softcap: c above 0 bounds the attention scores by c tanh(score / c) (Gemma 2).
+      attention_softcap: c; if above 0, attention scores become c tanh(score / c) (Gemma 2).
       embedding_scale: multiplies the input embeddings (Gemma: sqrt(D)).
       dropout: rate on each residual branch and on the input.
-      dtype: of the computation ("float32" or "bfloat16"); norms, attention's softmax and routing are float32.
+      dtype: "float32" or "bfloat16", for computation; norms, the attention softmax and routing stay float32.
       remat: one of REMAT_POLICIES.
       attention: one of `ops.attention.IMPLEMENTATIONS`.
     """
@@ -142,7 +142,7 @@ class TransformerConfig:
             )
         if self.rope and self.head_width % 2:
             raise UserError(
-                f"config.backbone.head_width: {self.head_width} is odd and rotary positions turn pairs; make it even"
+                f"config.backbone.head_width: {self.head_width} is odd, but rotary positions rotate pairs; make it even"
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"config.backbone.dropout: {self.dropout} is not a rate; give a number in [0, 1)")
@@ -155,11 +155,16 @@ class TransformerConfig:
                 raise UserError(
                     f'config.backbone.{key}: "{getattr(self, key)}" is unknown; choose one of {", ".join(choices)}'
                 )
+        if self.attention == "cudnn" and (self.dtype != "bfloat16" or sharding.platform() != "gpu"):
+            raise UserError(
+                'config.backbone.attention: "cudnn" computes in bfloat16 on NVIDIA GPUs only; set '
+                'config.backbone.dtype or choose "auto"'
+            )
 
 
 def from_scratch_config(*, layers: int, head_width: int, rope_theta: float = 10_000.0, **rest) -> TransformerConfig:
-    """A decoder as Llama's: the same rotary positions in every layer, no windows."""
-    # One, so that a wrong number of layers is told by TransformerConfig, by its key.
+    """A decoder like Llama's: every layer has the same rotary positions and no window."""
+    # At least one, so that an invalid `layers` reaches TransformerConfig, whose error names the key.
     repeats = max(layers, 1)
     rope = (plain_rope(rope_theta, head_width),) * repeats
     return TransformerConfig(layers=layers, head_width=head_width, rope=rope, windows=(0,) * repeats, **rest)
@@ -184,7 +189,7 @@ class Norm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """x W + b, computed in `dtype`, plus a low-rank adapter's output where `lora.add` has put one.
+    """x W + b, computed in `dtype`, plus the output of a low-rank adapter if `lora.add` has attached one.
 
     Args:
       axes: the kernel's logical axes (see `devices.sharding.RULES`).
@@ -218,8 +223,10 @@ def apply_rotary(
     frequencies: Float[Array, " F"],
     scale: Float[Array, ""],
 ) -> Float[Array, "B T H head"]:
-    """Rotates the pairs (x[i], x[i + F]) by position * frequencies[i], as Hugging Face's decoders do, F <= head / 2;
-    dimensions from 2F on stay."""
+    """Rotates each pair (x[i], x[i + F]) by position * frequencies[i], as Hugging Face's decoders do.
+
+    F <= head / 2; dimensions from 2F on are unchanged.
+    """
     pairs = frequencies.shape[0]
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles) * scale, jnp.sin(angles) * scale
@@ -228,16 +235,15 @@ def apply_rotary(
 
 
 class _Positions:
-    """What tells a layer's attention where things are.
+    """The rotary frequencies and the attention window of each layer.
 
-    Layers differ in it, but are computed by one scanned body: so each layer's rotary frequencies and the choice of its
-    window are arrays with an axis for the layers.
+    One scanned body computes all layers, so whatever differs between them is an array with an axis for the layers.
     """
 
     def __init__(self, config: TransformerConfig):
         pairs = max((len(rope.frequencies) for rope in config.rope), default=0)
         self.rotates = pairs > 0
-        # A frequency of 0 leaves a pair as it is, so a layer without positions is one of zeros.
+        # A frequency of 0 rotates nothing, so a layer without positions has zeros.
         self.frequencies = np.zeros((config.layers, pairs), np.float32)
         self.scales = np.ones(config.layers, np.float32)
         for layer, rope in enumerate(config.rope):
@@ -271,8 +277,8 @@ class Attention(nnx.Module):
         """
         Args:
           rope: the layer's frequencies and scale.
-          attend: (query, key, value) -> the values mixed, and what is kept of them.
-          asking: [B, Q], the positions whose attention is asked for; None is all.
+          attend: (query, key, value) -> (the mixed values, what to keep for later).
+          asking: int [B, Q], the positions to compute outputs for; None means all.
         """
         config = self.config
         asks, asking_positions = (x, positions) if asking is None else (_at(x, asking), _at(positions, asking))
@@ -321,8 +327,8 @@ class ExpertLinear(nnx.Module):
 
 
 class MixtureOfExperts(nnx.Module):
-    """Each position goes through its `experts_per_token` likeliest experts; none is dropped (Qwen3-MoE,
-    https://arxiv.org/abs/2505.09388)."""
+    """Each position goes through the `experts_per_token` experts that the router finds most probable; no position is
+    dropped (Qwen3-MoE, https://arxiv.org/abs/2505.09388)."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config
@@ -337,7 +343,7 @@ class MixtureOfExperts(nnx.Module):
         if self.config.normalize_expert_weights:
             weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
 
-        # Sorting by expert is for each device to do, with its own rows.
+        # Each device sorts its own rows by expert.
         experts = {"gate_proj": self.gate_proj, "up_proj": self.up_proj, "down_proj": self.down_proj}
         graphdef, parameters = nnx.split(experts)
         mix = sharding.per_device(
@@ -362,7 +368,7 @@ class MixtureOfExperts(nnx.Module):
         gate = ACTIVATIONS[self.config.activation](experts["gate_proj"](rows[owners], group_sizes))
         outputs = experts["down_proj"](gate * experts["up_proj"](rows[owners], group_sizes), group_sizes)
         outputs = outputs * weights.reshape(-1)[order, None].astype(outputs.dtype)
-        # Of experts whose inner width is cut, each device has a part.
+        # If the experts' inner width is split over devices, each device has a part of the sum.
         return sharding.psum(jnp.zeros_like(rows).at[owners].add(outputs), "mlp").reshape(x.shape)
 
 
@@ -378,7 +384,7 @@ class Block(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, x, positions, rope, attend, rngs, asking=None):
-        """asking: as of `Attention`; the others' states are not computed."""
+        """asking: as for `Attention`; states at other positions are not computed."""
         drop = lambda y: self.dropout(y, deterministic=rngs is None, rngs=rngs)  # noqa: E731
         branch, kept = self.self_attn(self.pre_attention_norm(x), positions, rope, attend, rngs, asking)
         x = x if asking is None else _at(x, asking)
@@ -388,11 +394,11 @@ class Block(nnx.Module):
 
 
 class HistoryCache(NamedTuple):
-    """What `Transformer.prefill` leaves for those that read on.
+    """What `Transformer.prefill` keeps for `Transformer.extend`.
 
     Attributes:
       keys, values: of every layer.
-      lengths: so many of the T positions count.
+      lengths: the length of each history; later positions are padding.
     """
 
     keys: Float[Array, "layers B T Hkv head"]
@@ -401,7 +407,7 @@ class HistoryCache(NamedTuple):
 
 
 class BranchCache(NamedTuple):
-    """The keys and values of what W branches of each history have read so far, in every layer."""
+    """Every layer's keys and values for the P positions read so far by each of the W branches of a history."""
 
     keys: Float[Array, "layers B W P Hkv head"]
     values: Float[Array, "layers B W P Hkv head"]
@@ -410,8 +416,8 @@ class BranchCache(NamedTuple):
 class Transformer(nnx.Module):
     """The decoder stack.
 
-    `layers` is one Block whose every array has a leading axis for the layers. They are scanned, so the time to compile
-    does not grow with their number.
+    `layers` is one Block whose arrays have a leading axis for the layers. Layers are scanned, so compile time does not
+    grow with their number.
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
@@ -433,7 +439,7 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"],
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B T D"]:
-        """Hidden states, segment by segment.
+        """The hidden states. A position attends only to its own segment.
 
         Args:
           segment_ids: which sequence of a packed row a position belongs to; 0 is padding.
@@ -447,29 +453,29 @@ class Transformer(nnx.Module):
         return self._states(embeddings, positions, attend, rngs=rngs)[0]
 
     def at_end(self, embeddings: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B D"]:
-        """The hidden state at the end of each history, which is at the beginning of its row.
+        """The hidden state at the end of each history. Histories start at the beginning of their rows.
 
-        It is `__call__`'s; but in the last layer no other state is computed, which nobody would read.
+        It equals the state from `__call__`, but the last layer does not compute the other states.
 
         Args:
-          lengths: so many of the T positions are the history, at least one; the rest is padding.
+          lengths: the length of each history, at least 1; later positions are padding.
 
         Raises:
-          ValueError: the decoder isn't causal, so that what comes after a history would change it.
+          ValueError: the decoder isn't causal.
         """
         return self._read(embeddings, lengths, keeps=False)[0]
 
     def prefill(
         self, embeddings: Float[Array, "B T D"], lengths: Int[Array, " B"]
     ) -> tuple[Float[Array, "B D"], HistoryCache]:
-        """As `at_end`, and what `extend` needs to read on."""
+        """The states of `at_end`, and the cache that `extend` continues from."""
         state, kept = self._read(embeddings, lengths, keeps=True)
         return state, HistoryCache(*kept, lengths)
 
     def _read(
         self, embeddings: Float[Array, "B T D"], lengths: Int[Array, " B"], keeps: bool
     ) -> tuple[Float[Array, "B D"], tuple[Array, Array] | None]:
-        """The state at the end of each history, and if `keeps` the keys and values of every layer."""
+        """The state at the end of each history; with `keeps`, also the keys and values of every layer."""
         config = self.config
         if not config.causal:
             raise ValueError("only a causal decoder can stop at the end of a history")
@@ -481,7 +487,7 @@ class Transformer(nnx.Module):
             return self._attention(query, key, value, segment_ids, window_index), (key, value)
 
         def attend_at_end(query, key, value, window_index):
-            # The end is a branch of one position, which goes on from what is before it.
+            # The last position is a branch of length 1 that continues the positions before it.
             own = (_at(y, ends)[:, None] for y in (key, value))
             options = self._attention_options(window_index)
             mixed = branch_attention(query[:, None], key, value, lengths - 1, *own, **options)
@@ -491,7 +497,7 @@ class Transformer(nnx.Module):
         stacked = layers, jax.tree.map(jnp.asarray, _Positions(config).per_layer)
 
         def block(x, layer, attend=attend, asking=None):
-            # Taken one by one: a slice of all but the last would copy them.
+            # Indexes one layer at a time, because slicing off the last layer would copy the others.
             of_layer = lambda y: jax.lax.dynamic_index_in_dim(y, layer, keepdims=False)  # noqa: E731
             parameters, (*rope, window_index) = jax.tree.map(of_layer, stacked)
             block = nnx.merge(graphdef, sharding.gather_kernels(parameters, config.dtype))
@@ -509,13 +515,13 @@ class Transformer(nnx.Module):
     def extend(
         self, embeddings: Float[Array, "B W S D"], history: HistoryCache, branches: BranchCache | None = None
     ) -> tuple[Float[Array, "B W S D"], BranchCache]:
-        """Hidden states of S more positions on each of W branches that go on from each history.
+        """Hidden states of S more positions on each of the W branches that continue a history.
 
-        A branch sees its history, which all branches share, and itself; the same states come out as if the history and
-        the branch were read as one sequence.
+        A branch sees the history, which its branches share, and itself. The states are the same as if history and
+        branch were read as one sequence.
 
         Args:
-          branches: what the branches have read already, P positions each; None is nothing.
+          branches: the cache of the P positions that each branch has read already; None at the start.
 
         Returns:
           The states, and the branches' cache, now of P + S positions.
@@ -564,7 +570,7 @@ class Transformer(nnx.Module):
     def _begin(
         self, embeddings: Float[Array, "B T D"], positions: Int[Array, "B T"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B T D"]:
-        """What the first layer reads."""
+        """The first layer's input."""
         x = (embeddings * self.config.embedding_scale).astype(self.config.dtype)
         if self.position_embedding is not None:
             x = x + self.position_embedding[positions].astype(self.config.dtype)
@@ -578,7 +584,7 @@ class Transformer(nnx.Module):
         cached: Any = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Hidden states, and what `attend` keeps of each layer, stacked.
+        """The hidden states, and what `attend` keeps in each layer, stacked.
 
         Args:
           attend: (query, key, value, window_index, the layer's part of `cached`) -> (mixed, kept).

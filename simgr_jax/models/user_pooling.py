@@ -1,7 +1,7 @@
-"""User pooling: from the hidden states of a prefix to the user's state after it.
+"""User pooling: turns the hidden states of a prefix into the user's state.
 
-A pooling reads positions 0..t of a segment and gives the state after t, for every t at once, so that all positions of a
-packed row train together.
+A pooling computes the state after position t from positions 0..t of the segment. It does this for every t at once, so
+that all positions of a packed row train together.
 """
 
 from __future__ import annotations

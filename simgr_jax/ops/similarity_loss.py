@@ -28,7 +28,7 @@ def to_similarity_space(vectors: Float[Array, "*B D"], similarity: str) -> Float
 
 
 def mean_of_valid(losses: Float[Array, "*B"], valid: Bool[Array, "*B"]) -> Float[Array, ""]:
-    """0 where none is."""
+    """The mean of the valid losses; 0 if none is valid."""
     return jnp.sum(losses, where=valid) / jnp.maximum(jnp.sum(valid), 1)
 
 
@@ -63,16 +63,16 @@ def in_batch_cross_entropy(
     """Cross-entropy of each target against the other targets of the batch.
 
     Args:
-      valid: whether a row is real; one that is not (padding) is nobody's negative.
-      log_q: log probability that an item is drawn into the batch. Subtracted from its logit, it undoes the excess of
-        popular items among the negatives (Yi et al., RecSys 2019, Eq. 3). None leaves the logits as they are.
+      valid: whether a row is real; padding is never a negative.
+      log_q: log probability that an item is drawn into the batch. Subtracted from the item's logit, it corrects for the
+        excess of popular items among the negatives (Yi et al., RecSys 2019, Eq. 3). None leaves the logits as they are.
       label_smoothing: ε, spread evenly over the row's candidates.
     """
     logits = (user_states / temperature) @ target_vectors.T
     if log_q is not None:
         logits = logits - log_q[None, :]
     diagonal = jnp.eye(len(targets), dtype=bool)
-    # A negative that is the row's own target under another position would be pushed away as it is pulled near.
+    # Another row may have the same target; as a negative it would be pushed away while it is pulled near.
     candidates = diagonal | ((targets[:, None] != targets[None, :]) & valid[None, :])
     logits = jnp.where(candidates, logits, MASKED)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)

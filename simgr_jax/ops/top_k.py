@@ -13,13 +13,13 @@ from simgr_jax.ops.tied_rank import num_ahead, tied_rank
 
 
 class Ranking(NamedTuple):
-    """What a recommender answers for B histories.
+    """A recommender's lists for B histories, and the ranks of their targets.
 
     Attributes:
       items: int32 [B, K], the recommended items, best first; -1 fills a list shorter than K.
       scores: float32 [B, K], their scores, never rising along a list; -inf where `items` is -1.
-      target_rank: float32 [B], the target's rank from 1. A target tied with m other items is given the mean of the
-        m + 1 ranks they share, so it may end in .5; inf where the recommender doesn't place the target at all.
+      target_rank: float32 [B], the target's rank from 1. A target that ties with m other items gets the mean of the
+        m + 1 ranks that they share, so it may end in .5; inf if the recommender doesn't place the target at all.
     """
 
     items: Int[Array, "B K"]
@@ -32,14 +32,15 @@ def rank_catalog(
 ) -> Ranking:
     """Ranks the whole catalog by score.
 
-    Equal scores are listed in the order of their index. A NaN score counts as the lowest of all, and a target whose
-    score is NaN or -inf is nowhere (rank inf): a model that diverged must not look good. Jittable, with `k` static.
+    Items with equal scores are listed in order of their index. A NaN score counts as the lowest of all, and a target
+    with a score of NaN or -inf has rank inf: a model that diverged must not look good. Jittable, with `k` static.
 
-    Within `sharding.per_device`, `scores` are of this device's items; every device gets the whole ranking.
+    Within `sharding.per_device`, `scores` are for this device's items; every device gets the whole ranking.
 
     Args:
       k: at most the number of items.
-      num_items: columns from here on are padding, which is never recommended and ahead of nobody; None: there is none.
+      num_items: columns from here on are padding, which is never recommended and never ahead of a target. None means
+        that there is no padding.
     """
     here = scores.shape[1]
     first = sharding.part_index("items") * here
@@ -54,20 +55,20 @@ def rank_catalog(
     # The target ties with itself, which `tied_rank` does not count: hence 0.5 less.
     ahead = sharding.psum(num_ahead(scores, target_scores, is_item), "items")
     rank = tied_rank(ahead - 0.5, 0)
-    # A target without a score (NaN), or one that is ruled out as a history item (-inf), is nowhere.
+    # A target without a score (NaN), or one that is ruled out as a history item (-inf), is not placed.
     rank = jnp.where(target_scores[:, 0] > -jnp.inf, rank, jnp.inf)
-    # What is ruled out is not recommended, even where nothing else is left.
+    # Items that are ruled out are not recommended, even if no others are left.
     items = jnp.where(values == -jnp.inf, -1, items)
     return Ranking(items.astype(jnp.int32), values.astype(jnp.float32), rank)
 
 
 def without_history(scores: Float[Array, "B N"], history: Int[Array, "B M"]) -> Float[Array, "B N"]:
-    """Scores where history items have -inf, so that they are never recommended.
+    """The scores with -inf for history items, so that they are never recommended.
 
-    Within `sharding.per_device`, `scores` are of this device's items.
+    Within `sharding.per_device`, `scores` are for this device's items.
 
     Args:
-      history: items, and -1 for none.
+      history: item indices; -1 is no item.
     """
     here = scores.shape[1]
     columns = history - sharding.part_index("items") * here
@@ -77,13 +78,13 @@ def without_history(scores: Float[Array, "B N"], history: Int[Array, "B M"]) -> 
 
 
 def _top_k(scores: Float[Array, "B N"], first: Int[Array, ""] | int, k: int) -> tuple[Array, Array]:
-    """Values and items, the best of all parts."""
+    """The values and items of the best k, over all parts of the catalog."""
     # XLA's own top_k is the fastest exact way on CPU too: block-wise variants take three times as long.
     values, items = jax.lax.top_k(scores, min(k, scores.shape[1]))
     values, items = sharding.all_gather(values, "items"), sharding.all_gather(items + first, "items")
     if values.shape[1] == min(k, scores.shape[1]):  # There is one part.
         return values, items
-    # The parts are in the order of their items, so that equal scores stay so.
+    # The parts are in order of their items, so equal scores stay in order of their index.
     values, best = jax.lax.top_k(values, k)
     return values, jnp.take_along_axis(items, best, axis=1)
 

@@ -8,25 +8,53 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+import ml_collections
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerFast
 
+from simgr_jax.data.dataset import Dataset
 from simgr_jax.errors import UserError
+from simgr_jax.evaluation.ranking import Ranker
+from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.save_weights import DTYPES, save_finetuned, save_from_scratch
 from simgr_jax.inputs import prompts
+from simgr_jax.inputs.prompts import Prompt
 from simgr_jax.models.simgr import SimGR
+from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.serving import export_readme
 from simgr_jax.workdir.atomic_write import atomic_path
 from simgr_jax.workdir.read_files import read_json_object
 
-if TYPE_CHECKING:
-    from simgr_jax.run import Run
+
+class Exportable(Protocol):
+    """What is read of a `simgr_jax.Run`; see there."""
+
+    config: ml_collections.ConfigDict
+    options: Any
+    workdir: Path
+
+    @property
+    def dataset(self) -> Dataset: ...
+    @property
+    def semantic_ids(self) -> SemanticIds | None: ...
+    @property
+    def checkpoint(self) -> Checkpoint | None: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast | None: ...
+    @property
+    def prompt(self) -> Prompt: ...
+    @property
+    def row_length(self) -> int: ...
+    @property
+    def ranker(self) -> Ranker: ...
+    def best_model(self) -> Any: ...
 
 
-def write(run: Run, output: Path, dtype: str, filter_history: bool) -> None:
+def write(run: Exportable, output: Path, dtype: str, filter_history: bool) -> None:
     """Writes the folder.
 
     Args:
@@ -49,13 +77,13 @@ def write(run: Run, output: Path, dtype: str, filter_history: bool) -> None:
         _write_model(folder, run, model, dtype)
         _write_item_index(folder / "item_index", run, model, filter_history)
         (folder / "README.md").write_text(_model_card(run), encoding="utf-8")
-        for file in folder.rglob("*.safetensors"):  # The library makes them readable for their owner alone.
+        for file in folder.rglob("*.safetensors"):  # The library makes them readable only for their owner.
             shutil.copymode(folder / "README.md", file)
 
 
 @contextlib.contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes `path` if the block ends well, and is removed if not."""
+    """Yields a temporary folder that becomes `path` if the block succeeds, and is removed if it fails."""
     with atomic_path(path) as temporary:
         try:
             temporary.mkdir()
@@ -63,11 +91,11 @@ def _new_folder(path: Path) -> Iterator[Path]:
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(error, SafetensorError):
-                raise UserError(f"{path}: can't be written ({error}); choose a folder that can") from error
+                raise UserError(f"{path}: can't be written ({error}); choose another --output") from error
             raise
 
 
-def _write_model(folder: Path, run: Run, model: SimGR, dtype: str) -> None:
+def _write_model(folder: Path, run: Exportable, model: SimGR, dtype: str) -> None:
     """Writes config, weights and tokenizer (see `huggingface.save_weights`)."""
     strings, embedding = run.semantic_ids.token_strings(), np.asarray(model.embedding[...])
     if run.checkpoint is None:
@@ -89,9 +117,9 @@ def _write_model(folder: Path, run: Run, model: SimGR, dtype: str) -> None:
     )
 
 
-def _write_item_index(folder: Path, run: Run, model: SimGR, filter_history: bool) -> None:
+def _write_item_index(folder: Path, run: Exportable, model: SimGR, filter_history: bool) -> None:
     """Writes the catalog's ids, codes and vectors, and the program that ranks them."""
-    # The program normalises vectors itself.
+    # The program normalizes vectors itself.
     vectors = np.asarray(run.ranker.catalog(model), np.float32)[: run.dataset.num_items]
     arrays = {"codes": run.semantic_ids.codes.astype(np.int32), "vectors": vectors}
     if run.options.user_pooling == "attention":
@@ -109,7 +137,7 @@ def _write_item_index(folder: Path, run: Run, model: SimGR, filter_history: bool
     (folder / "README.md").write_text(export_readme.index_readme(recipe, script), encoding="utf-8")
 
 
-def _recipe(run: Run, model: SimGR, filter_history: bool) -> export_readme.Recipe:
+def _recipe(run: Exportable, model: SimGR, filter_history: bool) -> export_readme.Recipe:
     config, max_items = run.config, run.config.data.max_items
     all_fit = run.prompt.longest(max_items) <= run.row_length
     return export_readme.Recipe(
@@ -126,7 +154,7 @@ def _recipe(run: Run, model: SimGR, filter_history: bool) -> export_readme.Recip
     )
 
 
-def _item_prompts(run: Run) -> list[str]:
+def _item_prompts(run: Exportable) -> list[str]:
     """Each item's text in a prompt, as `inputs.prompts.text_prompt` tokenizes it."""
     config, strings, tokens = run.config.prompt, run.semantic_ids.token_strings(), run.semantic_ids.tokens
     texts = prompts.texts_before_codes(config.item, run.tokenizer, run.dataset.item_texts, config.max_title_tokens)
@@ -138,7 +166,7 @@ def _write_json(path: Path, values: list[str]) -> None:
     path.write_text(json.dumps(values, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
 
-def _model_card(run: Run) -> str:
+def _model_card(run: Exportable) -> str:
     config, dataset, ids = run.config, run.dataset, run.semantic_ids
     checkpoint = config.backbone.checkpoint
     # A folder's path means nothing elsewhere.
@@ -161,7 +189,7 @@ def _model_card(run: Run) -> str:
     return export_readme.model_card(title, None if is_folder else checkpoint or None, facts, metrics)
 
 
-def _history_in_words(run: Run) -> str:
+def _history_in_words(run: Exportable) -> str:
     config = run.config
     newest = f"the newest {config.data.max_items} items"
     if run.options.history == "item":

@@ -1,4 +1,4 @@
-"""What an exported model says of itself: a model card, and how to score items with plain torch."""
+"""The texts of an exported model: its model card, and the program that scores items with plain torch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from simgr_jax.evaluation import metrics as metrics_lib
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a user's scores are computed from, once the model and the item index are loaded.
+    """How to compute a user's scores, once the model and the item index are loaded.
 
     Attributes:
-      reads_text: whether a history is read as text, its items' prompts one after the other, or as the items' vectors.
+      reads_text: whether a history is read as text, which joins its items' prompts, or as the items' vectors.
       prefix: text before the first item.
-      end_tokens: how many tokens the tokenizer puts after a text; the run had none of them.
-      max_items: of a history, only so many of the newest are read.
-      max_tokens: and only as many as fit in so many tokens; None where all fit.
+      end_tokens: how many tokens the tokenizer adds after a text; the run left them out.
+      max_items: how many of a history's newest items are read.
+      max_tokens: the most tokens that a prompt may have; None if all prompts fit.
       embedding_scale: what the model multiplies its tokens' embeddings by.
       pooling: one of `user_pooling.POOLINGS`.
       similarity: "cosine" or "dot".
-      has_collisions: whether some items have one code, and so one score.
-      filter_history: whether a history's items are not recommended again.
+      has_collisions: whether some items have the same codes, and so the same score.
+      filter_history: whether a history's items are left out of its list.
     """
 
     reads_text: bool
@@ -83,7 +83,7 @@ def score_script(recipe: Recipe) -> str:
             "model_inputs": "torch.tensor([tokens])",
         }
     else:
-        # Transformers scales what it looks up itself, not what it is given.
+        # Transformers scales embeddings that it looks up itself, but not those that it is given.
         scale = f" * {recipe.embedding_scale!r}" if recipe.embedding_scale != 1 else ""
         parts = {
             "loading": "",
@@ -128,16 +128,16 @@ def _scoring(recipe: Recipe) -> Iterator[str]:
     else:
         yield 'scores = items["vectors"] @ user'
     if recipe.has_collisions:
-        yield 'scores = scores[items["first_with_same_codes"].long()]  # items with one code share a score'
+        yield 'scores = scores[items["first_with_same_codes"].long()]  # items with the same codes share a score'
     if recipe.filter_history:
         yield "scores[history] = -torch.inf"
 
 
 _INDEX_README = string.Template("""# Item index
 
-| file | what |
+| file | content |
 |---|---|
-| `item_ids.json` | the items' ids, a list; an item's number is its place there |
+| `item_ids.json` | the items' ids, a list; an item's index is its place in it |
 | `items.safetensors` | $tensors |
 $prompts| `score.py` | the program below |
 
@@ -158,11 +158,11 @@ best = np.argsort(-($numpy))[:10]
 
 def index_readme(recipe: Recipe, script: str) -> str:
     """README.md of the item index; it shows `script`, which is score.py."""
-    tensors = "`codes` int32 [N, L], the semantic IDs; `vectors` float32 [N, D], not normalised"
+    tensors = "`codes` int32 [N, L], the semantic IDs; `vectors` float32 [N, D], not normalized"
     if recipe.pooling == "attention":
-        tensors += "; `pooling` float32 [D], which scores the states that the user's is the average of"
+        tensors += "; `pooling` float32 [D], which scores the hidden states for their weighted mean, the user's state"
     if recipe.has_collisions:
-        tensors += "; `first_with_same_codes` int32 [N], the first item with an item's codes"
+        tensors += "; `first_with_same_codes` int32 [N], for each item the first item with the same codes"
     prompts = "| `item_prompts.json` | what the model reads of each item, a list |\n" if recipe.reads_text else ""
     cosine = " / np.linalg.norm(vectors, axis=1)" if recipe.similarity == "cosine" else ""
     return _INDEX_README.substitute(tensors=tensors, prompts=prompts, script=script, numpy=f"vectors @ user{cosine}")
@@ -176,9 +176,9 @@ $base_model---
 
 # $title
 
-A recommender that generates nothing: the model reads a user's history once, its hidden state is the user, and every
-item of the catalog is scored by its similarity to that state (SimGR, https://arxiv.org/abs/2602.07847). Trained with
-simgr_jax.
+A recommender that scores items instead of generating them: the model reads a user's history once, its hidden state
+represents the user, and every item of the catalog is scored by its similarity to that state (SimGR,
+https://arxiv.org/abs/2602.07847). Trained with simgr_jax.
 
 | | |
 |---|---|
@@ -215,7 +215,7 @@ def model_card(title: str, base_model: str | None, facts: Mapping[str, Any], met
 
 
 def _metrics_section(metrics: Mapping[str, Any]) -> str:
-    """Each metric of the model and of what it was compared with, with its 95% interval."""
+    """The metrics of the model and of the rankings that it was compared with, with 95% intervals."""
     prefixes = {"this model": ""} | {
         key.removesuffix("/HR@10"): key.removesuffix("HR@10") for key in metrics if key.endswith("/HR@10")
     }

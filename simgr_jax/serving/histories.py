@@ -1,4 +1,4 @@
-"""Histories as users have them, lists of ids or frames, and the recommendations that answer them."""
+"""Histories as callers give them, lists of ids or frames, and the recommendations that answer them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Recommendations:
     """The top-K items of B histories. Indexing and iterating give a history's list of (item id, score).
 
     Attributes:
-      items: B lists of item ids, best first; a list is shorter than K where nothing else may be recommended.
-      scores: float32 [B, K]; NaN where a list has no such place, and for the popular items of a history without any
-        known item.
-      unknown: how many ids of the histories the catalog does not have.
-      popular: the numbers of the histories without any known item, whose lists are the most popular items.
+      items: B lists of item ids, best first; a list is shorter than K if nothing else may be recommended.
+      scores: float32 [B, K]; NaN after the end of a shorter list, and for the popular items that a history without any
+        known item gets.
+      unknown: how many ids of the histories are not in the catalog.
+      popular: the indices of the histories without any known item, whose lists are the most popular items.
     """
 
     items: list[list[str]]
@@ -53,7 +53,7 @@ class Histories:
       unknown: how many ids were left out.
       users: [B], the users of a frame; None for lists.
       columns: the frame's names for user and item.
-      is_pandas: whether the frame was pandas'.
+      is_pandas: whether the frame was a pandas frame.
     """
 
     item_ids: Sequence[str]
@@ -71,14 +71,14 @@ class Histories:
           columns: the names `user`, `item` and `timestamp` of a frame's columns.
 
         Raises:
-          UserError: the frame lacks a column, or histories are no lists.
+          UserError: the frame lacks a column, or the histories are not lists.
         """
         if isinstance(histories, pl.DataFrame):
             return cls._of_frame(histories, dataset, columns, is_pandas=False)
         if type(histories).__module__.partition(".")[0] == "pandas":
             return cls._of_frame(pl.from_pandas(histories), dataset, columns, is_pandas=True)
         if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
-            raise UserError("histories: a string is no history; give a list of lists of item ids")
+            raise UserError("histories: a string is not a history; give a list of lists of item ids")
         sequences, unknown = _known(histories, dataset)
         return cls(dataset.item_ids, sequences, unknown)
 
@@ -97,12 +97,12 @@ class Histories:
         return cls(dataset.item_ids, sequences, unknown, grouped[user].to_list(), (user, item), is_pandas)
 
     def warn_of_unknown(self) -> None:
-        """Warns where ids were left out."""
+        """Warns if ids were left out."""
         if self.unknown:
             warnings.warn(f"{self.unknown} ids of the histories are not in the catalog and were left out", stacklevel=3)
 
     def cases(self) -> EvaluationCases:
-        """A case for each history with a known item; `users` are the histories' numbers, and targets mean nothing."""
+        """A case for each history with a known item. `users` are the histories' indices; targets mean nothing."""
         chosen = np.flatnonzero(self.sequences.lengths > 0).astype(np.int32)
         known = Sequences.from_lengths(self.sequences.values, self.sequences.lengths[chosen])
         return EvaluationCases(chosen, known, np.zeros_like(chosen))
@@ -110,7 +110,8 @@ class Histories:
     def recommendations(
         self, items: Int[np.ndarray, "C K"], scores: Float[np.ndarray, "C K"], popular: Int[np.ndarray, " K"]
     ) -> Recommendations:
-        """
+        """The recommendations for all histories.
+
         Args:
           items, scores: the lists of `cases`, -1 in empty slots.
           popular: the items for histories without a case.
@@ -124,7 +125,7 @@ class Histories:
         return Recommendations(ids, all_scores, self.unknown, np.flatnonzero(~has_case).tolist())
 
     def answer(self, found: Recommendations) -> Any:
-        """The recommendations, as a frame where the histories were one."""
+        """The recommendations, as a frame if the histories were one."""
         if self.users is None:
             return found
         user, item = self.columns
@@ -141,7 +142,7 @@ class Histories:
 
 
 def _known(histories: Iterable[Iterable[Any]], dataset: Dataset) -> tuple[Sequences, int]:
-    """The histories as indices, without unknown ids; and how many these were."""
+    """The histories as indices, without unknown ids; and the number of unknown ids."""
     index = {item: number for number, item in enumerate(dataset.item_ids)}
     found, unknown = [], 0
     for history in histories:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +17,14 @@ from simgr_jax.training.state import TrainState
 
 
 class Progress(NamedTuple):
-    """How far training has come, besides its state.
+    """How far training has come, beyond what `TrainState` holds.
 
     Attributes:
       best: the best validation score so far.
-      since_best: evaluations since then.
-      seconds: wall time of training, with validation and compilation.
+      since_best: number of evaluations since then.
+      seconds: wall time of training, including validation and compilation.
       step_seconds: wall time of the training steps alone.
-      targets: targets trained.
+      targets: number of targets trained on.
       input: the position of the input streams, as JSON.
     """
 
@@ -35,7 +36,7 @@ class Progress(NamedTuple):
     input: Any = None
 
     def after_evaluation(self, score: float) -> Progress:
-        """With the score of one more evaluation."""
+        """The progress after one more evaluation, with this score."""
         since_best = 0 if score > self.best else self.since_best + 1
         return self._replace(best=max(self.best, score), since_best=since_best)
 
@@ -48,8 +49,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, read_only: bool = False):
-        """read_only: does not disturb a run that may be writing there at the same time."""
+        """read_only: leaves the folder as it is, because a run may be writing there at the same time."""
         self._read_only = read_only
+        if read_only:  # Orbax warns of it each time.
+            logging.getLogger("absl").addFilter(_is_news)
         selection = lambda metrics: metrics[SELECTION_METRIC]  # noqa: E731
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
@@ -79,8 +82,8 @@ class Checkpoints:
     def save(self, state: TrainState, progress: Progress, metrics: dict[str, float] | None) -> None:
         """
         Args:
-          metrics: the validation split's, whose SELECTION_METRIC selects the best; None for a checkpoint without
-            evaluation, which is only kept as the latest.
+          metrics: those of the validation split, whose SELECTION_METRIC selects the best checkpoint. None for a
+            checkpoint without an evaluation, which is only kept while it is the latest.
         """
         self._manager.save(
             int(state.step),
@@ -110,8 +113,8 @@ class Checkpoints:
         return params
 
     def training_cost(self) -> dict[str, float]:
-        """`train_seconds`, the wall time of training with validation and compilation, over all resumed parts; and
-        `train_targets_per_second`, of the training steps alone."""
+        """`train_seconds`, the wall time of training over all resumed parts, including validation and compilation; and
+        `train_targets_per_second`, for the training steps alone."""
         progress = Progress(**self._restore(self.latest_step, progress=ocp.args.JsonRestore()).progress)
         return {
             "train_seconds": progress.seconds,
@@ -140,6 +143,10 @@ class Checkpoints:
     def __exit__(self, *exception) -> None:
         """Waits until everything is written."""
         self._manager.close()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "directory is read only" not in record.getMessage()
 
 
 def _abstract(tree):

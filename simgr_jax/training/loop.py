@@ -56,14 +56,14 @@ def fit(
     config: ml_collections.ConfigDict,
     workdir: Path,
 ) -> None:
-    """Trains `model`, continuing from the workdir's latest checkpoint where there is one.
+    """Trains `model`, continuing from the workdir's latest checkpoint if there is one.
 
-    Leaves `workdir/checkpoints` (the latest, and the best by validation NDCG@10), `metrics.jsonl` and TensorBoard
-    events. It uses the model's own parameters up: their buffers become the first step's.
+    Writes `workdir/checkpoints` (the latest, and the best by validation NDCG@10), `metrics.jsonl` and TensorBoard
+    events. The model can't be used afterwards, because the first step reuses its parameters' buffers.
 
     Args:
       windows: the training windows.
-      validate: from a model to the metrics of the validation split.
+      validate: maps a model to the metrics of the validation split.
       config: `training`, `optimizer` and `seed` are read.
 
     Raises:
@@ -71,7 +71,7 @@ def fit(
     """
     began, training = time.monotonic(), config.training
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    # The epoch's batches, but for what packing leaves empty.
+    # Packing leaves some room empty, so an epoch is slightly more batches than this.
     steps_per_epoch = -(-windows.num_inputs // (training.batch_rows * windows.row_length))
     num_steps = training.epochs * steps_per_epoch
     evaluate_every = training.evaluate_every_epochs * steps_per_epoch
@@ -82,17 +82,17 @@ def fit(
     part = distributed.input_part(batch_like.inputs.sharding, training.batch_rows)
     batches = train_batches(windows, training.batch_rows, config.seed, streams=training.input_streams, part=part)
     progress = Progress()
-    # Closed whatever happens: the interpreter aborts where a prefetching thread outlives it.
+    # Always closed, because the interpreter aborts if a prefetching thread outlives it.
     with closing(batches), Checkpoints(workdir / "checkpoints") as checkpoints:
         if checkpoints.latest_step is not None:
-            # Frees the initial values, as there may be no room for two states.
+            # Frees the initial values, because there may be no room for two states.
             for leaf in jax.tree.leaves(state):
                 leaf.delete()
             state, progress = checkpoints.restore_latest(state)
             batches.set_state(progress.input)
         began -= progress.seconds
 
-        # Compiled ahead, so that no step of the loop can ever compile: a batch of another shape would be an error.
+        # Compiled ahead of time, so that the loop can't compile: a batch of another shape is an error.
         train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed, state)
         train_step = train_step.lower(state, rest, batch_like).compile()
 
@@ -108,8 +108,8 @@ def fit(
                 evaluates = step % evaluate_every == 0 or step == num_steps
                 saves = evaluates or (training.checkpoint_every_steps and step % training.checkpoint_every_steps == 0)
                 if saves or (step % training.log_every_steps == 0 and len(pending) > 1):
-                    # All but the newest, so that the device still has a step to do while the host reads finished ones.
-                    # All before a checkpoint, as none is taken of a run that has diverged.
+                    # Leaves out the newest step, so that the device has work while the host reads the finished ones.
+                    # Before a checkpoint reads them all, so that none is taken of a run that has diverged.
                     finished, pending = (pending, []) if saves else (pending[:-1], pending[-1:])
                     finished = jax.device_get(finished)
                     timer.targets += sum(int(scalars.pop("targets")) for scalars in finished)

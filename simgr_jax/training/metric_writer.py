@@ -16,11 +16,11 @@ from simgr_jax.workdir.atomic_write import atomic_path
 
 
 class MetricWriter:
-    """Writes a line to `workdir/metrics.jsonl` and the TensorBoard events for each `write`, and shows progress.
+    """Each `write` adds a line to `workdir/metrics.jsonl` and TensorBoard events, and shows progress.
 
-    On a terminal the progress is a bar (step, loss, targets/s, time left); elsewhere a plain line for each `write`.
-    A run that goes on from `first_step` writes again what an earlier part wrote of later steps, so that is dropped.
-    Of several processes only the first writes. Use as a context manager.
+    On a terminal the progress is a bar (step, loss, targets/s, time left); elsewhere it is one plain line per `write`.
+    A run that continues from `first_step` repeats later steps, so their old lines are dropped. With several processes,
+    only the first one writes. Use as a context manager.
     """
 
     def __init__(self, workdir: Path, num_steps: int, first_step: int):
@@ -31,7 +31,7 @@ class MetricWriter:
         file = workdir / "metrics.jsonl"
         _drop_after(first_step, file)
         self._file = self._open.enter_context(file.open("a", encoding="utf-8"))
-        # TensorBoard hides what an earlier part wrote from the purge step on.
+        # TensorBoard hides older events from the purge step on.
         self._events = self._open.enter_context(SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1))
         self._console = Console()
         self._started, self._first_step = time.monotonic(), first_step
@@ -43,14 +43,14 @@ class MetricWriter:
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
                 console=self._console,
-                # Rich forgets speeds after 30 seconds, and then knows no time left where steps are slow.
+                # By default Rich forgets speeds after 30 seconds, too soon to estimate the time left of slow steps.
                 speed_estimate_period=600,
             )
             self._task = self._bar.add_task("starting", total=num_steps, completed=first_step)
             self._open.enter_context(self._bar)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """scalars: named `part/metric`, like "train/loss" or "validation/NDCG@10"."""
+        """scalars: by name, `part/metric`, like "train/loss" or "validation/NDCG@10"."""
         if not distributed.is_main():
             return
         self._file.write(json.dumps({"step": step} | scalars) + "\n")

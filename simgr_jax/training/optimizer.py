@@ -27,7 +27,7 @@ def learning_rate_schedule(config: ml_collections.ConfigDict, num_steps: int) ->
 def decays(params: nnx.State) -> nnx.State:
     """True for matrices that multiply activations; False for embeddings, norms, biases and the temperature.
 
-    By name: stacked layers make matrices of norms and biases, too.
+    The parameter's name decides, because stacking layers also makes matrices of norms and biases.
     """
 
     def is_weight(path, leaf) -> bool:
@@ -37,7 +37,7 @@ def decays(params: nnx.State) -> nnx.State:
 
 
 def create(config: ml_collections.ConfigDict, num_steps: int) -> optax.GradientTransformation:
-    """The optimizer for `num_steps` batches, of which every `config.accumulate_steps` make one update.
+    """The optimizer for `num_steps` batches; every `config.accumulate_steps` of them make one update.
 
     Raises:
       UserError: there are too few batches for one update.
@@ -45,8 +45,8 @@ def create(config: ml_collections.ConfigDict, num_steps: int) -> optax.GradientT
     num_updates = num_steps // config.accumulate_steps
     if not num_updates:
         raise UserError(
-            f"config.optimizer.accumulate_steps: {config.accumulate_steps} batches make an update and training has "
-            f"{num_steps}; lower it"
+            f"config.optimizer.accumulate_steps: {config.accumulate_steps} batches make an update, but training "
+            f"has only {num_steps}; lower it"
         )
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),

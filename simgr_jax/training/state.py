@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
 
     @property
     def evaluation_params(self) -> nnx.State:
-        """The parameters that are evaluated and kept: the average where there is one."""
+        """The parameters that are evaluated and exported: the average, if there is one."""
         return self.params if self.averaged_params is None else self.averaged_params
 
 
@@ -49,7 +49,7 @@ def create_state(params: nnx.State, optimizer: optax.GradientTransformation, ema
 
 
 def abstract_state(params: nnx.State, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
-    """The shapes of `create_state`."""
+    """The shapes of what `create_state` returns."""
     return jax.eval_shape(partial(_all_but_params, optimizer, ema_decay), params)._replace(params=params)
 
 
@@ -66,7 +66,7 @@ def make_train_step(
     buffers.
 
     Args:
-      seed: of dropout and negatives (see `random_keys`).
+      seed: for dropout and negatives (see `random_keys`).
     """
 
     def train_step(state: TrainState, catalog: nnx.State, batch: TrainBatch):
@@ -78,10 +78,10 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         averaged = state.averaged_params
         if averaged is not None:
-            # Early steps average over the steps so far, so that the random start is forgotten at once.
+            # Early steps average over the steps so far, so that the random initial values are soon forgotten.
             decay = jnp.minimum(ema_decay, (state.step + 1) / (state.step + 10))
             averaged = optax.incremental_update(params, averaged, 1 - decay)
-        # Counted here, where the batch is whole: each process has only its own rows.
+        # Counted here, where the whole batch is known: each process has only its own rows.
         scalars = {"targets": jnp.sum(batch.valid)} | scalars
         scalars |= {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
         return TrainState(state.step + 1, params, averaged, optimizer_state), scalars

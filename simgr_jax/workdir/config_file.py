@@ -1,4 +1,4 @@
-"""The run's config in its workdir, `config.json`: written once, checked when the run continues, read by all
+"""The run's config in its workdir, `config.json`: written once, checked when the run continues, and read by all
 binaries."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from simgr_jax.workdir.read_files import read_json_object
 
 FILE_NAME = "config.json"
 VERSION_KEY = "config_version"
-# Raise it when an older run's keys can't be read any more. A key that is merely new takes its default in older runs.
+# Raise it when older runs' keys can no longer be read. A new key needs no new version: older runs get its default.
 VERSION = 2
 
 
@@ -26,7 +26,7 @@ def save(values: dict[str, Any], workdir: Path) -> None:
 
 
 def load(workdir: Path) -> dict[str, Any]:
-    """What `save` wrote, with tuples for lists.
+    """What `save` wrote, with tuples instead of lists.
 
     Raises:
       UserError: there is no config, it can't be read, or another version of the package wrote it.

@@ -1,5 +1,5 @@
 """Fingerprints of what a run learned from, in its workdir. They are written when the run begins, and checked when it
-continues or its model is read: the data behind a config's path may change.
+continues or its model is read, because the data behind a config's path may change.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ def has_learned(workdir: Path) -> bool:
 
 
 def save(fingerprints: Mapping[str, str], workdir: Path) -> None:
-    """Writes `workdir/trained_on.json`, unless the run has learned something: that record stays as it was.
+    """Writes `workdir/trained_on.json`. If the run has already learned something, its record stays as it is.
 
     Args:
-      fingerprints: of each thing that the run learns from, by its name in plural.
+      fingerprints: of all that the run learns from, by name. Names are plural, for messages.
     """
     if not has_learned(workdir):
         write_json(workdir / FILE_NAME, dict(fingerprints))
 
 
 def check(fingerprints: Mapping[str, str], workdir: Path) -> None:
-    """Checks that the workdir's run, if it has learned anything, learned from the same.
+    """Checks that the workdir's run, if it has learned anything, learned from the same things.
 
     Args:
-      fingerprints: of today; what the record does not have is not checked.
+      fingerprints: the current ones, by name; names that the record lacks are not checked.
 
     Raises:
       UserError: it learned from something else.

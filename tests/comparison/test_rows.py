@@ -64,7 +64,7 @@ MISTAKES = {
     "unequal trials": (
         {"a": {"trials": rates(0.1, 0.2)}, "b": {}, "c": {"trials": rates(0.1)}},
         {},
-        "config.models.c.trials: are 1, but a has 2; give all the same number",
+        "config.models.c.trials: there are 1, but a has 2; give all the same number",
     ),
     "shares": (
         {"a": {"shares": ("idz",)}},
@@ -116,7 +116,7 @@ MISTAKES = {
     "trained as what comes later": (
         {"a": {"trained_as": "b"}, "b": {}},
         {},
-        'config.models.a.trained_as: "b" is no row above it that is trained; give one, or ""',
+        'config.models.a.trained_as: "b" is not a trained row above it; name one, or give ""',
     ),
     "trained as, with trials": (
         {"a": {}, "b": {"trained_as": "a", "trials": rates(0.1)}},
@@ -126,7 +126,7 @@ MISTAKES = {
     "trained as another": (
         {"a": {}, "b": {"trained_as": "a", "overrides": {"backbone": {"layers": 3}}}},
         {},
-        "config.models.b: backbone.layers is not as a's, whose models it takes over; set it alike",
+        "config.models.b: backbone.layers differs from that of a, whose models it takes over; make it the same",
     ),
 }
 

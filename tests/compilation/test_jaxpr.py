@@ -20,7 +20,7 @@ def test_gradients_of_frozen_weights_are_not_counted():
         return jnp.sum((jnp.tanh(x @ frozen) @ adapter) ** 2)
 
     product = 2 * ROWS * WIDTH * INNER
-    # Nothing before the adapter is learned, so its gradient is the only product besides the forward pass.
+    # Nothing before the adapter is learned, so the backward pass has only one product.
     assert traced(jax.grad(loss), adapter) == 3 * product
 
 

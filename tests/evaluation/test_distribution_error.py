@@ -23,7 +23,7 @@ def test_the_exact_lists_have_no_search_error(seed, k):
 
 @settings(max_examples=25)
 @given(seed=st.integers(0, 1000))
-def test_search_error_is_what_its_words_say(seed):
+def test_search_error_agrees_with_its_definition(seed):
     generator = np.random.default_rng(seed)
     exact, k = distributions(seed), 5
     lists = np.stack([generator.permutation(20)[:7] for _ in exact])
@@ -41,20 +41,20 @@ def test_search_error_is_what_its_words_say(seed):
     np.testing.assert_allclose(list(distribution_error.search_error(exact, lists, k).values()), expected)
 
 
-def test_an_empty_list_has_found_nothing():
+def test_an_empty_list_finds_nothing():
     error = distribution_error.search_error(distributions(0), np.full((6, 10), -1), 10)
     assert error == {"found@10": 0, "mass@10": 0, "rank_correlation@10": 0}
 
 
 def test_off_catalog_mass_of_independent_heads():
-    """Two heads of two codes, three items: what is left is the mass of the fourth tuple."""
+    """Two heads with two codes each, and three items. The fourth tuple is off the catalog."""
     heads = np.array([[0.9, 0.1], [0.3, 0.7]])
     items = [(0, 0), (0, 1), (1, 0)]
     log_mass = np.log(sum(heads[0, a] * heads[1, b] for a, b in items))
     assert distribution_error.off_catalog_mass(np.array([log_mass, 0.0])) == pytest.approx(0.1 * 0.7 / 2)
 
 
-def test_a_distribution_is_nowhere_from_itself():
+def test_a_distribution_has_no_distance_from_itself():
     log_probabilities = distributions(1)
     found = distribution_error.distance(np.exp(log_probabilities), log_probabilities)
     assert found == pytest.approx({"kl": 0, "total_variation": 0, "calibration_error": 0}, abs=1e-12)
@@ -63,7 +63,7 @@ def test_a_distribution_is_nowhere_from_itself():
 @given(seed=st.integers(0, 1000))
 def test_distances_are_scipys(seed):
     truth, model = np.exp(distributions(seed)), distributions(seed + 1)
-    truth[0] = np.eye(20)[3]  # Items that can't come count for nothing in KL.
+    truth[0] = np.eye(20)[3]  # Items of probability 0 add nothing to KL.
     found = distribution_error.distance(truth, model)
     assert found["kl"] == pytest.approx(np.mean(scipy.stats.entropy(truth, np.exp(model), axis=1)))
     variation = [max(sum(t[list(s)]) - sum(m[list(s)]) for s in _best_sets(t, m)) for t, m in _rows(truth, model)]
@@ -76,13 +76,13 @@ def _rows(truth, model):
 
 
 def _best_sets(truth, model):
-    """Total variation is the largest difference that any set of items has: one of those cut by the difference."""
+    """The sets of items among which one has the largest difference in probability, which is the total variation."""
     order = np.argsort(model - truth)
     return itertools.accumulate([[item] for item in order])
 
 
-def test_a_model_that_is_right_on_average_is_calibrated_and_still_wrong():
-    """Whatever it calls likely is likely as often as it says, but not for this user."""
+def test_a_model_that_is_right_on_average_is_calibrated_but_wrong_for_each_user():
+    """Its probabilities are right on average over users, but not for each of them."""
     likely = np.array([0.4, 0.4, 0.1, 0.1])
     model = np.log(np.stack([likely, likely]))
     truth = np.array([[0.8, 0.0, 0.2, 0.0], [0.0, 0.8, 0.0, 0.2]])

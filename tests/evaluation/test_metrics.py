@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 from simgr_jax.evaluation import metrics
 
 
-def brute_force(scores, targets, k=10):
-    """The definitions, one case at a time, with ties ordered every way that matters: their mean rank."""
+def brute_force(scores, targets, ks=(1, 5, 10)):
+    """The definitions, one case at a time. A tied target has the mean of the ranks that the ties share."""
     ranks, lists = [], []
     for row, target in zip(scores.tolist(), targets, strict=True):
         better = sum(s > row[target] for s in row)
         tied = sum(s == row[target] for s in row)
         ranks.append(sum(range(better + 1, better + tied + 1)) / tied)
-        lists.append(sorted(range(len(row)), key=lambda i, row=row: (-row[i], i))[:k])
+        lists.append(sorted(range(len(row)), key=lambda i, row=row: (-row[i], i))[: max(ks)])
     expected = {}
-    for cut in (1, 5, 10):
-        expected[f"HR@{cut}"] = sum(r <= cut for r in ranks) / len(ranks)
-    for cut in (5, 10):
-        expected[f"NDCG@{cut}"] = sum(1 / math.log2(1 + r) for r in ranks if r <= cut) / len(ranks)
-    slots = [i for line in lists for i in line]
+    for k in ks:
+        expected[f"HR@{k}"] = sum(r <= k for r in ranks) / len(ranks)
+    for k in set(ks) - {1}:
+        expected[f"NDCG@{k}"] = sum(1 / math.log2(1 + r) for r in ranks if r <= k) / len(ranks)
+    slots = [i for line in lists for i in line[:10]]
     shares = [slots.count(i) / len(slots) for i in set(slots)]
     expected["entropy@10"] = -sum(p * math.log(p) for p in shares)
     expected["coverage@10"] = len(set(slots)) / scores.shape[1]
@@ -30,14 +30,20 @@ def brute_force(scores, targets, k=10):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    seed=st.integers(0, 2**32 - 1), cases=st.integers(1, 12), num_items=st.integers(10, 40), levels=st.integers(1, 9)
+    seed=st.integers(0, 2**32 - 1),
+    cases=st.integers(1, 12),
+    num_items=st.integers(20, 40),
+    levels=st.integers(1, 9),
+    ks=st.sampled_from([(1, 5, 10), (10,), (3, 10), (20, 10, 1)]),
 )
-def test_metrics_agree_with_brute_force_under_ties(seed, cases, num_items, levels):
+def test_metrics_agree_with_brute_force_under_ties(seed, cases, num_items, levels, ks):
     generator = np.random.default_rng(seed)
     scores = generator.integers(0, levels, size=(cases, num_items))
     targets = generator.integers(0, num_items, size=cases)
-    ranks, items, expected = brute_force(scores, targets)
-    assert metrics.summarize(ranks, items, num_items) == pytest.approx(expected, abs=1e-12)
+    ranks, items, expected = brute_force(scores, targets, ks)
+    found = metrics.summarize(ranks, items, num_items, ks)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert list(found) == metrics.names(ks)
 
 
 def test_hand_made_example():
@@ -56,7 +62,7 @@ def test_hand_made_example():
             "coverage@10": 3 / 8,
         }
     )
-    assert tuple(result) == metrics.METRICS
+    assert list(result) == metrics.names()
     assert all(type(value) is float for value in result.values())
 
 
@@ -85,7 +91,7 @@ def test_recommending_nothing_scores_zero():
     assert set(result.values()) == {0.0}
 
 
-ALONE = np.arange(2000)  # A case a user.
+ALONE = np.arange(2000)  # One case per user.
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +113,30 @@ def test_interval_of_hit_rate_has_the_width_of_a_binomial(many_cases):
     assert half_width == pytest.approx(1.96 * math.sqrt(estimate * (1 - estimate) / 2000), rel=0.1)
 
 
-def test_intervals_contain_their_estimate_and_depend_on_the_seed_alone(many_cases):
+def test_intervals_contain_their_estimate_and_are_the_same_each_time(many_cases):
     ranks, items, _ = many_cases
-    interval = metrics.confidence_intervals(ranks, items, 500, ALONE, resamples=200)
+    interval = metrics.confidence_intervals(ranks, items, 500, ALONE)
     for name, estimate in metrics.summarize(ranks, items, 500).items():
         assert interval[f"{name}/ci95_low"] < estimate < interval[f"{name}/ci95_high"]
-    assert interval == metrics.confidence_intervals(ranks, items, 500, ALONE, resamples=200)
-    assert interval != metrics.confidence_intervals(ranks, items, 500, ALONE, resamples=200, seed=1)
+    assert interval == metrics.confidence_intervals(ranks, items, 500, ALONE)
+
+
+def test_resamples_depend_on_the_seed_alone(many_cases):
+    ranks, items, _ = many_cases
+    first, again, in_other_chunks, other = (
+        metrics.resample(ranks, items, 500, ALONE, resamples=20, **options)
+        for options in ({}, {}, {"chunk": 7}, {"seed": 1})
+    )
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(first, in_other_chunks, rtol=1e-12)
+    assert (first != other).any(axis=1).all()
+
+
+def test_intervals_are_for_the_ks_that_are_asked_for(many_cases):
+    ranks, items, _ = many_cases
+    interval = metrics.confidence_intervals(ranks, items, 500, ALONE, ks=(3, 10))
+    expected = {f"{name}/ci95_{end}" for name in metrics.names((3, 10)) for end in ("low", "high")}
+    assert set(interval) == expected
 
 
 def test_spread_of_entropy_and_coverage_is_that_of_fresh_users(many_cases):
@@ -132,7 +155,7 @@ def test_spread_of_entropy_and_coverage_is_that_of_fresh_users(many_cases):
 
 
 def test_a_resample_counts_each_drawn_case_as_often_as_it_is_drawn():
-    """The sparse product is checked against summarize on the drawn cases themselves."""
+    """The sparse product equals `summarize` of the drawn cases."""
     generator = np.random.default_rng(2)
     ranks = generator.integers(1, 20, size=13).astype(float)
     items = np.stack([generator.permutation(30)[:10] for _ in range(13)])
@@ -141,7 +164,7 @@ def test_a_resample_counts_each_drawn_case_as_often_as_it_is_drawn():
     draws = np.random.default_rng(5).integers(0, 13, size=(3, 13))
     for draw, row in zip(draws, resampled, strict=True):
         assert metrics.summarize(ranks[draw], items[draw], 30) == pytest.approx(
-            dict(zip(metrics.METRICS, row, strict=True))
+            dict(zip(metrics.names(), row, strict=True))
         )
 
 
@@ -155,7 +178,7 @@ def test_a_users_cases_are_drawn_together():
     for draw, row in zip(draws, resampled, strict=True):
         cases = np.concatenate([np.flatnonzero(users == np.array([2, 4, 7, 9])[user]) for user in draw])
         assert metrics.summarize(ranks[cases], items[cases], 30) == pytest.approx(
-            dict(zip(metrics.METRICS, row, strict=True))
+            dict(zip(metrics.names(), row, strict=True))
         )
 
 
@@ -178,6 +201,11 @@ def test_intervals_stay_within_the_bounds_of_the_metric():
         (np.ones(2), np.full((2, 10), -2)),
     ],
 )
-def test_arrays_that_make_no_sense_are_refused(ranks, items):
+def test_impossible_arrays_are_refused(ranks, items):
     with pytest.raises(ValueError):
         metrics.summarize(ranks, items, num_items=20)
+
+
+def test_lists_shorter_than_the_largest_k_are_refused():
+    with pytest.raises(ValueError, match="K >= 20"):
+        metrics.summarize(np.ones(2), np.zeros((2, 10), int), 20, ks=(10, 20))

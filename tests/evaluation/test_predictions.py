@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 
@@ -7,6 +8,7 @@ import pytest
 from simgr_jax.data.dataset import Dataset, EvaluationCases, Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation import predictions
+from simgr_jax.evaluation.protocols import FILTERED, LEFT_IN
 
 DATASET = Dataset(
     name="tiny",
@@ -19,6 +21,7 @@ CASES = EvaluationCases(
     histories=Sequences.from_lists([[0, 1]] * 3),
     targets=np.array([2, 5, 9], np.int32),
 )
+# All cases have the history i0, i1.
 TEN = [f"i{n}" for n in range(10)]
 
 
@@ -34,12 +37,23 @@ def write_lines(folder, *lines):
 
 def test_lines_in_any_order_are_lined_up_with_the_cases(tmp_path):
     path = write_lines(tmp_path, line(7, TEN[::-1]), "", line("bob", TEN[:3]), line("ann", [*TEN, "i10", "i11"]))
-    items, ranks = predictions.read(path, DATASET, CASES)
+    items, _, ranks = predictions.read(path, DATASET, CASES, 10)[LEFT_IN]
     assert items.dtype == np.int32 and ranks.dtype == np.float32
     np.testing.assert_array_equal(items[0], range(12))
     np.testing.assert_array_equal(items[1], [0, 1, 2] + [-1] * 9)
     np.testing.assert_array_equal(items[2], [*range(9, -1, -1), -1, -1])
     np.testing.assert_array_equal(ranks, [3, np.inf, 1])
+
+
+def test_filtered_lists_are_those_without_the_history_items(tmp_path):
+    # The second target is in its history.
+    cases = dataclasses.replace(CASES, targets=np.array([2, 1, 9], np.int32))
+    path = write_lines(tmp_path, line("ann", [*TEN, "i10"]), line("bob", ["i1", "i5"]), line(7, TEN[::-1]))
+    items, _, ranks = predictions.read(path, DATASET, cases, 10)[FILTERED]
+    np.testing.assert_array_equal(items[0], [*range(2, 11), -1])
+    np.testing.assert_array_equal(items[1], [5] + [-1] * 9)
+    np.testing.assert_array_equal(items[2], [*range(9, 1, -1), -1, -1])
+    np.testing.assert_array_equal(ranks, [1, np.inf, 1])
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -48,7 +62,7 @@ def test_what_is_written_is_read_back(tmp_path):
     items[1, 4:] = -1
     path = tmp_path / "new folder" / "predictions.jsonl"
     predictions.write(path, DATASET, CASES, items)
-    read_items, ranks = predictions.read(path, DATASET, CASES)
+    read_items, _, ranks = predictions.read(path, DATASET, CASES, 10)[LEFT_IN]
     np.testing.assert_array_equal(read_items, items)
     for rank, row, target in zip(ranks, items.tolist(), CASES.targets, strict=True):
         assert rank == (row.index(target) + 1 if target in row else np.inf)
@@ -56,25 +70,46 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_a_users_lines_answer_its_cases_in_their_order(tmp_path):
-    """As a temporal split has them."""
+    """In a temporal split a user may have several cases."""
     cases = EvaluationCases(
         np.array([1, 0, 1], np.int32), Sequences.from_lists([[0]] * 3), np.array([4, 5, 6], np.int32)
     )
     path = write_lines(tmp_path, line("bob", ["i4"]), line("bob", ["i1", "i6"]), line("ann", ["i5"]))
-    _, ranks = predictions.read(path, DATASET, cases)
+    _, _, ranks = predictions.read(path, DATASET, cases, 10)[LEFT_IN]
     np.testing.assert_array_equal(ranks, [1, 1, 2])
 
 
-def test_short_lists_are_told(tmp_path, caplog):
-    path = write_lines(tmp_path, line("ann"), line("bob", TEN[:9]), line("7", []))
+TWELVE = [f"i{n}" for n in range(12)]
+
+
+def test_short_lists_give_a_warning(tmp_path, caplog):
+    path = write_lines(tmp_path, line("ann", TWELVE), line("bob", TWELVE[:9]), line("7", []))
     with caplog.at_level(logging.WARNING):
-        predictions.read(path, DATASET, CASES)
-    assert caplog.messages == [f"{path}: 2 of 3 lists have fewer than 10 items; what they don't name is missed"]
+        predictions.read(path, DATASET, CASES, 10)
+    rest = "have fewer than 10 items; targets that they don't name count as missed"
+    assert caplog.messages == [
+        f"{path}: 2 of 3 lists {rest}",
+        f"{path}: 2 of 3 lists without their history items {rest}",
+    ]
 
 
-def test_full_lists_are_not_remarked_on(tmp_path, caplog):
-    predictions.read(write_lines(tmp_path, line("ann"), line("bob"), line("7")), DATASET, CASES)
+def test_lists_that_are_short_only_without_their_history_give_a_warning(tmp_path, caplog):
+    path = write_lines(tmp_path, line("ann"), line("bob", TWELVE), line("7", TWELVE))
+    with caplog.at_level(logging.WARNING):
+        predictions.read(path, DATASET, CASES, 10)
+    (message,) = caplog.messages
+    assert "1 of 3 lists without their history items have fewer than 10" in message
+
+
+def test_full_lists_give_no_warning(tmp_path, caplog):
+    predictions.read(write_lines(tmp_path, *(line(user, TWELVE) for user in ("ann", "bob", "7"))), DATASET, CASES, 10)
     assert not caplog.messages
+
+
+def test_lists_are_as_long_as_is_asked_for(tmp_path):
+    path = write_lines(tmp_path, *(line(user, TEN[:3]) for user in ("ann", "bob", "7")))
+    for ranking in predictions.read(path, DATASET, CASES, 15).values():
+        assert ranking.items.shape == (3, 15)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +134,7 @@ def test_full_lists_are_not_remarked_on(tmp_path, caplog):
 def test_a_bad_line_is_named(tmp_path, second_line, message):
     path = write_lines(tmp_path, line("ann"), second_line, line("7"))
     with pytest.raises(UserError) as caught:
-        predictions.read(path, DATASET, CASES)
+        predictions.read(path, DATASET, CASES, 10)
     assert str(caught.value).startswith(f"{path}:2: {message}")
     assert "; " in str(caught.value) and "\n" not in str(caught.value)
 
@@ -107,15 +142,15 @@ def test_a_bad_line_is_named(tmp_path, second_line, message):
 def test_a_case_without_a_line_is_an_error(tmp_path):
     path = write_lines(tmp_path, line("ann"))
     with pytest.raises(UserError, match=r"2 of 3 evaluation cases have no line, among them user '(bob|7)'"):
-        predictions.read(path, DATASET, CASES)
+        predictions.read(path, DATASET, CASES, 10)
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_file_is_an_error(tmp_path, content):
     with pytest.raises(UserError, match=r"predictions\.jsonl: is empty"):
-        predictions.read(write_lines(tmp_path, content), DATASET, CASES)
+        predictions.read(write_lines(tmp_path, content), DATASET, CASES, 10)
 
 
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match="can't be read"):
-        predictions.read(tmp_path / "none.jsonl", DATASET, CASES)
+        predictions.read(tmp_path / "none.jsonl", DATASET, CASES, 10)

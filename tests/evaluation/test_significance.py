@@ -9,11 +9,11 @@ from simgr_jax.evaluation.significance import holm, paired_difference
 
 
 def compare(values, reference, **options):
-    """A case a user."""
+    """With one case per user."""
     return paired_difference(values, reference, np.arange(len(values)), **options)
 
 
-def test_p_is_that_of_all_choices_of_signs():
+def test_p_equals_the_share_of_all_choices_of_signs():
     differences = np.array([0.5, -0.2, 0.4, 0.3, 0.1, 0.6, -0.1, 0.25, 0.35])
     sums = [abs(np.dot(signs, differences)) for signs in itertools.product([-1, 1], repeat=9)]
     exact = np.mean(np.array(sums) >= differences.sum() - 1e-12)
@@ -23,7 +23,7 @@ def test_p_is_that_of_all_choices_of_signs():
 
 @pytest.mark.parametrize("gain", [0.0, 0.02, 0.05])
 def test_p_agrees_with_scipy(gain):
-    """On gains as rankings have them: mostly zero."""
+    """On gains like those of rankings, which are mostly zero."""
     generator = np.random.default_rng(1)
     first, second = (metrics.gains(np.ceil(60 * generator.random(600) ** power), 10) for power in (1 + gain * 10, 1))
     found = compare(first, second, resamples=4999)
@@ -39,7 +39,7 @@ def test_p_agrees_with_scipy(gain):
     assert found.mean == pytest.approx(reference.statistic)
 
 
-def test_the_interval_is_scipys_of_a_paired_t_test():
+def test_the_interval_is_that_of_scipys_paired_t_test():
     generator = np.random.default_rng(0)
     values = generator.normal(0.1, 1, 5000)
     found = compare(values, np.zeros(5000), resamples=99)
@@ -52,18 +52,18 @@ def test_no_difference_has_p_1():
     assert compare(values, values) == (0, 0, 0, 1)
 
 
-def test_one_case_alone_tells_nothing():
+def test_a_difference_in_one_case_has_p_1():
     values = np.zeros(50)
     values[3] = 1
     assert compare(values, np.zeros(50)).p == 1
 
 
-def test_better_in_every_case_has_the_smallest_p():
+def test_a_gain_in_every_case_has_the_smallest_p():
     found = compare(np.ones(50), np.zeros(50), resamples=999)
     assert found.p == 1 / 1000
 
 
-def test_the_other_way_round_only_the_sign_changes():
+def test_swapping_the_models_only_changes_the_sign():
     first, second = np.random.default_rng(0).random((2, 40))
     there, back = compare(first, second), compare(second, first)
     assert (back.mean, back.ci95_low, back.ci95_high, back.p) == pytest.approx(
@@ -71,7 +71,7 @@ def test_the_other_way_round_only_the_sign_changes():
     )
 
 
-def test_a_true_null_hypothesis_is_rejected_as_often_as_said():
+def test_a_true_null_hypothesis_is_rejected_at_the_nominal_rate():
     generator = np.random.default_rng(0)
     samples = generator.exponential(size=(400, 2, 30))
     rejected = np.mean([compare(*sample, resamples=199).p < 0.05 for sample in samples])
@@ -79,13 +79,13 @@ def test_a_true_null_hypothesis_is_rejected_as_often_as_said():
 
 
 @pytest.mark.parametrize(("first", "second"), [(np.zeros(3), np.zeros(4)), (np.zeros((3, 2)), np.zeros((3, 2)))])
-def test_what_is_not_paired_is_refused(first, second):
+def test_unpaired_values_are_refused(first, second):
     with pytest.raises(ValueError, match="need the same cases of both, of two users or more"):
         compare(first, second)
 
 
 def test_cases_of_one_user_count_as_one():
-    """Answered ten times alike, a user tells nothing more."""
+    """Ten equal cases of a user carry no more information than one."""
     first, second = np.random.default_rng(0).random((2, 40))
     once = compare(first, second)
     users = np.tile(np.arange(40) + 3, 10)
@@ -93,7 +93,7 @@ def test_cases_of_one_user_count_as_one():
 
 
 def test_users_with_more_cases_weigh_more():
-    """The standard error of a mean over clusters, by the delete-one jackknife over users."""
+    """The interval has the standard error of the delete-one jackknife over users."""
     generator = np.random.default_rng(0)
     users = np.repeat(np.arange(200), generator.integers(1, 9, 200))
     differences = generator.normal(size=len(users)) + generator.normal(size=200)[users]
@@ -106,18 +106,18 @@ def test_users_with_more_cases_weigh_more():
     assert half_width > 1.5 * 1.96 * differences.std() / np.sqrt(len(users))
 
 
-def test_one_user_is_no_sample():
+def test_a_single_user_is_refused():
     with pytest.raises(ValueError, match="of two users or more"):
         paired_difference(np.ones(5), np.zeros(5), np.zeros(5, int))
 
 
 def test_holm_on_an_example():
-    """In order: .01 x 4, .03 x 3, .04 x 2 but no less than the one before, .9."""
+    """In order: .01 x 4, .03 x 3, .04 x 2 raised to the one before, and .9."""
     assert holm([0.04, 0.01, 0.03, 0.9]) == pytest.approx([0.09, 0.04, 0.09, 0.9])
 
 
-def test_holm_rejects_as_the_step_down_procedure():
-    """Holm (1979): the smallest is held against α / M, the next against α / (M - 1), until one is not rejected."""
+def test_holm_rejects_what_the_step_down_procedure_rejects():
+    """Holm (1979) compares the smallest p with α / M, the next with α / (M - 1), and stops where p is larger."""
     generator = np.random.default_rng(0)
     for _ in range(50):
         p_values = generator.random(8) ** 4
@@ -130,6 +130,6 @@ def test_holm_rejects_as_the_step_down_procedure():
         assert ((holm(p_values) <= level) == rejected).all()
 
 
-def test_holm_of_nothing_and_of_one():
+def test_holm_with_no_test_and_with_one():
     assert holm([]).size == 0
     assert holm([0.3]) == [0.3]

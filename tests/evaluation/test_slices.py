@@ -21,7 +21,7 @@ def test_equally_popular_items_are_in_one_slice():
     assert set(slices.popularity_slices(np.arange(50), train, num_items=50)) == {3}
 
 
-def test_history_slices_follow_their_names():
+def test_history_slices_have_the_lengths_that_their_names_say():
     lengths = [1, 3, 4, 5, 6, 10, 11, 20, 21, 500]
     members = slices.history_slices(Sequences.from_lists([[0] * n for n in lengths]))
     names = [slices.HISTORY_SLICES[m] for m in members]

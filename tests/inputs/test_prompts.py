@@ -9,7 +9,7 @@ from simgr_jax import default_config
 from simgr_jax.data.dataset import EvaluationCases, Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.inputs import prompts
-from simgr_jax.inputs.batches import rank_batches
+from simgr_jax.inputs.rank_batches import rank_batches
 from simgr_jax.semantic_ids.codes import SemanticIds
 
 CORPUS = [
@@ -40,7 +40,7 @@ def qwen():
 
 
 def llama2():
-    """The whole text gets a space before it; newlines are no part of words but bytes."""
+    """The whole text gets a space before it. Newlines are bytes, and not part of words."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     return tokenizer, {"special_tokens": ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]}, "<s>"
@@ -60,7 +60,9 @@ FAMILIES = (gpt2, qwen, llama2, llama2_legacy)
 def train(family):
     tokenizer, options, bos = family()
     splits = tokenizer.pre_tokenizer
-    tokenizer.pre_tokenizer = splits or pre_tokenizers.Metaspace()  # SentencePiece learns words, and uses no splits.
+    tokenizer.pre_tokenizer = (
+        splits or pre_tokenizers.Metaspace()
+    )  # SentencePiece learns from words, but does not split texts.
     lines = CORPUS if family in (gpt2, qwen) else [line for text in CORPUS for line in text.splitlines()]
     tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=450, show_progress=False, **options))
     if splits is None:
@@ -85,14 +87,14 @@ def make(tokenizer, item="{codes}", prefix="", titles=TITLES, max_title_tokens=3
 
 
 def read_by(prompt, items):
-    """What the backbone reads of a history."""
+    """The inputs that the backbone reads for a history."""
     cases = EvaluationCases(np.zeros(1), Sequences.from_lists([items]), np.zeros(1))
     batch, _ = next(rank_batches(cases, prompt, 1, len(items), 10_000))
     return batch.inputs[0, : batch.lengths[0]]
 
 
 def llm_tokens(prompt, inputs, tokenizer):
-    """The same as the LLM's tokenizer numbers it."""
+    """The inputs as tokens of the LLM's tokenizer."""
     codes = tokenizer.convert_tokens_to_ids(IDS.token_strings())
     return np.concatenate([codes, prompt.text_tokens]).astype(int)[inputs].tolist()
 
@@ -102,7 +104,7 @@ def codes_of(item):
 
 
 PREFIX = "A customer bought, oldest first:"
-# (prefix, item template); each can be told from the tokens of what is before it in every family.
+# (prefix, item template) that no family's tokenizer joins.
 TEMPLATES = [
     ("", "{codes}"),
     (PREFIX, "{codes}"),
@@ -138,7 +140,7 @@ TEXT = st.text(st.sampled_from("aeRrdsh :;,.\n ▁éß0<>{}"), max_size=6)
     titles=st.lists(TEXT, min_size=6, max_size=6),
     history=st.lists(st.integers(0, 5), min_size=1, max_size=4),
 )
-@example("000000", "", "", ["0", "", "", "", "", ""], [1])  # The first item's text is in the prefix, the others' can't.
+@example("000000", "", "", ["0", "", "", "", "", ""], [1])  # Only the first item's text is in the prefix.
 def test_any_template_is_read_as_tokenized_or_refused(tokenizer, prefix, before, between, titles, history):
     brace = lambda text: text.replace("{", "{{").replace("}", "}}")  # noqa: E731
     try:
@@ -151,13 +153,13 @@ def test_any_template_is_read_as_tokenized_or_refused(tokenizer, prefix, before,
 
 
 def test_a_beginning_that_is_tokenized_with_the_title_is_refused():
-    """A space at the prefix's end belongs to the title's first word, and to no token of the title after a code."""
+    """The space at the prefix's end becomes part of the title's first token, but not after a code."""
     with pytest.raises(UserError, match=r"^config\.prompt\.item: the tokenizer joins the beginning of ."):
         make(train(gpt2), "{title} {codes}", "bought: ")
 
 
-def test_what_the_prefix_and_the_items_share_is_in_the_prefix():
-    """ ":\\n" is one token of this tokenizer, so the first item has no "\\n" of its own."""
+def test_inputs_that_the_prefix_and_the_items_share_are_in_the_prefix():
+    """This tokenizer has a token ":\\n", so the first item has no "\\n" of its own."""
     prompt = make(train(qwen), "\n{title} {codes}", PREFIX)
     assert prompt.merged == 1
     assert make(train(gpt2), "\n{title} {codes}", PREFIX).merged == 0
@@ -177,7 +179,7 @@ def test_a_tokenizers_own_beginning_is_kept():
     assert prompt.text_tokens.tolist() == [llama.bos_token_id]
 
 
-def test_titles_are_cut_to_so_many_tokens():
+def test_titles_are_cut_to_a_number_of_tokens():
     tokenizer = train(gpt2)
     cut = make(tokenizer, "\n{title}{codes}", max_title_tokens=3)
     tokens = tokenizer(TITLES[3], add_special_tokens=False).input_ids
@@ -202,11 +204,11 @@ def test_only_text_that_occurs_is_numbered(tokenizer):
     )
 
 
-def test_items_are_read_as_they_are():
+def test_items_are_read_as_their_index():
     assert read_by(prompts.item_prompt(6), [2, 0, 5]).tolist() == [2, 0, 5]
 
 
-def test_a_catalog_of_more_than_one_chunk_is_read_in_order(monkeypatch):
+def test_a_catalog_of_several_chunks_is_read_in_order(monkeypatch):
     tokenizer = train(gpt2)
     at_once = make(tokenizer, "\n{title} {codes}", PREFIX, max_title_tokens=3)
     monkeypatch.setattr(prompts, "_CHUNK", 2)
@@ -226,8 +228,8 @@ def test_a_catalog_of_more_than_one_chunk_is_read_in_order(monkeypatch):
         ("{} {codes}", "the placeholder {} is unknown"),
         ("{title!r:>9} {codes}", "the placeholder {title!r:>9} is unknown"),
         ("{title.x} {codes}", "the placeholder {title.x} is unknown"),
-        ("a } b {codes}", "is no template (Single '}' encountered in format string); write {{ and }}"),
-        ("{codes", "is no template (expected '}' before end of string)"),
+        ("a } b {codes}", "is not a template (Single '}' encountered in format string); write {{ and }}"),
+        ("{codes", "is not a template (expected '}' before end of string)"),
         ("{{codes}}", "has to end with {codes}"),
     ],
 )
@@ -239,7 +241,7 @@ def test_a_template_that_cant_be_filled_in_is_refused(item, message):
     assert "\n" not in str(error.value)
 
 
-def test_titles_that_are_not_there_are_refused():
+def test_missing_titles_are_refused():
     with pytest.raises(UserError, match=r"^config\.prompt\.item: has {title}, but the dataset has no item texts"):
         make(train(gpt2), "\n{title} {codes}", titles=None)
 
@@ -252,53 +254,82 @@ def test_a_tokenizer_without_the_codes_is_a_bug():
 
 
 def config(**changes):
-    options = default_config.get_config()
-    options.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    """config.prompt with these changes."""
+    options = default_config.get_config().prompt
+    options.update(changes)
     return options
 
 
-def test_the_config_chooses_the_prompt(caplog):
-    """A backbone without a tokenizer reads codes; one with it, text and what the tokenizer puts in front."""
+ITEMS = prompts.ItemContents(len(TITLES), IDS, TITLES)
+
+
+def test_the_prompt_follows_the_model_and_the_config():
+    """Without a tokenizer histories are codes. With it they also have text and the tokenizer's own beginning."""
     tokenizer = train(llama2)
-    by_item = prompts.create(config(), IDS, TITLES, tokenizer)
+    by_item = prompts.create("item", config(), prompts.ItemContents(len(TITLES)), None)
     assert read_by(by_item, [4, 1]).tolist() == [4, 1]
-    tokens = config(model__history="tokens")
-    assert len(read_by(prompts.create(tokens, IDS, TITLES, None), [4, 1])) == 6
-    assert len(read_by(prompts.create(tokens, IDS, TITLES, tokenizer), [4, 1])) == 7
-    text = config(model__history="tokens", prompt__prefix=PREFIX, prompt__item="\n{title} {codes}")
+    assert len(read_by(prompts.create("tokens", config(), ITEMS, None), [4, 1])) == 6
+    assert len(read_by(prompts.create("tokens", config(), ITEMS, tokenizer), [4, 1])) == 7
+    text = config(prefix=PREFIX, item="\n{title} {codes}")
     expected = make(tokenizer, "\n{title} {codes}", PREFIX)
     np.testing.assert_array_equal(
-        read_by(prompts.create(text, IDS, TITLES, tokenizer), [4, 1]), read_by(expected, [4, 1])
+        read_by(prompts.create("tokens", text, ITEMS, tokenizer), [4, 1]), read_by(expected, [4, 1])
     )
 
 
-def test_a_row_that_is_too_short_is_told_of_before_any_work(caplog):
-    with pytest.raises(UserError, match=r"^config\.training\.row_length: 2 is too short"):
-        prompts.create(config(model__history="tokens", training__row_length=2), IDS, None, None)
-    prompts.create(config(model__history="tokens", training__row_length=59), IDS, None, None)
-    assert "row_length: 59 holds about 19 items of a history, fewer than config.data.max_items = 20" in caplog.text
-    caplog.clear()
-    prompts.create(config(model__history="tokens", training__row_length=60), IDS, None, None)
+@pytest.mark.parametrize(
+    ("prompt", "windows", "row_length"),
+    [
+        (prompts.item_prompt(6), "history", 64),
+        (prompts.token_prompt(IDS.tokens), "history", 3 * 30),
+        (prompts.token_prompt(IDS.tokens), "one_target", 3 * 30),
+        # These windows also hold their last target.
+        (prompts.token_prompt(IDS.tokens), "with_target", 3 * 31),
+    ],
+)
+def test_a_row_length_of_zero_fits_the_longest_prompt(prompt, windows, row_length, caplog):
+    """It is at least 64, so that several short histories are packed into a row."""
+    assert prompts.choose_row_length(0, prompt, 30, windows) == row_length
+    prompt.check_fits(row_length, 30)
     assert not caplog.text
+
+
+def test_the_longest_prompt_has_the_prefix_and_the_items_with_the_most_tokens():
+    prompt = make(train(gpt2), "\n{title} {codes}", PREFIX)
+    expected = len(prompt.prefix) + 30 * max(map(len, prompt.pieces))
+    assert prompts.choose_row_length(0, prompt, 30, "history") == expected
+
+
+def test_a_row_length_that_is_given_is_kept_with_a_warning_if_histories_are_cut(caplog):
+    prompt = prompts.token_prompt(IDS.tokens)
+    assert prompts.choose_row_length(60, prompt, 20, "history") == 60
+    assert not caplog.text
+    assert prompts.choose_row_length(59, prompt, 20, "history") == 59
+    assert "row_length: 59 holds about 19 items of a history, fewer than config.data.max_items = 20" in caplog.text
+
+
+def test_a_row_length_that_holds_no_item_is_refused():
+    with pytest.raises(UserError, match=r"^config\.training\.row_length: 2 is too short for the item with the longest"):
+        prompts.choose_row_length(2, prompts.token_prompt(IDS.tokens), 20, "history")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt__item": "{x} {codes}"}, r"^config\.prompt\.item: the placeholder \{x\}"),
-        ({"prompt__item": "\n{codes}"}, r"^config\.prompt\.item: has text, but items are read as vectors; set config"),
-        ({"prompt__prefix": "x"}, r"^config\.prompt\.prefix: has text, but items are read as vectors"),
+        ({"item": "{x} {codes}"}, r"^config\.prompt\.item: the placeholder \{x\}"),
         (
-            {"prompt__item": "{title}{codes}", "model__history": "tokens"},
+            {"item": "{title}{codes}"},
             r"^config\.prompt\.item: has text, but the backbone has no tokenizer; set config\.backbone\.checkpoint",
         ),
+        ({"prefix": "x"}, r"^config\.prompt\.prefix: has text, but the backbone has no tokenizer"),
     ],
 )
-def test_text_that_no_one_would_read_is_refused(changes, message):
+def test_text_without_a_tokenizer_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        prompts.check(config(**changes))
+        prompts.check(config(**changes), "tokens", has_tokenizer=False)
 
 
-def test_text_for_a_backbone_that_reads_it_is_allowed():
-    prompts.check(config(prompt__prefix="x", model__history="tokens", backbone__checkpoint="somewhere"))
-    prompts.check(config())
+def test_text_for_a_backbone_with_a_tokenizer_is_allowed():
+    prompts.check(config(prefix="x", item="{title}{codes}"), "tokens", has_tokenizer=True)
+    prompts.check(config(), "tokens", has_tokenizer=False)
+    prompts.check(config(), "item", has_tokenizer=False)

@@ -8,29 +8,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simgr_jax.models.simgr import SimGR, SimGRConfig
+from simgr_jax.models.model_inputs import Backbone
+from simgr_jax.models.simgr import Options, SimGR
 from simgr_jax.models.transformer import Transformer, from_scratch_config
 from simgr_jax.semantic_ids.codes import SemanticIds
 
 NUM_ITEMS = 37
 CODEBOOK_SIZES = (4, 5, 3)
-HEAD = {
-    "history": "item",
-    "user_pooling": "last",
+# What differs from the defaults.
+OPTIONS = {
     "item_encoder": "mean",
     "item_encoder_width": 10,
-    "similarity": "cosine",
     "temperature": 0.2,
-    "learn_temperature": False,
     "temperature_min": 0.05,
-    "temperature_max": 1.0,
-    "full_catalog_weight": 1.0,
-    "sampled_weight": 0.0,
     "sampled_negatives": 16,
-    "sampled_from": "uniform",
-    "in_batch_weight": 0.0,
-    "log_q": True,
-    "label_smoothing": 0.0,
     "catalog_chunk": 0,
 }
 BACKBONE = from_scratch_config(width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=12)
@@ -45,14 +36,12 @@ def codes() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def make_simgr(codes) -> Callable[..., SimGR]:
-    """A function (codes=..., text_embedding=..., **changes of the head's config) -> SimGR of 37 items."""
+    """A function (codes=..., text_embedding=..., **changes of the options) -> SimGR of 37 items."""
 
     def make(codes=codes, text_embedding=None, **changes) -> SimGR:
-        ids = SemanticIds(codes, CODEBOOK_SIZES)
-        counts = np.arange(NUM_ITEMS)
         rngs = nnx.Rngs(0)
-        backbone = Transformer(BACKBONE, rngs)
-        head = SimGRConfig(**HEAD | changes)
-        return SimGR(head, backbone, ids.tokens, CODEBOOK_SIZES, counts, rngs, text_embedding=text_embedding)
+        backbone = Backbone(Transformer(BACKBONE, rngs), text_embedding=text_embedding)
+        ids, counts = SemanticIds(codes, CODEBOOK_SIZES), np.arange(NUM_ITEMS)
+        return SimGR(Options(**OPTIONS | changes), backbone, ids, counts, rngs)
 
     return make

@@ -1,8 +1,8 @@
-"""Models that read items, all but SimGR, on a mesh of eight devices against the same on one; a program of its own.
+"""Compares models that read items, all but SimGR, on a mesh of eight devices with the same models on one device.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.models.sharded_item_sequence
 
-Fails if a loss, gradient, ranking or probability differs.
+A separate program that `test_item_sequence.py` runs; it fails if a loss, gradient, ranking or probability differs.
 """
 
 import jax
@@ -10,12 +10,11 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from simgr_jax import default_config
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.devices import sharding
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
-from simgr_jax.models.registry import create
 from simgr_jax.semantic_ids.codes import SemanticIds
+from tests.training import tiny_run
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 NUM_ITEMS, CODEBOOKS = 43, (4, 4, 3)
@@ -26,25 +25,25 @@ CASES = (
     ("bert4rec", {}),
     ("hstu", {}),
     ("item_knn", {"neighbors": 7}),
-    ("parallel", {"decoding": "exhaustive"}),
-    ("parallel", {"decoding": "graph", "graph_neighbors": 4, "beam_width": 5}),
+    ("rpg", {"decoding": "exhaustive"}),
+    ("rpg", {"decoding": "graph", "graph_neighbors": 4, "beam_width": 5}),
 )
 
 
 def make(name: str, options: dict):
-    config = default_config.get_config()
-    config.model.name, config.data.max_items, config.training.row_length = name, 5, 5
+    config = tiny_run.config(name, row_length=5)
+    config.data.max_items = 5
     config.backbone.update(SHAPE)
     if options:
         config[name].update(options)
     codes = np.stack(np.unravel_index(np.arange(NUM_ITEMS), CODEBOOKS), axis=1)
     ids = SemanticIds(codes.astype(np.int32), CODEBOOKS)
     users = Sequences.from_lists(np.random.default_rng(3).integers(0, NUM_ITEMS, (20, 6)))
-    return create(config, ids, users)
+    return tiny_run.make_model(config, ids, users)
 
 
 def train_batch() -> TrainBatch:
-    """Eight rows of two users each, of random items."""
+    """Eight rows with two users each, whose items are random."""
     items = np.random.default_rng(1).integers(0, NUM_ITEMS, (8, 6))
     rows = [[1, 1, 1, 2, 2]] * 8, [[0, 1, 2, 0, 1]] * 8, [[0, 1, 2, 3, 4]] * 8
     as_int = lambda x: np.asarray(x, np.int32)  # noqa: E731
@@ -60,7 +59,7 @@ def rank_batch() -> RankBatch:
 
 
 def answers(name: str, options: dict) -> tuple:
-    """The loss with its gradients, if there is anything to train; the ranking and the probabilities."""
+    """The loss and its gradients, if the model is trained; the ranking and the probabilities."""
     graphdef, params, rest = nnx.split(make(name, options), nnx.Param, ...)
     train, cases = sharding.split_batch(train_batch()), sharding.split_batch(rank_batch())
 
@@ -81,7 +80,7 @@ def assert_same(found, wanted) -> None:
     for (path, expected), actual in zip(
         jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(found), strict=True
     ):
-        # Gradients that are zero but for rounding (of a key's bias) have no size of their own.
+        # The gradient of a key's bias is zero except for rounding, so it has no size of its own.
         largest = max(np.abs(expected).max(initial=0, where=np.isfinite(expected)), 1e-3)
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * largest, err_msg=str(path))
 

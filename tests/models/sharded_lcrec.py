@@ -1,9 +1,8 @@
-"""The autoregressive model on a mesh of eight devices against the same on one; a program of its own, run by
-`test_sharded_autoregressive.py`.
+"""Compares LC-Rec on a mesh of eight devices with the same model on one device.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.models.sharded_autoregressive
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.models.sharded_lcrec
 
-Fails if a loss, gradient, ranking or probability differs.
+A separate program that `test_sharded_lcrec.py` runs; it fails if a loss, gradient, ranking or probability differs.
 """
 
 import jax
@@ -11,14 +10,14 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from simgr_jax import default_config
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.devices import sharding
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
-from simgr_jax.inputs.batches import TrainingWindows, train_batches
 from simgr_jax.inputs.prompts import token_prompt
-from simgr_jax.models.registry import create
+from simgr_jax.inputs.train_batches import train_batches
+from simgr_jax.inputs.training_windows import TrainingWindows
 from simgr_jax.semantic_ids.codes import SemanticIds
+from tests.training import tiny_run
 
 MESH = (2, 2, 2)
 SIZES = (4, 5, 3)
@@ -27,7 +26,7 @@ SHAPE = {"width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 8, "
 
 
 def semantic_ids() -> SemanticIds:
-    """Of 43 items, of which some share their codes."""
+    """The IDs of 43 items; some have the same codes."""
     every = np.stack(np.unravel_index(np.arange(np.prod(SIZES)), SIZES), axis=1)
     codes = np.random.default_rng(0).permutation(every)[:NUM_ITEMS]
     codes[[7, 40]], codes[22] = codes[1], codes[21]
@@ -56,11 +55,10 @@ def rank_batch() -> RankBatch:
 
 
 def answers() -> tuple:
-    """The loss with its gradients, a ranking and probabilities."""
-    config = default_config.get_config()
-    config.model.update({"name": "autoregressive", "history": "tokens"})
+    """The loss and its gradients, a ranking and probabilities."""
+    config = tiny_run.config("lcrec")
     config.backbone.update(SHAPE)
-    graphdef, params, rest = nnx.split(create(config, semantic_ids(), users()), nnx.Param, ...)
+    graphdef, params, rest = nnx.split(tiny_run.make_model(config, semantic_ids(), users()), nnx.Param, ...)
 
     @jax.jit
     def learn(params, batch):

@@ -1,8 +1,9 @@
-"""A model on a mesh of eight devices against the same on one; a program of its own, run by `test_sharded_simgr.py`.
+"""Compares SimGR on a mesh of eight devices with the same model on one device.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.models.sharded_simgr 2 2 2
 
-Fails if a loss, gradient, update or ranking differs, or if a device holds more than its part.
+A separate program that `test_sharded_simgr.py` runs; it fails if a loss, gradient, update or ranking differs, or if a
+device holds more than its part.
 """
 
 import re
@@ -15,27 +16,26 @@ from flax import nnx
 
 from simgr_jax.devices import sharding
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
-from simgr_jax.models.simgr import SimGR, SimGRConfig
+from simgr_jax.models.model_inputs import Backbone
+from simgr_jax.models.simgr import Options, SimGR
 from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training.state import create_state, make_train_step
 
 SIZES = (4, 5, 3)
 NUM_ITEMS = 43
 SHAPE = {"width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 8, "mlp_width": 24}
-HEAD = {
-    "user_pooling": "last",
+OPTIONS = {
     "item_encoder_width": 8,
     "temperature": 0.2,
     "learn_temperature": True,
     "temperature_min": 0.05,
-    "temperature_max": 1.0,
     "full_catalog_weight": 0.7,
     "sampled_negatives": 7,
     "sampled_from": "popularity",
-    "log_q": True,
     "label_smoothing": 0.1,
 }
-# (backbone, head): together all of the loss and of the backbone that knows of a mesh.
+# (changes of the backbone, changes of the options): together they cover all code that depends on the mesh.
 CASES = (
     ({}, {"history": "item", "item_encoder": "mean", "catalog_chunk": 0, "similarity": "cosine"}),
     (
@@ -53,29 +53,28 @@ CASES = (
 )
 
 
-def codes() -> np.ndarray:
-    """int32 [43, 3], the tokens of items, of which some are equal; and those lie far apart."""
+def semantic_ids(num_items: int = NUM_ITEMS) -> SemanticIds:
+    """The IDs of 43 items, of which some far apart have the same codes; repeated for more items."""
     every = np.stack(np.unravel_index(np.arange(np.prod(SIZES)), SIZES), axis=1)
     chosen = np.random.default_rng(0).permutation(every)[:NUM_ITEMS]
     chosen[[7, 40]], chosen[22] = chosen[1], chosen[21]
-    return (chosen + np.cumsum((0, *SIZES[:-1]))).astype(np.int32)
+    return SemanticIds(np.resize(chosen, (num_items, 3)).astype(np.int32), SIZES)
 
 
-def make_model(backbone: dict, head: dict, num_items: int = NUM_ITEMS) -> SimGR:
+def make_model(backbone: dict, options: dict, num_items: int = NUM_ITEMS) -> SimGR:
     config, rngs = from_scratch_config(**SHAPE, **backbone), nnx.Rngs(0)
-    tokens = np.resize(codes(), (num_items, 3))
     decoder = sharding.create(lambda rngs: Transformer(config, rngs), rngs)
-    head = SimGRConfig(**{"in_batch_weight": 0.0, "sampled_weight": 0.0} | HEAD | head)
-    model = SimGR(head, decoder, tokens, SIZES, np.arange(num_items), rngs)
+    options = Options(**OPTIONS | options)
+    model = SimGR(options, Backbone(decoder), semantic_ids(num_items), np.arange(num_items), rngs)
     sharding.place(model)
     return model
 
 
 def train_batch(history: str) -> TrainBatch:
-    """Eight rows of two users each, of random items, and some padding."""
+    """Eight rows with two users each, whose items are random, and some padding."""
     rng, size = np.random.default_rng(1), 3 if history == "tokens" else 1
     items = rng.integers(0, NUM_ITEMS, (8, 6))
-    inputs = codes()[items[:, :5]].reshape(8, -1) if size == 3 else items[:, :5]
+    inputs = semantic_ids().tokens[items[:, :5]].reshape(8, -1) if size == 3 else items[:, :5]
     segment_ids = np.repeat([[1, 1, 1, 2, 2]] * 7 + [[1, 1, 1, 0, 0]], size, axis=1)
     positions = np.concatenate([np.arange(3 * size), np.arange(2 * size)])
     readouts = np.arange(1, 6) * size - 1
@@ -85,28 +84,28 @@ def train_batch(history: str) -> TrainBatch:
 
 
 def rank_batch(history: str) -> RankBatch:
-    """Sixteen histories; the targets are all over the catalog, its copies of one code among them."""
+    """Sixteen histories. The targets are all over the catalog; some have the same codes."""
     rng = np.random.default_rng(2)
     items = rng.integers(0, NUM_ITEMS, (16, 4)).astype(np.int32)
-    inputs = codes()[items].reshape(16, -1) if history == "tokens" else items
+    inputs = semantic_ids().tokens[items].reshape(16, -1) if history == "tokens" else items
     lengths = np.full(16, inputs.shape[1], np.int32)
     targets = np.array([1, 7, 40, 21, 22, 42, 0, *range(5, 14)], np.int32)
     return RankBatch(inputs, lengths, items, targets)
 
 
-def train(backbone: dict, head: dict) -> tuple[dict, dict, list]:
+def train(backbone: dict, options: dict) -> tuple[dict, dict, list]:
     """The scalars and gradients of a step, and rankings after it, with history items and without."""
-    model = make_model(backbone, head)
+    model = make_model(backbone, options)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     optimizer = optax.adam(0.01)
     state = create_state(params, optimizer, ema_decay=0.5)
     step = make_train_step(graphdef, optimizer, 0.5, 0, state)
-    batch = sharding.split_batch(train_batch(head["history"]))
+    batch = sharding.split_batch(train_batch(options["history"]))
     assert_is_cut(state)
     state, scalars = step(state, rest, batch)
     assert_is_cut(state)
 
-    cases = sharding.split_batch(rank_batch(head["history"]))
+    cases = sharding.split_batch(rank_batch(options["history"]))
     rank = jax.jit(
         lambda params, filters: (lambda model: model.rank(cases, model.catalog(), 10, filters))(
             nnx.merge(graphdef, params, rest)
@@ -120,7 +119,7 @@ def train(backbone: dict, head: dict) -> tuple[dict, dict, list]:
 
 
 def assert_is_cut(state) -> None:
-    """Every kernel, its average and its moments: each device has its part of them."""
+    """Each device has only its part of every kernel, its average and its moments."""
     mesh = sharding.current_mesh()
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
@@ -145,7 +144,7 @@ def assert_same_ranking(found, wanted) -> None:
 
 
 def assert_whole_catalog_is_nowhere() -> None:
-    """Of a catalog larger than all else, no device has float arrays along all items, nor along its part of it."""
+    """With a large catalog no device has a float array of all items, and in training none of its own part either."""
     num_items = 4096
     model = make_model({}, {"history": "item", "item_encoder": "mean", "catalog_chunk": 64, "similarity": "dot"}, 4096)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
@@ -163,7 +162,7 @@ def assert_whole_catalog_is_nowhere() -> None:
         )
     )
     text = rank.lower(params, rest, sharding.split_batch(rank_batch("item"))).compile().as_text()
-    # log_q and the groups of equal codes are of the catalog's length in all, an eighth here.
+    # Each device has an eighth of the catalog's arrays.
     assert not re.search(rf"f32\[([\d,]+,)?{num_items}[,\]]", text)
 
 
@@ -171,10 +170,10 @@ def main(*mesh: int) -> None:
     """mesh: the sizes of its axes."""
     assert jax.device_count() == 8
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True)))
-    for backbone, head in CASES:
-        *wanted, wanted_rankings = train(backbone, head)  # Without a mesh: on one device.
+    for backbone, options in CASES:
+        *wanted, wanted_rankings = train(backbone, options)  # Without a mesh: on one device.
         with jax.set_mesh(mesh):
-            *found, rankings = train(backbone, head)
+            *found, rankings = train(backbone, options)
         assert_same(found, wanted)
         for ranking, wanted_ranking in zip(rankings, wanted_rankings, strict=True):
             assert_same_ranking(ranking, wanted_ranking)

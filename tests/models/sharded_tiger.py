@@ -1,9 +1,9 @@
-"""The encoder-decoder model on a mesh of eight devices against the same on one; a program of its own, run by
-`test_sharded_encoder_decoder.py`.
+"""Compares TIGER on a mesh of eight devices with the same model on one device.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.models.sharded_encoder_decoder
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.models.sharded_tiger
 
-Fails if a loss, gradient or ranking differs, or if beam search brings the rows of several devices together.
+A separate program that `test_sharded_tiger.py` runs; it fails if a loss, gradient or ranking differs, or if beam search
+gathers the rows of several devices.
 """
 
 import re
@@ -12,12 +12,12 @@ import jax
 import ml_collections
 import numpy as np
 from flax import nnx
-from tests.models.test_encoder_decoder import IDS, NUM_ITEMS, rank_batch, run_config, train_batch
 
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.devices import sharding
-from simgr_jax.models.registry import create
 from simgr_jax.ops.top_k import Ranking
+from tests.models.test_tiger import IDS, NUM_ITEMS, rank_batch, run_config, train_batch
+from tests.training import tiny_run
 
 SHAPE = {"width": 16, "heads": 4, "kv_heads": 2, "mlp_width": 24}
 USERS = [np.random.default_rng(user).integers(0, NUM_ITEMS, 3 + user % 4) for user in range(8)]
@@ -27,7 +27,7 @@ K = 5
 def run(mesh: jax.sharding.Mesh) -> tuple[float, float, Ranking]:
     """The loss, the norm of its gradient, and the ranking."""
     with jax.set_mesh(mesh):
-        model = create(run_config("causal", **SHAPE), IDS, Sequences.from_lists([]))
+        model = tiny_run.make_model(run_config("causal", **SHAPE), IDS, Sequences.from_lists([]))
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
         def loss(params, batch):
@@ -48,7 +48,7 @@ def run(mesh: jax.sharding.Mesh) -> tuple[float, float, Ranking]:
 
 
 def check_gathers(text: str) -> None:
-    """Parameters are gathered; nothing of every row may be."""
+    """Parameters are gathered, but no array with a row per user is."""
     shapes = re.findall(r"= \w+\[([0-9,]+)\]\S* all-gather\(", text)
     assert shapes and not any(shape.split(",")[0] == str(len(USERS)) for shape in shapes), shapes
 

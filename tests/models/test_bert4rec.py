@@ -8,23 +8,22 @@ from flax import nnx
 
 from simgr_jax.errors import UserError
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
-from simgr_jax.models.bert4rec import BERT4Rec, hide
-from simgr_jax.models.registry import create
+from simgr_jax.models.bert4rec import BERT4Rec, Options, hide
 from tests.training import tiny_run
 
 SEGMENT_IDS = np.array([[1] * 7 + [2] * 2 + [3] * 3, [1] * 12, [1] * 2 + [2] * 2 + [3] * 5 + [0] * 3])
 
 
 def make(max_items: int = 6, row_length: int = 12, **options) -> BERT4Rec:
-    config = tiny_run.config(row_length=row_length)
-    config.data.max_items, config.model.name, config.backbone.dropout = max_items, "bert4rec", 0.0
+    config = tiny_run.config("bert4rec", row_length=row_length)
+    config.data.max_items, config.backbone.dropout = max_items, 0.0
     config.bert4rec.update(options)
-    return create(config, tiny_run.SEMANTIC_IDS, tiny_run.split().train)
+    return tiny_run.make_model(config)
 
 
 @pytest.fixture(scope="module")
 def model() -> BERT4Rec:
-    """All of its parameters are random, so that each one counts."""
+    """A model whose parameters are all random, so that each one counts."""
     model, rng = make(max_items=11, mask_fraction=0.4), np.random.default_rng(0)
     state = nnx.state(model, nnx.Param)
     nnx.update(model, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 3, jnp.float32), state))
@@ -43,7 +42,7 @@ def draws(fraction: float, last_fraction: float, count: int = 400) -> np.ndarray
     return np.asarray(jax.vmap(lambda key: hide(key, SEGMENT_IDS, fraction, last_fraction))(keys))
 
 
-def test_so_many_items_of_each_sequence_are_hidden_any_as_likely():
+def test_a_share_of_each_sequence_is_hidden_and_all_its_items_are_equally_likely():
     hidden = draws(0.3, 0.0, count=2000)
     assert not hidden[:, SEGMENT_IDS == 0].any()
     for row, segment, length in ((0, 1, 7), (0, 2, 2), (0, 3, 3), (1, 1, 12), (2, 3, 5)):
@@ -53,21 +52,21 @@ def test_so_many_items_of_each_sequence_are_hidden_any_as_likely():
         np.testing.assert_allclose(of_sequence.mean(axis=0), count / length, atol=0.05)
 
 
-def test_of_some_sequences_the_last_item_alone_is_hidden():
+def test_in_some_sequences_only_the_last_item_is_hidden():
     hidden = draws(0.6, 1.0)
     last = (SEGMENT_IDS > 0) & (np.diff(SEGMENT_IDS, axis=1, append=0) != 0)
     assert (hidden == last).all()
-    hidden = draws(0.6, 0.25, count=2000)[:, 0, :7]  # Four of these seven are hidden otherwise.
+    hidden = draws(0.6, 0.25, count=2000)[:, 0, :7]  # In the other sequences four of these seven are hidden.
     counts = hidden.sum(axis=1)
     assert set(counts) == {1, 4}
     assert hidden[counts == 1, 6].all()
     np.testing.assert_allclose((counts == 1).mean(), 0.25, atol=0.04)
-    # Sequences of one row are drawn for, each on its own.
+    # Sequences that share a row are drawn independently.
     first, second = (draws(0.6, 0.5)[:, 2, part].sum(axis=1) for part in (slice(4, 9), slice(0, 12)))
     assert len(set(zip(first.tolist(), second.tolist(), strict=True))) > 1
 
 
-def test_a_hidden_item_is_not_seen_and_all_others_are_from_both_sides(model):
+def test_a_state_depends_on_all_items_of_its_sequence_but_the_hidden_ones(model):
     rng = np.random.default_rng(1)
     inputs = rng.integers(0, 30, SEGMENT_IDS.shape)
     hidden = np.zeros(SEGMENT_IDS.shape, bool)
@@ -82,11 +81,11 @@ def test_a_hidden_item_is_not_seen_and_all_others_are_from_both_sides(model):
         np.testing.assert_array_equal(moved, same_sequence & ~hidden[:, [place]])
 
 
-def test_the_loss_is_of_the_hidden_items_alone(model):
+def test_the_loss_counts_the_hidden_items_alone(model):
     rng = np.random.default_rng(2)
     inputs = rng.integers(0, 30, SEGMENT_IDS.shape)
     positions, nothing = positions_of(SEGMENT_IDS), np.zeros((3, 12), np.int32)
-    # What the batch says of readouts is not for this model.
+    # This model does not read the batch's readouts and targets.
     batch = TrainBatch(inputs, SEGMENT_IDS, positions, nothing, nothing, nothing > 0)
     hidden = np.asarray(hide(nnx.Rngs(dropout=5).dropout(), SEGMENT_IDS, 0.4, model.last_fraction))
     states = np.asarray(jax.jit(model.states_with_hidden)(inputs, hidden, SEGMENT_IDS, positions), np.float64)
@@ -95,7 +94,7 @@ def test_the_loss_is_of_the_hidden_items_alone(model):
     expected = -np.take_along_axis(log_probabilities, inputs[..., None], axis=-1)[..., 0][hidden].mean()
 
     graphdef, state = nnx.split(model)
-    # No dropout: the stream is asked for the hidden items alone.
+    # There is no dropout, so the hidden items are all that the stream draws.
     loss, scalars = jax.jit(lambda state: nnx.merge(graphdef, state).loss(batch, nnx.Rngs(dropout=5)))(state)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert scalars["targets"] == hidden.sum()
@@ -103,7 +102,7 @@ def test_the_loss_is_of_the_hidden_items_alone(model):
 
 @pytest.mark.parametrize("fraction", [0.01, 0.29, 0.5, 0.6, 0.95])
 def test_no_hidden_item_is_left_out_of_the_loss(fraction, monkeypatch):
-    """Whatever a row is packed with."""
+    """However its row is packed."""
     rows = np.array([[1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6], [1] * 12, [1] * 3 + [2] * 3 + [3] * 6, [1] * 10 + [2, 2]])
     model = make(mask_fraction=fraction, last_fraction=0.2)
     monkeypatch.setattr(model, "states_with_hidden", lambda inputs, *rest: jnp.zeros((*inputs.shape, 16)))
@@ -116,12 +115,12 @@ def test_no_hidden_item_is_left_out_of_the_loss(fraction, monkeypatch):
 
 @pytest.mark.parametrize(("row_length", "seen"), [(12, 6), (7, 6), (6, 5)])
 def test_it_recommends_what_it_would_fill_in_after_the_history(row_length, seen):
-    """Of a history that fills a row, the oldest item gives way to the mask."""
+    """Where a history fills its row, the oldest item makes room for the mask."""
     model = make(max_items=6, row_length=row_length)
     rng = np.random.default_rng(3)
     inputs, lengths = rng.integers(0, 30, (6, 6)), np.arange(6) + 1
     batch = RankBatch(inputs, lengths, np.full((6, 6), -1), np.zeros(6, np.int32))
-    # The same, each history in a row of its own: its newest items, the mask, and nothing more.
+    # Each history in a row of its own: its newest items and the mask.
     filled, hidden, segment_ids = np.zeros((3, 6, seen + 1), np.int32)
     for row, length in enumerate(lengths):
         history = inputs[row, :length][-seen:]
@@ -132,17 +131,17 @@ def test_it_recommends_what_it_would_fill_in_after_the_history(row_length, seen)
     np.testing.assert_allclose(jax.jit(model.users)(batch), states[hidden > 0], rtol=1e-4, atol=1e-5)
 
 
-def test_positions_are_as_many_as_training_windows_have():
-    """And not one more, which would rank without having been trained."""
+def test_there_are_as_many_positions_as_training_windows_have():
+    """One more would rank without having been trained."""
     for max_items, row_length, longest in ((6, 12, 7), (6, 7, 7), (6, 6, 6)):
         model = make(max_items, row_length)
         assert model.encoder.position_embedding.shape[0] == longest
-    assert BERT4Rec.windows == "with_target"
+    assert Options().windows == "with_target"
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("mask_fraction", 0.0), ("mask_fraction", 1.0), ("last_fraction", -0.1), ("last_fraction", 1.1)]
 )
-def test_what_is_no_fraction_is_refused(key, value):
+def test_a_fraction_outside_its_range_is_refused(key, value):
     with pytest.raises(UserError, match=rf"config\.bert4rec\.{key}: "):
         make(**{key: value})

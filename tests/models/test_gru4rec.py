@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simgr_jax.models.gru4rec import StackedGRU
+from simgr_jax.models.gru4rec import Options, StackedGRU
 from simgr_jax.models.item_sequence import encoder_config
 from tests.training import tiny_run
 
@@ -18,12 +18,12 @@ DTYPES = ("bfloat16", "float32")
 
 @pytest.fixture(scope="module")
 def shape():
-    return dataclasses.replace(encoder_config(tiny_run.config()), width=WIDTH, layers=LAYERS, dropout=0.0)
+    return dataclasses.replace(encoder_config(tiny_run.config(), Options()), width=WIDTH, layers=LAYERS, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
 def gru(shape) -> StackedGRU:
-    """With biases that are not zero."""
+    """Its biases are not zero."""
     gru, rng = StackedGRU(shape, nnx.Rngs(0)), np.random.default_rng(0)
     for layer in gru.layers:
         for bias in (layer.input.bias, layer.recurrent_bias):
@@ -32,7 +32,7 @@ def gru(shape) -> StackedGRU:
 
 
 def packed(sequences: list[np.ndarray], room: int) -> tuple[np.ndarray, ...]:
-    """A row: embeddings [1, room, D], segment ids and positions [1, room]."""
+    """One row: embeddings [1, room, D], segment ids and positions [1, room]."""
     lengths = [len(sequence) for sequence in sequences]
     embeddings = np.zeros((1, room, WIDTH), np.float32)
     segment_ids, positions = np.zeros((1, room), np.int32), np.zeros((1, room), np.int32)
@@ -42,7 +42,7 @@ def packed(sequences: list[np.ndarray], room: int) -> tuple[np.ndarray, ...]:
     return embeddings, segment_ids, positions
 
 
-def test_is_pytorchs_and_forgets_between_sequences(gru):
+def test_equals_pytorchs_and_forgets_between_sequences(gru):
     torch = pytest.importorskip("torch")
     theirs = torch.nn.GRU(WIDTH, WIDTH, LAYERS, batch_first=True)
     for number, layer in enumerate(gru.layers):
@@ -66,12 +66,12 @@ def test_dropout_is_before_each_layer(shape):
     gru = StackedGRU(dataclasses.replace(shape, dropout=0.999), nnx.Rngs(0))
     row = packed([np.ones((4, WIDTH), np.float32)], 4)
     dropped = gru(*row, rngs=nnx.Rngs(dropout=1))
-    # Nothing gets in, so that the state stays at what the biases, zero, leave: tanh(0).
+    # No input gets through, and the biases are zero, so the state stays at tanh(0).
     np.testing.assert_array_equal(dropped, np.zeros_like(dropped))
     assert (np.abs(gru(*row)) > 0).all()
 
 
-def test_bfloat16_is_for_products_alone(shape):
+def test_only_products_are_computed_in_bfloat16(shape):
     row = packed([np.random.default_rng(2).normal(size=(8, WIDTH)).astype(np.float32)], 8)
     states, expected = (StackedGRU(dataclasses.replace(shape, dtype=dtype), nnx.Rngs(0))(*row) for dtype in DTYPES)
     assert states.dtype == jnp.float32
@@ -79,7 +79,7 @@ def test_bfloat16_is_for_products_alone(shape):
 
 
 def test_learns_through_time(gru):
-    """The last state's gradient reaches the first item of its own sequence, and nothing of the one before."""
+    """The last state's gradient reaches every item of its own sequence, and none of the sequence before."""
     rng = np.random.default_rng(3)
     row, segment_ids, positions = packed([rng.normal(size=(length, WIDTH)) for length in (3, 4)], 7)
     gradient = jax.jit(jax.grad(lambda row: gru(row, segment_ids, positions)[0, -1].sum()))(jnp.asarray(row))[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simgr_jax.models.hstu import HSTU
+from simgr_jax.models.hstu import HSTU, Options
 from simgr_jax.models.item_sequence import encoder_config
 from simgr_jax.models.transformer import TransformerConfig
 from tests.training import tiny_run
@@ -19,12 +19,12 @@ WIDTH, HEADS, HEAD_WIDTH, LONGEST = 8, 2, 3, 5
 @pytest.fixture(scope="module")
 def shape() -> TransformerConfig:
     sizes = {"width": WIDTH, "heads": HEADS, "head_width": HEAD_WIDTH, "layers": 2, "max_positions": LONGEST}
-    return dataclasses.replace(encoder_config(tiny_run.config()), **sizes, dropout=0.0)
+    return dataclasses.replace(encoder_config(tiny_run.config(), Options()), **sizes, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
 def hstu(shape) -> HSTU:
-    """All of its parameters are random, so that each one counts."""
+    """An encoder whose parameters are all random, so that each one counts."""
     encoder, rng = HSTU(shape, nnx.Rngs(0)), np.random.default_rng(0)
     state = nnx.state(encoder, nnx.Param)
     nnx.update(encoder, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), state))
@@ -42,7 +42,7 @@ def silu(x):
 
 
 def layer_of(layer, x):
-    """[t, D] -> [t, D] of one sequence, position by position and head by head."""
+    """[t, D] -> [t, D], for one sequence, position by position and head by head."""
     projected = silu(norm(x, layer.input_norm) @ np.asarray(layer.uvqk.kernel))
     gate, *by_head = np.split(projected, 4, axis=-1)
     value, query, key = (y.reshape(len(x), HEADS, HEAD_WIDTH) for y in by_head)
@@ -56,7 +56,7 @@ def layer_of(layer, x):
     return x + gated @ np.asarray(layer.output.kernel) + np.asarray(layer.output.bias)
 
 
-def test_is_the_papers_equations_for_each_sequence_of_a_row(hstu):
+def test_follows_the_papers_equations_for_each_sequence_of_a_row(hstu):
     rng = np.random.default_rng(1)
     sequences = [rng.normal(size=(length, WIDTH)) for length in (4, 1, 5)]
     row = np.concatenate([*sequences, np.zeros((2, WIDTH))])[None]

@@ -8,20 +8,18 @@ from simgr_jax.data.dataset import Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.inputs.batch import RankBatch
 from simgr_jax.models import item_knn
-from simgr_jax.models.registry import create
-from tests.training import tiny_run
 
 NUM_ITEMS = 12  # The last two occur in no sequence.
 
 
 def random_sequences(seed: int) -> Sequences:
-    """Of ten items, some twice in a sequence."""
+    """Sequences of ten items; some occur twice in a sequence."""
     rng = np.random.default_rng(seed)
     return Sequences.from_lists(rng.integers(0, NUM_ITEMS - 2, rng.integers(2, 7)) for _ in range(9))
 
 
 def brute_force(train: Sequences, count: int, shrinkage: float) -> np.ndarray:
-    """float64 [N, N]: the weight of j among the neighbors of i, 0 where it is none."""
+    """float64 [N, N]: the weight of j among the neighbors of i, 0 where it is not one."""
     buyers = [{user for user, items in enumerate(train) if item in items} for item in range(NUM_ITEMS)]
     weights = np.zeros((NUM_ITEMS, NUM_ITEMS))
     for i in range(NUM_ITEMS):
@@ -51,10 +49,11 @@ def test_the_neighbors_are_the_items_that_share_most_users(seed, count, shrinkag
 @pytest.mark.parametrize("filter_history", [False, True])
 def test_a_history_is_scored_by_the_neighbors_of_all_its_items(filter_history):
     train = random_sequences(0)
-    histories = [[1, 4, 7], [3], [2, 2, 11], [10, 11]]  # One with an item twice, and one that nobody is alike.
-    history = np.full((4, 5), -1, np.int32)
-    for row, items in zip(history, histories, strict=True):
-        row[: len(items)] = items
+    # One has an item twice, and one has only items without neighbors.
+    histories = [[1, 4, 7], [3], [2, 2, 11], [10, 11]]
+    inputs, history = np.zeros((4, 5), np.int32), np.full((4, 8), -1, np.int32)
+    for row, items in enumerate(histories):
+        inputs[row, : len(items)] = history[row, : len(items)] = items
     targets = np.array([0, 4, 2, 10], np.int32)
     expected = np.stack([brute_force(train, 4, 2.0)[items].sum(axis=0) for items in histories])
     if filter_history:
@@ -62,7 +61,7 @@ def test_a_history_is_scored_by_the_neighbors_of_all_its_items(filter_history):
             row[items] = -np.inf
 
     model = item_knn.ItemKNN(*item_knn.neighbors(train, NUM_ITEMS, 4, 2.0))
-    batch = RankBatch(history, np.array([3, 1, 3, 2], np.int32), history, targets)
+    batch = RankBatch(inputs, np.array([3, 1, 3, 2], np.int32), history, targets)
     ranking = jax.jit(lambda batch: model.rank(batch, model.catalog(), NUM_ITEMS, filter_history))(batch)
     for row in range(4):
         listed = ranking.items[row] >= 0
@@ -71,12 +70,24 @@ def test_a_history_is_scored_by_the_neighbors_of_all_its_items(filter_history):
         ahead, tied = (
             (compare(expected[row], expected[row, targets[row]])).sum() for compare in (np.greater, np.equal)
         )
-        assert ranking.target_rank[row] == ahead + (tied + 1) / 2
+        is_ruled_out = np.isinf(expected[row, targets[row]])
+        assert ranking.target_rank[row] == (np.inf if is_ruled_out else ahead + (tied + 1) / 2)
+
+
+def test_an_item_that_is_too_old_to_be_read_is_filtered_but_not_scored():
+    """The history has all items, the inputs only the newest."""
+    train = random_sequences(0)
+    model = item_knn.ItemKNN(*item_knn.neighbors(train, NUM_ITEMS, 4, 2.0))
+    batch = RankBatch(np.array([[3]]), np.array([1]), np.array([[7, 3]]), np.array([7]))
+    ranking = model.rank(batch, model.catalog(), NUM_ITEMS, True)
+    expected = brute_force(train, 4, 2.0)[3]
+    listed = ranking.items[0] >= 0
+    np.testing.assert_allclose(ranking.scores[0, listed], expected[ranking.items[0, listed]], rtol=1e-6)
+    assert set(ranking.items[0, listed].tolist()) == set(range(NUM_ITEMS)) - {3, 7}
+    assert ranking.target_rank[0] == np.inf
 
 
 @pytest.mark.parametrize(("key", "value"), [("neighbors", 0), ("shrinkage", -1.0)])
-def test_what_can_not_be_is_refused(key, value):
-    config = tiny_run.config()
-    config.model.name, config.item_knn[key] = "item_knn", value
-    with pytest.raises(UserError, match=rf"config\.item_knn\.{key}: "):
-        create(config, tiny_run.SEMANTIC_IDS, tiny_run.split().train)
+def test_an_impossible_option_is_named_by_its_key(key, value):
+    with pytest.raises(UserError, match=rf"^config\.item_knn\.{key}: can't be {value}; give"):
+        item_knn.Options(**{key: value})

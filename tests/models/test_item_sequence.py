@@ -1,4 +1,4 @@
-"""What holds for every model over item indices, whatever its encoder."""
+"""Behaviour that all models over item indices share."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,9 @@ import pytest
 from flax import nnx
 
 from simgr_jax.errors import UserError
-from simgr_jax.evaluation.metrics import summarize
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
-from simgr_jax.models import popularity
-from simgr_jax.models.registry import create
+from simgr_jax.models import registry
+from simgr_jax.models.bert4rec import BERT4Rec
 from tests.training import tiny_run
 
 NUM_ITEMS = tiny_run.NUM_ITEMS
@@ -21,16 +20,16 @@ ROOM = 12
 
 
 def make(name: str, **changes):
-    """changes: of the config, by dotted keys."""
-    config = tiny_run.config()
-    config.model.name, config.backbone.layers = name, 2
+    """changes: of the config, by full key."""
+    config = tiny_run.config(name)
+    config.backbone.layers = 2
     config.update_from_flattened_dict(changes)
-    return create(config, tiny_run.SEMANTIC_IDS, tiny_run.split().train)
+    return tiny_run.make_model(config)
 
 
 @pytest.fixture(scope="module")
 def models() -> dict:
-    """Without dropout; all parameters are random, so that each one counts."""
+    """Models without dropout, whose parameters are all random, so that each one counts."""
 
     def randomized(name: str):
         model, rng = make(name, **{"backbone.dropout": 0.0}), np.random.default_rng(0)
@@ -42,7 +41,7 @@ def models() -> dict:
 
 
 def rows(*packed: list[list[int]]) -> tuple[np.ndarray, ...]:
-    """Inputs, segment ids and positions, int32 [B, ROOM]: a row of each argument's sequences."""
+    """Inputs, segment ids and positions, int32 [B, ROOM]; each argument is a list of sequences that share a row."""
     inputs, segment_ids, positions = np.zeros((3, len(packed), ROOM), np.int32)
     for row, sequences in enumerate(packed):
         lengths = [len(sequence) for sequence in sequences]
@@ -53,15 +52,15 @@ def rows(*packed: list[list[int]]) -> tuple[np.ndarray, ...]:
 
 
 def states_of(model, inputs, segment_ids, positions) -> np.ndarray:
-    """[B, ROOM, D]; one that sees both sides doesn't see items 1 and 5."""
-    if model.windows == "with_target":
+    """[B, ROOM, D]. From a model that reads in both directions items 1 and 5 are hidden."""
+    if isinstance(model, BERT4Rec):
         hidden = (inputs == 1) | (inputs == 5)
         return np.asarray(jax.jit(model.states_with_hidden)(inputs, hidden, segment_ids, positions))
     return np.asarray(jax.jit(model.states)(inputs, segment_ids, positions))
 
 
 def train_batch(*packed: list[list[int]]) -> TrainBatch:
-    """Rows of the sequences without their last items: what comes next is asked after each."""
+    """The sequences without their last items. After each item the next one is the target."""
     inputs, segment_ids, positions = rows(*([items[:-1] for items in sequences] for sequences in packed))
     targets, _, _ = rows(*([items[1:] for items in sequences] for sequences in packed))
     valid = segment_ids > 0
@@ -70,7 +69,7 @@ def train_batch(*packed: list[list[int]]) -> TrainBatch:
 
 
 def rank_batch(histories: list[list[int]], padding: int = 0) -> RankBatch:
-    """Histories of six items at most, after which there may be anything."""
+    """Histories of at most six items. padding: the item that fills the rows."""
     lengths = np.array([len(items) for items in histories], np.int32)
     inputs, segment_ids, _ = (array[:, :6] for array in rows(*([items] for items in histories)))
     history = np.where(segment_ids > 0, inputs, -1)
@@ -82,7 +81,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_sequences_packed_in_a_row_are_read_as_apart(name, models):
+def test_sequences_packed_in_a_row_are_read_as_if_apart(name, models):
     inputs, segment_ids, positions = rows(HISTORIES, *([items] for items in HISTORIES))
     states = states_of(models[name], inputs, segment_ids, positions)
     apart = [states[row, : len(items)] for row, items in enumerate(HISTORIES, start=1)]
@@ -90,7 +89,7 @@ def test_sequences_packed_in_a_row_are_read_as_apart(name, models):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_a_state_knows_its_own_sequence_up_to_there(name, models):
+def test_a_state_depends_on_its_own_sequence_up_to_its_position(name, models):
     inputs, segment_ids, positions = rows(HISTORIES)
     changed = np.where(np.eye(ROOM, dtype=bool), (inputs + 1) % NUM_ITEMS, inputs)  # Row t has another item t.
     rest = (np.broadcast_to(array, (ROOM, ROOM)) for array in (segment_ids, positions))
@@ -101,7 +100,7 @@ def test_a_state_knows_its_own_sequence_up_to_there(name, models):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_the_loss_is_the_mean_cross_entropy_of_what_comes_next(name, models):
+def test_the_loss_is_the_mean_cross_entropy_of_the_next_items(name, models):
     model, batch, smoothing = models[name], train_batch([*HISTORIES], [[7, 8, 7]]), 0.2
     states = states_of(model, batch.inputs, batch.segment_ids, batch.positions).astype(np.float64)
     logits = states @ np.asarray(model.embedding).T + (0 if model.item_bias is None else np.asarray(model.item_bias))
@@ -115,17 +114,17 @@ def test_the_loss_is_the_mean_cross_entropy_of_what_comes_next(name, models):
     assert loss.dtype == jnp.float32
 
 
-def test_only_the_models_with_biases_in_their_papers_have_them(models):
+def test_items_have_biases_only_where_the_paper_has_them(models):
     assert [name for name, model in models.items() if model.item_bias is not None] == ["gru4rec", "bert4rec"]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_lists_are_of_the_likeliest_items(name, models):
+def test_lists_hold_the_likeliest_items(name, models):
     model, histories = models[name], [[3, 1, 4], [9], [5, 6, 5, 7, 8, 2]]
     batch = rank_batch(histories)
     log_p = np.asarray(jax.jit(model.log_probabilities)(batch, model.catalog()))
     np.testing.assert_allclose(np.exp(log_p).sum(axis=1), np.ones(3), rtol=1e-5)
-    if model.windows == "history":  # The state after the history's last item.
+    if name in CAUSAL:  # The user is the state after the history's last item.
         states = states_of(model, *rows(*([items] for items in histories)))
         users = np.stack([states[row, len(items) - 1] for row, items in enumerate(histories)]).astype(np.float64)
         bias = 0 if model.item_bias is None else np.asarray(model.item_bias)
@@ -142,14 +141,14 @@ def test_lists_are_of_the_likeliest_items(name, models):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_follows_a_history_in_its_row_does_not_count(name, models):
+def test_padding_after_a_history_does_not_matter(name, models):
     model, histories = models[name], [[3, 1, 4], [9], [5, 6, 5, 7, 8, 2]]
     users = [jax.jit(model.users)(rank_batch(histories, padding)) for padding in (0, 17)]
     np.testing.assert_array_equal(*users)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_dropout_is_drawn_anew_and_the_same_from_the_same_key(name):
+def test_dropout_depends_on_the_key_alone(name):
     model = make(name, **{"backbone.dropout": 0.4, "bert4rec.last_fraction": 1.0})
     batch = train_batch([*HISTORIES])
     loss = jax.jit(lambda key: model.loss(batch, nnx.Rngs(dropout=key))[0])
@@ -158,34 +157,34 @@ def test_dropout_is_drawn_anew_and_the_same_from_the_same_key(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_prompts_of_tokens_are_refused(name):
-    with pytest.raises(UserError, match=rf'config\.model\.history: {name} reads items, not "tokens"; set it to "item"'):
-        make(name, **{"model.history": "tokens"})
+def test_a_key_that_says_how_histories_are_read_does_not_exist(name):
+    """They always read items."""
+    config = tiny_run.config(name)
+    assert registry.options_of(config).history == "item"
+    assert "history" not in config[name]
 
 
-def test_label_smoothing_that_is_no_share_is_refused():
-    with pytest.raises(UserError, match=r"config\.loss\.label_smoothing: 1\.0 is not in \[0, 1\)"):
-        make("gru4rec", **{"loss.label_smoothing": 1.0})
+@pytest.mark.parametrize("name", MODELS)
+def test_label_smoothing_outside_its_range_is_refused(name):
+    message = rf"config\.{name}\.label_smoothing: can't be 1\.0; give a fraction from 0 to below 1"
+    with pytest.raises(UserError, match=message):
+        make(name, **{f"{name}.label_smoothing": 1.0})
 
 
 @pytest.mark.parametrize("name", [*MODELS, "sasrec binary", "item_knn"])
 def test_learns_more_than_popularity(name, tmp_path):
-    name, *options = name.split()
-    config = tiny_run.config(epochs=20 if name == "bert4rec" else 6, evaluate_every_epochs=2)
-    config.model.name = name
-    if options:
-        config.sasrec.loss = options[0]
-    model, ranker = tiny_run.train(config, tmp_path)
-    split = tiny_run.split()
-    if name == "item_knn":  # Not trained, so that there is no log.
-        _, params, rest = nnx.split(model, nnx.Param, ...)
-        ranking = ranker(params, rest, split.validation)
-        score = summarize(ranking.target_rank, ranking.items, NUM_ITEMS)["NDCG@10"]
+    name, *loss = name.split()
+    config = tiny_run.config(name, epochs=20 if name == "bert4rec" else 6, evaluate_every_epochs=2)
+    if loss:
+        config.sasrec.loss = loss[0]
+    if name == "item_knn":  # It is not trained, so it has no log.
+        model = tiny_run.make_model(config)
+        score = tiny_run.evaluate(tiny_run.make_ranker(config, model), model)["NDCG@10"]
     else:
+        tiny_run.train(config, tmp_path)
         score = max(line.get("validation/NDCG@10", 0) for line in tiny_run.log(tmp_path))
-    ranking = popularity.rank(split.train, NUM_ITEMS, split.validation.targets, 10)
-    assert score > 1.5 * summarize(ranking.target_rank, ranking.items, NUM_ITEMS)["NDCG@10"]
+    assert score > 1.5 * tiny_run.popularity_ndcg()
 
 
-def test_on_any_mesh_they_learn_and_rank_as_on_one_device(on_eight_devices):
+def test_models_learn_and_rank_on_a_mesh_as_on_one_device(on_eight_devices):
     on_eight_devices("tests.models.sharded_item_sequence")

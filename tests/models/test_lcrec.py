@@ -9,23 +9,24 @@ import pytest
 from flax import nnx
 from scipy.special import log_softmax, logsumexp
 
-from simgr_jax import default_config
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.load_weights import load_transformer
-from simgr_jax.huggingface.pretrained import longest_sequence
 from simgr_jax.inputs import prompts
 from simgr_jax.inputs.batch import RankBatch
-from simgr_jax.inputs.batches import TrainingWindows, train_batches
-from simgr_jax.models import speller
+from simgr_jax.inputs.train_batches import train_batches
+from simgr_jax.inputs.training_windows import TrainingWindows
+from simgr_jax.models import registry, speller
+from simgr_jax.models.lcrec import Options
 from simgr_jax.models.lora import Frozen
-from simgr_jax.models.model_inputs import Backbone
-from simgr_jax.models.registry import create
+from simgr_jax.models.model_inputs import Backbone, ModelInputs
 from simgr_jax.ops.top_k import rank_catalog
+from simgr_jax.run import Run
 from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training.state import create_state, make_train_step
+from tests.training import tiny_run
 
 SIZES = (4, 5, 3)
 LEVELS, VOCABULARY = len(SIZES), sum(SIZES)
@@ -35,15 +36,14 @@ PREFIX = np.array([VOCABULARY + 1, VOCABULARY, VOCABULARY + 1], np.int32)
 
 @pytest.fixture(scope="session")
 def twins(codes):
-    """int [37, 3], where three items share their codes, and two others theirs."""
+    """int [37, 3]; three items have the same codes, and so have two others."""
     codes = codes.copy()
     codes[[7, 30]], codes[22] = codes[1], codes[21]
     return codes
 
 
 def make_config(**changes):
-    config = default_config.get_config()
-    config.model.update({"name": "autoregressive", "history": "tokens"})
+    config = tiny_run.config("lcrec")
     config.backbone.update(
         {"width": 8, "layers": 1, "heads": 2, "kv_heads": 1, "head_width": 4, "mlp_width": 12, "dropout": 0.0}
     )
@@ -52,9 +52,8 @@ def make_config(**changes):
 
 
 def make(codes, text_embedding=None, sizes=SIZES, **changes):
-    """A model whose every parameter is random, so that probabilities differ much."""
-    config, ids = make_config(**changes), SemanticIds(codes.astype(np.int32), sizes)
-    model = create(config, ids, USERS)
+    """A model whose parameters are all random, so that probabilities differ much."""
+    model = tiny_run.make_model(make_config(**changes), SemanticIds(codes.astype(np.int32), sizes), USERS)
     model.text_embedding = nnx.data(text_embedding)
     generator = np.random.default_rng(3)
     random = lambda x: jnp.asarray(generator.normal(0.2, 0.5, x.shape), jnp.float32)  # noqa: E731
@@ -72,8 +71,8 @@ def _states(model, inputs, segment_ids, positions):
 
 
 def next_token(model, sequences):
-    """log p(token | sequence), float64 [S, V], each sequence read alone, from its beginning."""
-    rows = -len(sequences) % 64 + len(sequences)  # Few shapes, so that little is compiled.
+    """log p(token | sequence), float64 [S, V]; each sequence is read alone."""
+    rows = -len(sequences) % 64 + len(sequences)  # A multiple of 64, so that few shapes are compiled.
     lengths = np.array([len(s) for s in sequences] + [1] * (rows - len(sequences)))
     inputs = np.zeros((rows, 24), np.int32)
     for row, sequence in zip(inputs, sequences, strict=False):
@@ -85,7 +84,7 @@ def next_token(model, sequences):
 
 
 def likelihoods(model, history, tokens):
-    """log p(an item's tokens | history), [N], of tokens [N, L]."""
+    """log p(item's tokens | history), [N], for tokens [N, L]."""
     scores = np.zeros(len(tokens))
     for level in range(tokens.shape[1]):
         sequences = [[*history, *item[:level]] for item in tokens]
@@ -110,18 +109,18 @@ def _answer(graphdef, question, arguments, state, batch):
 
 
 def ask(model, question, batch, *arguments):
-    """What the model's method answers."""
+    """What the model's method `question` returns."""
     graphdef, state = nnx.split(model)
     return jax.tree.map(np.asarray, _answer(graphdef, question, arguments, state, batch))
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 def test_the_loss_is_the_cross_entropy_of_each_targets_tokens(twins, label_smoothing):
-    """Of packed windows, against each history read alone behind the prefix."""
+    """The loss of packed windows equals that of each history read alone behind the prefix."""
     text_embedding = nnx.Param(jnp.asarray(np.random.default_rng(5).normal(size=(2, 8)), jnp.float32))
-    model = make(twins, text_embedding, **{"loss.label_smoothing": label_smoothing})
+    model = make(twins, text_embedding, **{"lcrec.label_smoothing": label_smoothing})
     prompt = prompts.Prompt(PREFIX, prompts.token_prompt(tokens_of(twins)).pieces, 0, np.arange(2))
-    windows = TrainingWindows(USERS, prompt, max_items=4, row_length=34, windows=model.windows)
+    windows = TrainingWindows(USERS, prompt, max_items=4, row_length=34, windows=Options().windows)
     batches = train_batches(windows, 2, seed=0)
     batch = next(batches)
     batches.close()
@@ -141,8 +140,8 @@ def test_the_loss_is_the_cross_entropy_of_each_targets_tokens(twins, label_smoot
     np.testing.assert_allclose(scalars["token_loss"], np.mean(losses) / LEVELS, rtol=1e-5)
 
 
-def test_every_items_likelihood_is_that_of_its_tokens(twins, monkeypatch):
-    """Also where they are scored a few at a time, the last of them fewer."""
+def test_an_items_likelihood_is_that_of_its_tokens(twins, monkeypatch):
+    """Also if items are scored in chunks, of which the last is not full."""
     monkeypatch.setattr(speller, "_SCORING_FLOATS", 3 * LEVELS * 36 * 8)
     text_embedding = nnx.Param(jnp.ones((2, 8)))
     model, batch = make(twins, text_embedding), rank_batch(twins, prefix=PREFIX)
@@ -160,8 +159,8 @@ def test_every_items_likelihood_is_that_of_its_tokens(twins, monkeypatch):
     np.testing.assert_allclose(ask(model, "log_item_mass", batch), logsumexp(distinct, axis=1), rtol=1e-4, atol=1e-4)
 
 
-def test_likelihoods_are_of_all_sequences_of_tokens():
-    """They sum to 1 over all that could follow, of which items are a part."""
+def test_likelihoods_sum_to_one_over_all_token_sequences():
+    """Items are only some of these sequences."""
     every = np.array(list(itertools.product(range(4), range(5), range(3))))
     model, batch = make(every), rank_batch(every)
     history = batch.inputs[0, : batch.lengths[0]]
@@ -172,7 +171,7 @@ def test_likelihoods_are_of_all_sequences_of_tokens():
 
 @pytest.mark.parametrize("filter_history", [False, True])
 def test_a_beam_as_wide_as_the_catalog_ranks_all_items(twins, filter_history):
-    model, batch = make(twins, **{"autoregressive.beam_width": 37}), rank_batch(twins)
+    model, batch = make(twins, **{"lcrec.beam_width": 37}), rank_batch(twins)
     ranking = ask(model, "rank", batch, 20, filter_history)
     scores = ask(model, "item_log_likelihoods", batch).copy()
     if filter_history:
@@ -186,7 +185,7 @@ def test_a_beam_as_wide_as_the_catalog_ranks_all_items(twins, filter_history):
 
 
 def plain_beam(model, history, tokens, width):
-    """Beam search with nothing cached and nothing compiled for it: the items found and their scores, best first."""
+    """Beam search without a cache: the items that it finds and their scores, best first."""
     beams = [((), 0.0)]
     for level in range(LEVELS):
         log_p = next_token(model, [[*history, *prefix] for prefix, _ in beams])
@@ -210,12 +209,12 @@ def test_a_narrow_beam_finds_what_a_plain_one_finds(codes, width):
         expected_items, expected_scores = plain_beam(model, history, tokens_of(codes), width)
         np.testing.assert_array_equal(items[row], expected_items)
         np.testing.assert_allclose(scores[row], expected_scores, rtol=1e-4, atol=1e-4)
-    assert (items != best).any()  # Or nothing was lost, and any search would do.
+    assert (items != best).any()  # Otherwise a narrow beam would be no different from a wide one.
 
 
 def test_a_target_that_the_beam_did_not_keep_has_no_rank(codes):
-    """And what padding holds counts for nothing."""
-    model, batch = make(codes, **{"autoregressive.beam_width": 4}), rank_batch(codes)
+    """Padding holds another token here, which makes no difference."""
+    model, batch = make(codes, **{"lcrec.beam_width": 4}), rank_batch(codes)
     items, _ = ask(model, "beam", batch, 4)
     others = np.setdiff1d(np.arange(37), items[2])
     inputs = np.where(np.arange(18) < batch.lengths[:, None], batch.inputs, 5)
@@ -225,9 +224,9 @@ def test_a_target_that_the_beam_did_not_keep_has_no_rank(codes):
     np.testing.assert_array_equal(ranking.target_rank, [4, 1, np.inf])
 
 
-def test_items_of_one_token_need_no_beam():
+def test_items_of_a_single_token_are_ranked():
     codes = np.random.default_rng(0).permutation(12)[:, None]
-    model = make(codes, sizes=(12,), **{"autoregressive.beam_width": 12})
+    model = make(codes, sizes=(12,), **{"lcrec.beam_width": 12})
     inputs = np.array([[3, 4, 0], [7, 0, 0]], np.int32)
     batch = RankBatch(inputs, np.array([2, 1], np.int32), np.full((2, 3), -1, np.int32), np.array([5, 6], np.int32))
     expected = next_token(model, [[3, 4], [7]])[:, codes[:, 0]]
@@ -235,8 +234,7 @@ def test_items_of_one_token_need_no_beam():
     np.testing.assert_array_equal(ask(model, "rank", batch, 12, False).items, np.argsort(-expected, axis=1))
 
 
-def test_an_adapted_llm_takes_a_step(root, codes):
-    """Its adapters and the tokens' embeddings learn, it itself does not."""
+def test_an_adapted_llm_trains_its_adapters_and_the_token_embeddings(root, codes):
     checkpoint = Checkpoint(root / "tests" / "huggingface" / "golden" / "qwen3")
     decoder = load_transformer(checkpoint, families.transformer_config(checkpoint.config, max_length=24), "bfloat16")
     generator = np.random.default_rng(0)
@@ -244,12 +242,13 @@ def test_an_adapted_llm_takes_a_step(root, codes):
     text = jnp.asarray(generator.normal(0, 0.1, (2, 16)), jnp.bfloat16)
     config = make_config(**{"lora.rank": 2})
     ids = SemanticIds(codes.astype(np.int32), SIZES)
-    model = create(config, ids, USERS, Backbone(decoder, embedding, text))
+    inputs = ModelInputs(37, ids, USERS, lambda: Backbone(decoder, embedding, text), nnx.Rngs(0))
+    model = registry.create(config, inputs)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     assert set(params) == {"backbone", "embedding"} and nnx.state(model, Frozen)
 
     prompt = prompts.Prompt(PREFIX, prompts.token_prompt(ids.tokens).pieces, 0, np.arange(2))
-    batches = train_batches(TrainingWindows(USERS, prompt, 4, 24, model.windows), 2, seed=0)
+    batches = train_batches(TrainingWindows(USERS, prompt, 4, 24, Options().windows), 2, seed=0)
     batch = next(batches)
     batches.close()
     optimizer = optax.adam(3e-2)
@@ -262,23 +261,21 @@ def test_an_adapted_llm_takes_a_step(root, codes):
     assert losses[2] < losses[1] < losses[0]
 
 
-def test_the_backbone_has_positions_for_the_item_that_is_spelled(codes):
+def test_the_backbone_has_positions_for_the_item_that_is_spelled(codes, tmp_path):
     prompt = prompts.Prompt(PREFIX, prompts.token_prompt(tokens_of(codes)).pieces, 0, np.arange(2))
-    config = make_config(**{"data.max_items": 4})
-    assert longest_sequence(config, prompt) == 3 + 4 * 3 + 3
-    config.training.row_length = 14  # Histories fill it where they are ranked.
-    assert longest_sequence(config, prompt) == 14 + 3
+    # Rows of 14 are filled by longer histories when they are ranked.
+    for row_length, longest in ((0, 3 + 4 * 3 + 3), (14, 14 + 3)):
+        run = Run(make_config(**{"data.max_items": 4, "training.row_length": row_length}), tmp_path)
+        run.prompt = prompt
+        assert run.longest_sequence == longest
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("model.history", "item"),
-        ("prompt.item", "\n{codes}"),
-        ("autoregressive.beam_width", 0),
-        ("loss.label_smoothing", 1.0),
-    ],
-)
-def test_what_can_not_be_is_told_by_its_key(codes, key, value):
-    with pytest.raises(UserError, match=f"^config.{key}: "):
-        make(codes, **{key: value})
+def test_text_between_items_is_refused(codes):
+    with pytest.raises(UserError, match=r"^config\.prompt\.item: has more than .*leave the text out"):
+        make(codes, **{"prompt.item": "\n{codes}"})
+
+
+@pytest.mark.parametrize(("key", "value"), [("beam_width", 0), ("label_smoothing", 1.0)])
+def test_an_impossible_option_is_named_by_its_key(key, value):
+    with pytest.raises(UserError, match=rf"^config\.lcrec\.{key}: can't be {value}; give"):
+        Options(**{key: value})

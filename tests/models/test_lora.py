@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from simgr_jax.devices import sharding
 from simgr_jax.errors import UserError
 from simgr_jax.models import lora
 from simgr_jax.models.lora import Frozen, LoRAConfig
@@ -23,7 +24,7 @@ def adapted(config=LORA, dtype="float32"):
 
 
 def trained(model):
-    """With adapters that are not at their start."""
+    """The model with random adapters."""
     generator = np.random.default_rng(3)
     random = lambda x: jnp.asarray(generator.normal(size=x.shape), jnp.float32)  # noqa: E731
     nnx.update(model, jax.tree.map(random, nnx.state(model, nnx.Param)))
@@ -68,7 +69,19 @@ def test_merging_changes_no_output_and_leaves_no_adapter():
     )
 
 
-def test_dropout_is_on_the_adapters_alone():
+def test_frozen_parameters_are_split_over_devices_as_before():
+    """Freezing keeps the axes, and adapters have some."""
+    axes = {
+        ".".join(map(str, path)): sharding.axes_of(variable)
+        for path, variable in nnx.to_flat_state(nnx.state(adapted()))
+    }
+    assert axes["layers.self_attn.q_proj.kernel"] == ("embed", "heads")
+    assert axes["layers.mlp.up_proj.kernel"] == ("embed", "mlp")
+    assert axes["layers.self_attn.q_proj.lora.a"] == ("embed", None)
+    assert axes["layers.self_attn.q_proj.lora.b"] == (None, "embed")
+
+
+def test_dropout_affects_only_the_adapters():
     dropping = dataclasses.replace(LORA, dropout=0.5)
     fresh, plain = adapted(dropping), Transformer(CONFIG, nnx.Rngs(0))
     np.testing.assert_array_equal(fresh(*INPUTS, nnx.Rngs(dropout=0)), plain(*INPUTS))
@@ -76,7 +89,7 @@ def test_dropout_is_on_the_adapters_alone():
     assert not np.allclose(model(*INPUTS, nnx.Rngs(dropout=0)), model(*INPUTS, nnx.Rngs(dropout=1)))
 
 
-def test_a_target_that_is_not_there_is_named():
+def test_an_unknown_target_is_named():
     with pytest.raises(UserError, match=r"^config\.lora\.targets: .* no projection c_attn; choose .*q_proj"):
         adapted(dataclasses.replace(LORA, targets=("q_proj", "c_attn")))
 

@@ -9,10 +9,9 @@ from flax import nnx
 from scipy.special import log_softmax
 
 from simgr_jax.errors import UserError
-from simgr_jax.evaluation.metrics import summarize
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
-from simgr_jax.models import popularity
-from simgr_jax.models.rpg import Parallel, ParallelConfig
+from simgr_jax.models.model_inputs import Backbone
+from simgr_jax.models.rpg import RPG, Options
 from simgr_jax.models.transformer import Transformer, from_scratch_config
 from simgr_jax.semantic_ids.codes import SemanticIds
 from tests.training import tiny_run
@@ -20,29 +19,24 @@ from tests.training import tiny_run
 N, SIZES, WIDTH = 37, (4, 5, 3), 8
 OFFSETS = np.array([0, 4, 9])
 BACKBONE = from_scratch_config(width=WIDTH, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=12)
-CONFIG = {
-    "temperature": 0.2,
-    "decoding": "exhaustive",
-    "graph_neighbors": 5,
-    "beam_width": 4,
-    "steps": 3,
-    "label_smoothing": 0.0,
-    "seed": 0,
-}
+OPTIONS = {"temperature": 0.2, "graph_neighbors": 5, "beam_width": 4}
 LENGTHS = (4, 2, 5, 1)
 USERS = [np.random.default_rng(10 + length).integers(0, N, length + 1) for length in LENGTHS]
 
 
+def untrained(codes, seed=0, **changes):
+    """A model of 37 items, whose heads are the identity. changes: of the options."""
+    rngs = nnx.Rngs(0)
+    backbone = Backbone(Transformer(BACKBONE, rngs))
+    return RPG(Options(**OPTIONS | changes), backbone, SemanticIds(codes, SIZES), rngs, seed)
+
+
 @pytest.fixture(scope="module")
 def make(codes):
-    """A function (codes=..., **changes of the config) -> Parallel of 37 items, whose heads have left the identity."""
+    """A function (codes=..., **changes) -> `untrained` with random heads."""
 
     def make(codes=codes, **changes):
-        rngs = nnx.Rngs(0)
-        model = Parallel(
-            ParallelConfig(**CONFIG | changes), Transformer(BACKBONE, rngs), SemanticIds(codes, SIZES), rngs
-        )
-        generator = np.random.default_rng(1)
+        model, generator = untrained(codes, **changes), np.random.default_rng(1)
         for parameter in (model.head_kernel, model.head_bias):
             parameter[...] = jnp.asarray(generator.normal(size=parameter.shape), jnp.float32)
         return model
@@ -51,7 +45,7 @@ def make(codes):
 
 
 def train_batch(rows, width=8):
-    """Each row a list of users (item sequences), packed one after the other."""
+    """Each row is a list of users (item sequences), packed one after the other."""
     inputs, segment_ids, positions = np.zeros((3, len(rows), width), np.int32)
     readouts, targets, valid = np.zeros((3, len(rows), width), np.int32)
     for row, users in enumerate(rows):
@@ -99,19 +93,19 @@ def ranking_of(model, batch=BATCH, k=N, filter_history=False):
 
 
 def code_log_probabilities(model, states):
-    """Of states [M, D], by numpy: for each level, log p(code | state), [M, K_l]."""
+    """In numpy, from states [M, D]: log p(code | state) of each level, [M, K_l]."""
     kernels, biases = np.asarray(model.head_kernel), np.asarray(model.head_bias)
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     levels = []
     for level, embeddings in enumerate(np.split(np.asarray(model.embedding), OFFSETS[1:])):
         inner = states @ kernels[level] + biases[level]
         head = states + inner / (1 + np.exp(-inner))
-        levels.append(log_softmax(unit(head) @ unit(embeddings).T / model.config.temperature, axis=-1))
+        levels.append(log_softmax(unit(head) @ unit(embeddings).T / model.options.temperature, axis=-1))
     return levels
 
 
 def states_of(model, inputs, segment_ids, positions):
-    """[B, T, D], from the items' mean embeddings."""
+    """[B, T, D], the states after reading the items' mean embeddings."""
     items = np.asarray(model.embedding)[np.asarray(model.codes) + OFFSETS].mean(axis=1)
     return np.asarray(model.backbone(jnp.asarray(items[inputs]), segment_ids, positions))
 
@@ -148,7 +142,7 @@ def test_a_packed_batch_has_the_loss_of_its_users_one_by_one(make):
     np.testing.assert_allclose(_loss(model, PACKED), np.average(alone, weights=LENGTHS), rtol=1e-5)
 
 
-def test_padding_is_nobodys_history_or_target(make):
+def test_padding_is_never_a_history_or_a_target(make):
     model = make()
     padding = PACKED.segment_ids == 0
     assert padding.any()
@@ -159,10 +153,8 @@ def test_padding_is_nobodys_history_or_target(make):
     assert _loss(model, jax.tree.map(np.zeros_like, PACKED)) == 0
 
 
-def test_every_parameter_learns_from_where_it_begins(codes):
-    rngs = nnx.Rngs(0)
-    model = Parallel(ParallelConfig(**CONFIG), Transformer(BACKBONE, rngs), SemanticIds(codes, SIZES), rngs)
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+def test_every_parameter_learns_from_its_initial_value(codes):
+    graphdef, params, rest = nnx.split(untrained(codes), nnx.Param, ...)
     gradients = jax.jit(jax.grad(lambda params: _loss(nnx.merge(graphdef, params, rest), PACKED)))(params)
     for path, gradient in nnx.to_flat_state(gradients):
         assert np.isfinite(gradient[...]).all(), path
@@ -182,7 +174,7 @@ def test_an_items_score_is_the_sum_over_its_codes(make, codes):
     np.testing.assert_allclose(log_p, log_softmax(expected, axis=1), rtol=1e-4)
 
 
-def test_items_have_their_share_of_what_is_spread_over_all_combinations_of_codes(make, codes):
+def test_item_mass_is_the_probability_of_the_combinations_that_items_have(make, codes):
     codes = codes.copy()
     codes[[17, 36]] = codes[3]  # One combination, however many items have it.
     model = make(codes=codes)
@@ -231,8 +223,8 @@ def test_neighbors_have_the_most_similar_codes(make, codes):
     np.testing.assert_array_equal(expected[:, 0], np.arange(N))
 
 
-def test_graph_decoding_walks_as_by_the_plain_algorithm(make, codes):
-    """From the model's own random items, one user at a time."""
+def test_graph_decoding_follows_the_plain_algorithm(make, codes):
+    """It starts from the model's own random items, one user at a time."""
     model = make(decoding="graph")
     scores, neighbors = sums(levels_of_histories(model), codes), np.asarray(_catalog(model).neighbors)
     ranking = ranking_of(model, k=8)
@@ -245,8 +237,8 @@ def test_graph_decoding_walks_as_by_the_plain_algorithm(make, codes):
         assert ranking.target_rank[user] == (beam.index(t) + 1 if (t := BATCH.targets[user]) in beam else np.inf)
 
 
-def test_a_list_turns_on_the_seed_but_not_on_the_users_row(make):
-    """With one step to five items' neighbors, of which most are missed."""
+def test_a_list_depends_on_the_seed_but_not_on_the_users_row(make):
+    """One step from two items misses most of the catalog, so that lists differ."""
     options = {"decoding": "graph", "steps": 1, "beam_width": 2}
     model = make(**options)
     ranking, again = ranking_of(model, k=8), ranking_of(model, jax.tree.map(lambda x: x[::-1], BATCH), k=8)
@@ -255,35 +247,30 @@ def test_a_list_turns_on_the_seed_but_not_on_the_users_row(make):
     assert (ranking_of(make(**options, seed=1), k=8).items != ranking.items).any(axis=1).all()
 
 
-def test_a_tiny_run_learns_more_than_popularity(tmp_path):
-    config = tiny_run.config()
-    config.model.name = "parallel"
-    config.parallel.decoding = "graph"
+def test_learns_more_than_popularity(tmp_path):
+    config = tiny_run.config("rpg")
+    config.rpg.decoding = "graph"
     tiny_run.train(config, tmp_path / "workdir")
     learned = max(line.get("validation/NDCG@10", 0) for line in tiny_run.log(tmp_path / "workdir"))
-    split = tiny_run.split()
-    popular = popularity.rank(split.train, tiny_run.NUM_ITEMS, split.validation.targets, 10)
-    assert learned > 1.5 * summarize(popular.target_rank, popular.items, tiny_run.NUM_ITEMS)["NDCG@10"]
+    assert learned > 1.5 * tiny_run.popularity_ndcg()
 
 
 @pytest.mark.parametrize(
-    ("change", "key"),
+    ("key", "value"),
     [
-        ({"temperature": 0.0}, "parallel.temperature"),
-        ({"decoding": "beam"}, "parallel.decoding"),
-        ({"graph_neighbors": 0}, "parallel.graph_neighbors"),
-        ({"beam_width": 0}, "parallel.beam_width"),
-        ({"steps": 0}, "parallel.steps"),
-        ({"label_smoothing": 1.0}, "loss.label_smoothing"),
+        ("temperature", 0.0),
+        ("decoding", "beam"),
+        ("graph_neighbors", 0),
+        ("beam_width", 0),
+        ("steps", 0),
+        ("label_smoothing", 1.0),
     ],
 )
-def test_an_impossible_model_names_its_key(change, key):
-    with pytest.raises(UserError, match=rf"^config\.{key}"):
-        ParallelConfig(**CONFIG | change)
+def test_an_impossible_option_is_named_by_its_key(key, value):
+    with pytest.raises(UserError, match=rf"^config\.rpg\.{key}: can't be {value!r}; "):
+        Options(**{key: value})
 
 
-def test_token_prompts_are_refused():
-    config = tiny_run.config()
-    config.model.update({"name": "parallel", "history": "tokens"})
-    with pytest.raises(UserError, match=r"^config\.model\.history"):
-        tiny_run.model_and_ranker(config)
+def test_exhaustive_decoding_does_not_read_the_options_of_the_graph():
+    assert set(Options(decoding="exhaustive").unread()) == {"graph_neighbors", "beam_width", "steps"}
+    assert not Options(decoding="graph").unread()

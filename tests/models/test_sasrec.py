@@ -7,28 +7,26 @@ import pytest
 from flax import nnx
 
 from simgr_jax.errors import UserError
-from simgr_jax.models.registry import create
-from simgr_jax.models.sasrec import SASRec, binary_cross_entropy
+from simgr_jax.models.sasrec import Options, SASRec, binary_cross_entropy
 from tests.training import tiny_run
 
 
 def make(**options) -> SASRec:
-    config = tiny_run.config()
-    config.model.name, config.backbone.dropout = "sasrec", 0.0
+    config = tiny_run.config("sasrec")
+    config.backbone.dropout = 0.0
     config.sasrec.update(options)
-    return create(config, tiny_run.SEMANTIC_IDS, tiny_run.split().train)
+    return tiny_run.make_model(config)
 
 
-def test_label_smoothing_is_not_for_the_papers_loss():
-    config = tiny_run.config()
-    config.model.name, config.sasrec.loss, config.loss.label_smoothing = "sasrec", "binary", 0.1
-    with pytest.raises(UserError, match=r'config\.loss\.label_smoothing: is not for config\.sasrec\.loss = "binary"'):
-        create(config, tiny_run.SEMANTIC_IDS, tiny_run.split().train)
+def test_the_papers_loss_does_not_read_label_smoothing():
+    assert Options(loss="binary").unread() == {"label_smoothing": "loss=full"}
+    assert Options(loss="full").unread() == {}
+    assert make(loss="binary", label_smoothing=0.1).label_smoothing == 0
 
 
 @pytest.fixture(scope="module")
 def sasrec() -> SASRec:
-    """All of its parameters are random, so that each one counts."""
+    """A model whose parameters are all random, so that each one counts."""
     model, rng = make(), np.random.default_rng(0)
     state = nnx.state(model, nnx.Param)
     nnx.update(model, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 2, jnp.float32), state))
@@ -41,7 +39,7 @@ def norm(x, parameters):
 
 
 def numpy_states(model: SASRec, items: np.ndarray) -> np.ndarray:
-    """[t, D], of one layer with two heads of 8."""
+    """[t, D], the states of one layer with two heads of width 8."""
     encoder = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model.encoder, nnx.Param)))
     layer = jax.tree.map(lambda x: x[0], encoder["layers"])
     linear = lambda x, parameters: x @ parameters["kernel"] + parameters["bias"]  # noqa: E731
@@ -75,12 +73,12 @@ def test_the_binary_loss_is_the_papers():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-def test_where_the_binary_loss_is_least_a_softmax_of_the_scores_is_the_truth():
+def test_at_the_minimum_of_the_binary_loss_a_softmax_of_the_scores_is_the_truth():
     truth = np.array([0.5, 0.3, 0.15, 0.05], np.float32)
     every = np.arange(4)
 
     def expected_loss(scores):
-        losses = jax.vmap(  # Of each target with each negative.
+        losses = jax.vmap(  # Each target with each negative.
             lambda target: binary_cross_entropy(jnp.tile(scores, (4, 1)), jnp.eye(4), jnp.full(4, target), every)
         )(every)
         return truth @ jnp.mean(losses, axis=1)
@@ -95,7 +93,7 @@ def test_negatives_are_drawn_from_the_whole_catalog_anew_each_time():
     targets = jnp.zeros(3000, jnp.int32)
     losses, again, other = (model.losses(states, targets, nnx.Rngs(negatives=seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(losses, again)
-    # What is left without the target's part tells the negative by its score.
+    # Without the target's part, the loss tells the negative by its score.
     parts = np.asarray(losses - jax.nn.softplus(-states @ model.embedding[0]))
     of_items = np.asarray(jax.nn.softplus(states @ model.embedding[...].T))
     drawn = np.bincount(np.abs(of_items - parts[:, None]).argmin(axis=1), minlength=30)
@@ -104,5 +102,5 @@ def test_negatives_are_drawn_from_the_whole_catalog_anew_each_time():
 
 
 def test_an_unknown_loss_is_refused():
-    with pytest.raises(UserError, match=r'config\.sasrec\.loss: "bpr" is unknown'):
+    with pytest.raises(UserError, match=r"config\.sasrec\.loss: can't be 'bpr'; choose one of full, binary"):
         make(loss="bpr")

@@ -10,21 +10,20 @@ from flax import nnx
 from simgr_jax.errors import UserError
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
 from simgr_jax.models.item_encoders import ITEM_ENCODERS
-from simgr_jax.models.simgr import SAMPLED_FROM
+from simgr_jax.models.simgr import HISTORIES, SAMPLED_FROM, Options
 from simgr_jax.models.user_pooling import POOLINGS
 
-HISTORIES = ("item", "tokens")
 LENGTHS = (4, 2, 5, 1)
 USERS = [np.random.default_rng(10 + length).integers(0, 37, length + 1) for length in LENGTHS]
 
 
 def pieces(model, items):
     """[len(items), P] what the model reads of each item."""
-    return np.asarray(model.tokens[...])[items] if model.config.history == "tokens" else np.array(items)[:, None]
+    return np.asarray(model.tokens[...])[items] if model.options.history == "tokens" else np.array(items)[:, None]
 
 
 def train_batch(model, rows, num_items=8):
-    """Each row a list of users (item sequences), packed one after the other, as a history the model reads."""
+    """Each row is a list of users (item sequences), whose histories are packed one after the other."""
     size = pieces(model, [0]).shape[1]
     inputs, segment_ids, positions = np.zeros((3, len(rows), num_items * size), np.int32)
     readouts, targets, valid = np.zeros((3, len(rows), num_items), np.int32)
@@ -48,7 +47,7 @@ def packed(model):
     return train_batch(model, ROWS)
 
 
-def one_a_row(model):
+def one_per_row(model):
     return train_batch(model, [[user] for user in USERS])
 
 
@@ -66,7 +65,7 @@ def _user_states(model, batch, item_vectors):
 
 
 def states_of(model, batch, item_vectors=None):
-    """[M, D], of all readouts."""
+    """[M, D], the states at all readouts."""
     rows = np.nonzero(batch.valid)[0]
     return np.asarray(_user_states(model, batch, item_vectors))[rows, batch.readouts[batch.valid]]
 
@@ -83,14 +82,14 @@ def test_a_packed_batch_has_the_loss_of_its_users_one_by_one(make_simgr, history
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_packing_changes_neither_loss(make_simgr, history):
+def test_packing_does_not_change_the_losses(make_simgr, history):
     model = make_simgr(history=history, full_catalog_weight=0.5, in_batch_weight=0.5)
-    dense, padded = (_loss(model, batch)[1] for batch in (packed(model), one_a_row(model)))
+    dense, padded = (_loss(model, batch)[1] for batch in (packed(model), one_per_row(model)))
     for name in ("full_catalog_loss", "in_batch_loss"):
         np.testing.assert_allclose(dense[name], padded[name], rtol=1e-5)
 
 
-def test_padding_is_nobodys_target_history_or_negative(make_simgr):
+def test_padding_is_never_a_target_a_history_or_a_negative(make_simgr):
     model = make_simgr(in_batch_weight=1.0)
     batch = packed(model)
     padding, no_readout = batch.segment_ids == 0, ~batch.valid
@@ -103,7 +102,7 @@ def test_padding_is_nobodys_target_history_or_negative(make_simgr):
     assert loss_of(model, other) == loss_of(model, batch)
 
 
-def test_a_batch_of_padding_alone_has_no_loss(make_simgr):
+def test_a_batch_without_a_target_has_a_loss_of_zero(make_simgr):
     model = make_simgr(in_batch_weight=1.0)
     assert loss_of(model, jax.tree.map(np.zeros_like, packed(model))) == 0
 
@@ -142,7 +141,7 @@ def test_loss_options_reach_the_loss(make_simgr):
 
 
 def float_arrays_of_the_whole_catalog(model):
-    """The shapes [..., N, ...] among all intermediate results of the loss and its gradient."""
+    """The shapes with an axis of all N items, among the intermediate results of the loss and its gradient."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     batch = packed(model)
 
@@ -176,8 +175,8 @@ def test_items_encoded_alone_or_with_the_catalog_give_the_same_states(make_simgr
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_bare_codes_are_read_a_position_a_level(make_simgr, pooling):
-    """An item is its L tokens' embeddings in a row, and the state after it is the one after the last of them."""
+def test_a_history_of_tokens_has_one_position_per_level(make_simgr, pooling):
+    """The state after an item is the one after the last of its L tokens."""
     model = make_simgr(history="tokens", user_pooling=pooling)
     by_item = packed(make_simgr(history="item"))
     embeddings = model.embedding[...][model.tokens[...][by_item.inputs].reshape(2, 8 * 3)]
@@ -189,7 +188,7 @@ def test_bare_codes_are_read_a_position_a_level(make_simgr, pooling):
 
 
 def test_text_is_read_from_the_llms_table(make_simgr):
-    """As if the two tables were one, the semantic-ID tokens first; both learn."""
+    """It reads as if both tables were one, with the semantic-ID tokens first. Both tables learn."""
     table = np.random.default_rng(4).normal(size=(11, 8)).astype(np.float32)
     model = make_simgr(history="tokens", text_embedding=nnx.Param(jnp.asarray(table)))
     bare = packed(model)
@@ -213,7 +212,7 @@ def _rank(model, batch, catalog, filter_history):
 
 
 def batch_of(model, histories, targets):
-    """At most 12 histories: one shape, compiled once."""
+    """A batch of 12 rows, whatever the number of histories, so that only one shape is compiled."""
     fill = 12 - len(histories)
     size = pieces(model, [0]).shape[1]
     lengths = np.array([len(history) * size for history in histories] + [1] * fill)
@@ -231,8 +230,8 @@ def ranking_of(model, histories, targets, filter_history=False, catalog=None):
 
 
 @pytest.mark.parametrize(("history", "pooling"), product(HISTORIES, POOLINGS))
-def test_a_history_is_ranked_by_the_state_it_trained(make_simgr, history, pooling):
-    """Train/serve consistency: the state after an item of a packed row is the state of the history up to it."""
+def test_a_history_is_ranked_by_the_state_that_was_trained(make_simgr, history, pooling):
+    """The state after an item of a packed row equals the state of the history up to that item."""
     model = make_simgr(history=history, user_pooling=pooling)
     unit = lambda x: np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))  # noqa: E731
     trained = unit(states_of(model, packed(model))) @ unit(_catalog(model)).T
@@ -242,7 +241,7 @@ def test_a_history_is_ranked_by_the_state_it_trained(make_simgr, history, poolin
     np.testing.assert_allclose(by_item, trained, rtol=1e-4, atol=1e-5)
 
 
-def test_items_with_one_code_tie_and_share_their_mean_rank(make_simgr, codes):
+def test_items_with_the_same_codes_tie_and_share_their_mean_rank(make_simgr, codes):
     codes = codes.copy()
     codes[[17, 36]] = codes[3]
     model = make_simgr(codes=codes)
@@ -254,8 +253,8 @@ def test_items_with_one_code_tie_and_share_their_mean_rank(make_simgr, codes):
     np.testing.assert_array_equal(ranking.target_rank, [place[17]] * 3 + [place[8]])
 
 
-def test_equal_vectors_tie_also_where_their_products_round_differently(make_simgr, codes):
-    """Columns of a matrix product may be summed in different orders; noise stands for the rounding here."""
+def test_items_with_the_same_codes_tie_even_if_their_scores_round_differently(make_simgr, codes):
+    """A matrix product may sum its columns in different orders. Noise stands in for the rounding here."""
     codes = codes.copy()
     codes[[17, 36]] = codes[3]
     model = make_simgr(codes=codes)
@@ -280,18 +279,18 @@ def test_filtered_history_is_not_recommended(make_simgr):
         kept = [item for item in free.items[row] if item not in history]
         np.testing.assert_array_equal(filtered.items[row, : len(kept)], kept)
         assert filtered.target_rank[row] == kept.index(2) + 1
-    # Item 0 fills the rows up, yet is no part of these histories.
+    # The inputs are padded with item 0, which is in neither history.
     assert all(0 in row[:35] for row in filtered.items)
 
 
 def gradients_of(model):
-    # As many positions for the backbone with either history, so that it is compiled once.
-    batch = train_batch(model, ROWS, 8 if model.config.history == "tokens" else 24)
+    # Both kinds of history have as many positions, so that the backbone is compiled once.
+    batch = train_batch(model, ROWS, 8 if model.options.history == "tokens" else 24)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     return jax.grad(lambda params: nnx.merge(graphdef, params, rest).loss(batch, nnx.Rngs(dropout=0))[0])(params)
 
 
-def test_a_learned_temperature_gets_a_gradient_and_keeps_its_bounds(make_simgr):
+def test_a_learned_temperature_gets_the_gradient_of_the_loss(make_simgr):
     model = make_simgr(learn_temperature=True, temperature=0.2)
     step = 1e-2
     model.log_temperature[...] = jnp.log(0.2) + step
@@ -303,14 +302,26 @@ def test_a_learned_temperature_gets_a_gradient_and_keeps_its_bounds(make_simgr):
     np.testing.assert_allclose(gradient, (above - below) / (2 * step), rtol=1e-2)
     assert abs(gradient) > 1e-3
 
-    for value, bound in [(1e-3, 0.05), (7.0, 1.0)]:
-        model.log_temperature[...] = jnp.log(value)
-        np.testing.assert_allclose(model.temperature, bound, rtol=1e-6)
-        # A temperature past its bound can still be pulled back.
-        assert float(gradients_of(model)["log_temperature"][...]) != 0
+
+@pytest.mark.parametrize(("value", "bound"), [(1e-3, 0.05), (7.0, 1.0)])
+def test_a_learned_temperature_keeps_its_bounds_and_can_return_from_beyond_them(make_simgr, value, bound):
+    model = make_simgr(learn_temperature=True, temperature=0.2)
+    model.log_temperature[...] = jnp.log(value)
+    np.testing.assert_allclose(model.temperature, bound, rtol=1e-6)
+
+    def gradient(sign):
+        """The gradient of the loss, or of its negative."""
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        loss = lambda params: sign * _loss(nnx.merge(graphdef, params, rest), packed(model))[0]  # noqa: E731
+        return float(jax.grad(loss)(params)["log_temperature"][...])
+
+    # Gradient descent moves against the gradient. Whichever of the two losses would lead back does so; the other stops.
+    back, outward = sorted((gradient(1), gradient(-1)), key=abs, reverse=True)
+    assert outward == 0
+    assert np.sign(-back) == np.sign(bound - value)
 
 
-def test_a_fixed_temperature_is_no_parameter(make_simgr):
+def test_a_fixed_temperature_is_not_a_parameter(make_simgr):
     model = make_simgr(learn_temperature=False, temperature=0.2)
     assert "log_temperature" not in nnx.state(model, nnx.Param)
     np.testing.assert_allclose(model.temperature, 0.2, rtol=1e-6)
@@ -318,7 +329,7 @@ def test_a_fixed_temperature_is_no_parameter(make_simgr):
 
 @pytest.mark.parametrize(("history", "pooling", "encoder"), product(HISTORIES, POOLINGS, ITEM_ENCODERS))
 def test_every_parameter_learns(make_simgr, history, pooling, encoder):
-    """Not jitted: the 36 models share nearly all of their operations, which are compiled one by one and kept."""
+    """Without jit, because the 36 models share nearly all operations, and JAX compiles each operation only once."""
     model = make_simgr(history=history, user_pooling=pooling, item_encoder=encoder, learn_temperature=True)
     if encoder == "mean_mlp":
         # It begins as the mean, with an output of zeros that lets no gradient through.
@@ -329,8 +340,7 @@ def test_every_parameter_learns(make_simgr, history, pooling, encoder):
         assert np.abs(gradient[...]).max() > 0, path
 
 
-def test_both_losses_and_histories_use_one_table(make_simgr):
-    """The catalog and the backbone's input read the same embeddings."""
+def test_the_catalog_and_the_backbone_read_the_same_table(make_simgr):
     for history in HISTORIES:
         model = make_simgr(history=history)
         tables = [path for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)) if leaf.shape[0] == 12]
@@ -341,20 +351,35 @@ def test_both_losses_and_histories_use_one_table(make_simgr):
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"history": "text"}, "model.history"),
-        ({"similarity": "euclid"}, "model.similarity"),
-        ({"temperature": 2.0}, "model.temperature"),
-        ({"temperature_min": 0.0}, "model.temperature"),
-        ({"full_catalog_weight": 0.0}, "loss.full_catalog_weight"),
-        ({"in_batch_weight": -1.0}, "loss.full_catalog_weight"),
-        ({"sampled_weight": -1.0}, "loss.full_catalog_weight"),
-        ({"sampled_negatives": 0}, "loss.sampled_negatives"),
-        ({"sampled_from": "batch"}, "loss.sampled_from"),
-        ({"label_smoothing": 1.0}, "loss.label_smoothing"),
-        ({"item_encoder": "rnn"}, "model.item_encoder"),
-        ({"user_pooling": "max"}, "model.user_pooling"),
+        ({"history": "text"}, "history"),
+        ({"similarity": "euclid"}, "similarity"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": 2.0, "learn_temperature": True}, "temperature"),
+        ({"temperature_min": 0.0, "learn_temperature": True}, "temperature_min"),
+        ({"full_catalog_weight": 0.0}, "full_catalog_weight"),
+        ({"full_catalog_weight": -1.0, "in_batch_weight": 1.0}, "full_catalog_weight"),
+        ({"in_batch_weight": -1.0}, "in_batch_weight"),
+        ({"sampled_weight": -1.0}, "sampled_weight"),
+        ({"sampled_negatives": 0}, "sampled_negatives"),
+        ({"sampled_from": "batch"}, "sampled_from"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"catalog_chunk": -2}, "catalog_chunk"),
+        ({"item_encoder": "rnn"}, "item_encoder"),
+        ({"item_encoder_width": 0}, "item_encoder_width"),
+        ({"user_pooling": "max"}, "user_pooling"),
     ],
 )
-def test_an_impossible_head_names_its_key(make_simgr, change, key):
-    with pytest.raises(UserError, match=rf"^config\.{key}"):
+def test_an_impossible_option_is_named_by_its_key(make_simgr, change, key):
+    with pytest.raises(UserError, match=rf"^config\.simgr\.{key}: can't be .*; "):
         make_simgr(**change)
+
+
+def test_options_that_have_no_effect_name_the_setting_that_gives_them_one():
+    options = Options(item_encoder="mean", full_catalog_weight=0.0, sampled_weight=1.0)
+    assert options.unread() == {
+        "item_encoder_width": "item_encoder=mean_mlp",
+        "temperature_min": "learn_temperature=True",
+        "temperature_max": "learn_temperature=True",
+        "log_q": "in_batch_weight above 0",
+        "catalog_chunk": "full_catalog_weight above 0",
+    }

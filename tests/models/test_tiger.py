@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simgr_jax import default_config
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.errors import UserError
-from simgr_jax.evaluation.metrics import summarize
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
-from simgr_jax.models import popularity, speller
-from simgr_jax.models.registry import create
-from simgr_jax.models.tiger import ENCODERS
+from simgr_jax.models import speller
+from simgr_jax.models.tiger import ENCODERS, Options
 from simgr_jax.semantic_ids.codes import SemanticIds
 from tests.training import tiny_run
 
@@ -37,19 +34,18 @@ IDS = semantic_ids()
 
 
 def run_config(encoder, **changes):
-    """Of the backbone, `changes`."""
-    config = default_config.get_config()
-    config.model.name, config.model.history = "encoder_decoder", "tokens"
-    config.encoder_decoder.update({"encoder": encoder, "decoder_layers": 2, "beam_width": NUM_ITEMS})
+    """changes: of `config.backbone`."""
+    config = tiny_run.config("tiger")
+    config.tiger.update({"encoder": encoder, "decoder_layers": 2, "beam_width": NUM_ITEMS})
     config.backbone.update(SHAPE | changes)
     return config
 
 
 @functools.cache
 def make_model(encoder, **changes):
-    """The same for all; to change it, clone it."""
-    model = create(run_config(encoder, **changes), IDS, Sequences.from_lists([]))
-    # Larger kernels than a model begins with: what attention looks at is to count.
+    """Shared by all tests. A test that changes the model clones it first."""
+    model = tiny_run.make_model(run_config(encoder, **changes), IDS, Sequences.from_lists([]))
+    # Kernels are larger than at the start of training, so that attention matters.
     state = nnx.state(model, nnx.Param)
     grown = jax.tree_util.tree_map_with_path(lambda path, x: x * 15 if "kernel" in str(path) else x, state)
     nnx.update(model, grown)
@@ -63,12 +59,12 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def causal():
-    """For what comes after the encoder."""
+    """For tests in which the kind of encoder makes no difference."""
     return make_model("causal")
 
 
 def train_batch(model, rows):
-    """Each row a list of users, whose last item is the target; with the causal encoder, all but the first are."""
+    """Each row is a list of users. A user's last item is the target; for the causal encoder, all but the first are."""
     inputs, segment_ids, positions = np.zeros((3, len(rows), MAX_ITEMS * LEVELS), np.int32)
     readouts, targets, valid = np.zeros((3, len(rows), MAX_ITEMS), np.int32)
     for row, users in enumerate(rows):
@@ -78,7 +74,7 @@ def train_batch(model, rows):
             place = slice(begin, begin + size)
             inputs[row, place] = IDS.tokens[user[:-1]].reshape(-1)
             segment_ids[row, place], positions[row, place] = segment, np.arange(size)
-            first = 1 if model.windows == "history" else len(user) - 1
+            first = 1 if model.encoder.config.causal else len(user) - 1
             of_row = slice(filled, filled + len(user) - first)
             readouts[row, of_row] = begin + LEVELS * np.arange(first, len(user)) - 1
             targets[row, of_row], valid[row, of_row] = user[first:], 1
@@ -119,7 +115,7 @@ def beam(model, batch, width):
 
 
 def plain_log_likelihood(model, history, item):
-    """The decoder in numpy, token by token, from the encoder's states of one history alone."""
+    """The decoder in numpy, from the encoder's states of a single history."""
     tokens = IDS.tokens[history].reshape(1, -1)
     length, table = tokens.shape[1], np.asarray(model.embedding[...], np.float64)
     arange = jnp.arange(length)[None]
@@ -171,9 +167,9 @@ def test_an_items_likelihood_is_that_of_a_plain_decoder(model):
 
 
 def test_the_loss_is_that_of_every_prefix_read_alone(model):
-    """For the causal encoder: each readout sees what the same model sees of the prefix alone."""
+    """Each readout sees what the model sees when it reads the prefix alone."""
     batch = train_batch(model, [USERS[:2], USERS[2:]])
-    first = (lambda user: 1) if model.windows == "history" else (lambda user: len(user) - 1)
+    first = (lambda user: 1) if model.encoder.config.causal else (lambda user: len(user) - 1)
     cases = [(user[:end], user[end]) for user in USERS for end in range(first(user), len(user))]
     assert batch.valid.sum() == len(cases)
     prefixes, targets = zip(*cases, strict=True)
@@ -181,7 +177,7 @@ def test_the_loss_is_that_of_every_prefix_read_alone(model):
     loss, scalars = _loss(model, batch)
     np.testing.assert_allclose(loss, -alone.mean(), rtol=1e-5)
     np.testing.assert_allclose(scalars["token_loss"] * LEVELS, loss, rtol=1e-5)
-    assert alone.std() > 0.1  # Else the readouts could have been mixed up.
+    assert alone.std() > 0.1  # Otherwise mixed-up readouts would go unnoticed.
 
 
 def test_packing_does_not_change_the_loss(model):
@@ -190,7 +186,7 @@ def test_packing_does_not_change_the_loss(model):
     np.testing.assert_allclose(packed, loss_of(model, [USERS[1::-1], USERS[:1:-1]]), rtol=1e-5)
 
 
-def test_padding_is_nobodys_history_or_target(model):
+def test_padding_is_never_a_history_or_a_target(model):
     batch = train_batch(model, [USERS[:1], USERS[1:2]])
     padding = batch.segment_ids == 0
     other = batch._replace(
@@ -206,7 +202,7 @@ def test_padding_is_nobodys_history_or_target(model):
 
 
 def test_only_the_bidirectional_encoder_sees_what_comes_later():
-    """Of the items before the target, the first one's states depend on those after it, or don't."""
+    """The first item's states depend on later items with one encoder, and do not with the other."""
     batch = rank_batch([[4, 7, 1]])
     later = batch._replace(inputs=rank_batch([[4, 8, 2]]).inputs)
     for encoder in ENCODERS:
@@ -216,7 +212,7 @@ def test_only_the_bidirectional_encoder_sees_what_comes_later():
 
 
 def test_a_beam_as_wide_as_the_catalog_ranks_it_by_the_exact_likelihoods(model):
-    """So what the beams keep of the codes before is right, and items of equal codes tie."""
+    """So beams read on correctly from their earlier codes. Items with equal codes tie."""
     batch = rank_batch(USERS, targets=[9, 3, 15, 22])
     exact = np.asarray(log_likelihoods(model, batch))
     ranking = rank(model, batch, NUM_ITEMS)
@@ -229,7 +225,7 @@ def test_a_beam_as_wide_as_the_catalog_ranks_it_by_the_exact_likelihoods(model):
         assert ranking.target_rank[row] == ahead.sum() + (is_equal.sum() + 1) / 2
 
 
-def test_a_narrow_beam_finds_likely_items_and_gives_others_no_rank(causal):
+def test_a_narrow_beam_finds_likely_items_and_gives_other_targets_no_rank(causal):
     exact = np.asarray(log_likelihoods(causal, rank_batch(USERS)))
     items, scores = map(np.asarray, beam(causal, rank_batch(USERS), 4))
     np.testing.assert_allclose(scores, np.take_along_axis(exact, items, axis=1), rtol=1e-4)
@@ -250,10 +246,10 @@ def test_filtered_history_is_not_listed(causal):
         np.testing.assert_array_equal(filtered[row], kept + [-1] * (NUM_ITEMS - len(kept)))
 
 
-def test_probabilities_are_the_likelihoods_of_items_alone(causal, monkeypatch):
+def test_probabilities_are_likelihoods_normalized_over_items(causal, monkeypatch):
     batch, catalog = rank_batch(USERS), causal.catalog()
     likelihoods = np.asarray(log_likelihoods(causal, batch), np.float64)
-    # In chunks of three distinct items, of which the last is not full.
+    # Chunks of three distinct items; the last chunk is not full.
     monkeypatch.setattr(speller, "_SCORING_FLOATS", len(USERS) * LEVELS * 48 * 3)
     log_p, log_mass = jax.jit(
         lambda model: (model.log_probabilities(batch, catalog), model.log_item_mass(batch, catalog))
@@ -266,7 +262,7 @@ def test_probabilities_are_the_likelihoods_of_items_alone(causal, monkeypatch):
     np.testing.assert_allclose(np.exp(log_mass), mass, rtol=1e-4)
 
 
-def test_every_parameter_learns_and_as_much_if_its_layers_are_computed_again():
+def test_every_parameter_learns_and_remat_does_not_change_its_gradient():
     batch, gradients = train_batch(make_model("causal"), [USERS[:2], USERS[2:]]), []
     for remat in ("none", "full"):
         graphdef, params, rest = nnx.split(make_model("causal", remat=remat, dropout=0.3), nnx.Param, ...)
@@ -277,7 +273,7 @@ def test_every_parameter_learns_and_as_much_if_its_layers_are_computed_again():
         np.testing.assert_allclose(gradient[...], other[...], rtol=1e-3, atol=1e-5, err_msg=str(path))
 
 
-def test_in_bfloat16_only_the_computation_is_coarser(causal):
+def test_bfloat16_changes_the_loss_only_a_little(causal):
     rows = [USERS[:2], USERS[2:]]
     model = make_model("causal", dtype="bfloat16")
     loss, _ = _loss(model, train_batch(model, rows))
@@ -293,32 +289,27 @@ def test_label_smoothing_reaches_the_loss(causal):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("model.history", "item", "config.model.history"),
-        ("backbone.checkpoint", "org/llm", "config.backbone.checkpoint"),
-        ("encoder_decoder.encoder", "both", "config.encoder_decoder.encoder"),
-        ("encoder_decoder.decoder_layers", 0, "config.encoder_decoder.decoder_layers"),
-        ("encoder_decoder.beam_width", 0, "config.encoder_decoder.beam_width"),
-        ("loss.label_smoothing", 1.0, "config.loss.label_smoothing"),
-        ("backbone.heads", 0, "config.backbone.heads"),
-    ],
+    ("key", "value"), [("encoder", "both"), ("decoder_layers", 0), ("beam_width", 0), ("label_smoothing", 1.0)]
 )
-def test_an_impossible_value_names_its_key(key, value, message):
-    config = run_config("causal")
-    config.update_from_flattened_dict({key: value})
-    with pytest.raises(UserError, match=f"^{message}: "):
-        create(config, IDS, Sequences.from_lists([]))
+def test_an_impossible_option_is_named_by_its_key(key, value):
+    with pytest.raises(UserError, match=rf"^config\.tiger\.{key}: can't be {value!r}; "):
+        Options(**{key: value})
+
+
+def test_an_impossible_shape_is_named_by_its_key():
+    config = run_config("causal", heads=0)
+    with pytest.raises(UserError, match=r"^config\.backbone\.heads: "):
+        tiny_run.make_model(config, IDS, Sequences.from_lists([]))
+
+
+def test_a_bidirectional_encoder_reads_a_history_anew_for_each_target():
+    assert Options(encoder="bidirectional").windows == "one_target"
+    assert Options(encoder="causal").windows == "history"
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_it_learns_what_follows_what(encoder, tmp_path):
-    """Popularity knows nothing of the history."""
-    config = tiny_run.config(epochs=10, row_length=24, evaluate_every_epochs=10)
-    config.model.name, config.model.history = "encoder_decoder", "tokens"
-    config.encoder_decoder.encoder, config.encoder_decoder.decoder_layers = encoder, 1
+def test_learns_more_than_popularity(encoder, tmp_path):
+    config = tiny_run.config("tiger", epochs=10, row_length=24, evaluate_every_epochs=10)
+    config.tiger.encoder, config.tiger.decoder_layers = encoder, 1
     tiny_run.train(config, tmp_path)
-    split = tiny_run.split()
-    popular = popularity.rank(split.train, tiny_run.NUM_ITEMS, split.validation.targets, 10)
-    baseline = summarize(popular.target_rank, popular.items, tiny_run.NUM_ITEMS)["NDCG@10"]
-    assert tiny_run.log(tmp_path)[-1]["validation/NDCG@10"] > 1.3 * baseline
+    assert tiny_run.log(tmp_path)[-1]["validation/NDCG@10"] > 1.3 * tiny_run.popularity_ndcg()

@@ -1,4 +1,4 @@
-"""The decoder against plain numpy in float64; tests/huggingface compares it with every family's own."""
+"""The decoder against plain numpy in float64. tests/huggingface compares it with each family's own decoder."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ _compiled = jax.jit(lambda graphdef, state, *inputs: nnx.merge(graphdef, state)(
 
 
 def run(model, embeddings, ids, positions):
-    """The hidden states [B, T, D] of a batch filled up with padding to [6, 12, D]: one shape, compiled once."""
+    """The hidden states [B, T, D]. The batch is padded to [6, 12, D], so that only one shape is compiled."""
     rows, length = ids.shape
     fill = lambda x: np.pad(x, [(0, 6 - rows), (0, 12 - length)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
     return np.asarray(_compiled(*nnx.split(model), fill(embeddings), fill(ids), fill(positions))[:rows, :length])
@@ -66,7 +66,7 @@ def one_segment(rows, length):
 
 
 def pack(sequences, rows, length):
-    """Rows filled first-fit with embedding sequences, and where each sequence went: (row, slice)."""
+    """Rows filled first-fit with embedding sequences, and the (row, slice) of each sequence."""
     embeddings = np.zeros((rows, length, sequences[0].shape[1]), np.float32)
     ids, positions = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     used, segments, places = [0] * rows, [0] * rows, []
@@ -89,7 +89,7 @@ def numpy_transformer(model, x):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon) * np.asarray(module.scale[...])
 
     def rotate(x):
-        """Each pair (i, i + head/2) as a complex number, turned."""
+        """Rotates each pair (i, i + head/2), as a complex number."""
         half = config.head_width // 2
         turns = np.outer(np.arange(len(x)), ROPE_THETA ** (-np.arange(half) / half))
         turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * turns)[:, None]
@@ -163,7 +163,7 @@ def test_the_order_of_items_matters():
 
 
 def test_only_distances_between_positions_matter():
-    """Rotary positions: the same states wherever the sequence begins."""
+    """With rotary positions a sequence has the same states wherever it begins."""
     embeddings = embeddings_of(1, 5, 12)
     ids, positions = one_segment(1, 5)
     np.testing.assert_allclose(
@@ -184,7 +184,7 @@ def test_grouped_query_attention_equals_repeated_heads():
     np.testing.assert_allclose(run(full, *inputs), run(MODEL, *inputs), rtol=1e-5, atol=1e-5)
 
 
-def test_dropout_acts_only_where_it_is_given_randomness():
+def test_dropout_acts_only_if_it_is_given_random_keys():
     dropping = make(dataclasses.replace(CONFIG, dropout=0.5))
     inputs = (embeddings_of(1, 5, 12), *one_segment(1, 5))
     still = run(dropping, *inputs)
@@ -226,7 +226,7 @@ DEEP = from_scratch_config(**SHAPE | {"layers": 6})
 
 
 def gradients(model, inputs):
-    """Of the summed squared states, by every parameter and by the embeddings."""
+    """The gradients of the sum of squared states, with respect to the parameters and the embeddings."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(params, embeddings):
@@ -243,7 +243,7 @@ def test_scanned_layers_equal_layers_one_after_the_other():
     )
 
 
-def test_what_is_compiled_does_not_grow_with_depth():
+def test_the_compiled_program_does_not_grow_with_depth():
     def lines(layers):
         model = nnx.eval_shape(lambda: Transformer(from_scratch_config(**SHAPE | {"layers": layers}), nnx.Rngs(0)))
         lowered = _compiled.lower(*nnx.split(model), embeddings_of(1, 4, 12), *one_segment(1, 4))
@@ -253,14 +253,14 @@ def test_what_is_compiled_does_not_grow_with_depth():
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
-def test_computing_again_gives_the_same_gradients(remat):
+def test_remat_gives_the_same_gradients(remat):
     inputs = (embeddings_of(2, 5, 12), *one_segment(2, 5))
     expected = gradients(make(DEEP), inputs)
     actual = gradients(make(dataclasses.replace(DEEP, remat=remat)), inputs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected)
 
 
-def test_full_remat_keeps_less():
+def test_full_remat_needs_less_memory():
     def kept(remat):
         config = dataclasses.replace(from_scratch_config(**SHAPE | {"layers": 12}), remat=remat)
         inputs = (embeddings_of(8, 12, 12), *one_segment(8, 12))
@@ -270,7 +270,7 @@ def test_full_remat_keeps_less():
     assert kept("full") < 0.5 * kept("none")
 
 
-def test_experts_equal_each_position_going_through_its_own():
+def test_each_position_goes_through_its_own_experts():
     config = dataclasses.replace(CONFIG, experts=5, experts_per_token=2)
     moe = layers_of(make(config))[0].mlp
     x = embeddings_of(2, 3, 12)
@@ -287,7 +287,7 @@ def test_experts_equal_each_position_going_through_its_own():
     np.testing.assert_allclose(moe(jnp.asarray(x), None), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_window_hides_what_is_further_back():
+def test_a_window_hides_older_positions():
     config = dataclasses.replace(CONFIG, layers=1, rope=CONFIG.rope[:1], windows=(3,))
     model = make(config)
     embeddings = embeddings_of(1, 8, 12)

@@ -1,5 +1,7 @@
-"""The state at a history's end, and those of reading on from a cache, are the states that reading everything at once
-gives, for every family's peculiarities."""
+"""Reading a history and then its branches from a cache gives the same states as reading everything at once.
+
+The decoders cover what the families do differently.
+"""
 
 import dataclasses
 from typing import NamedTuple
@@ -18,8 +20,8 @@ from simgr_jax.models.transformer import Transformer, from_scratch_config
 
 SCRATCH = from_scratch_config(width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, rope_theta=50.0)
 LORA = LoRAConfig(rank=2, alpha=6.0, targets=("q_proj", "v_proj", "down_proj"), dropout=0.5)
-# Learned positions and biases; windows, softcap, post norms and scales; experts, windows and normalised heads; a layer
-# without positions; positions of a part of each head.
+# They have, in this order: learned positions and biases; windows, softcap, post norms and scales; experts, windows and
+# normalized heads; a layer without positions; rotary positions in a part of each head.
 GOLDEN = ("gpt2", "gemma2", "qwen3_moe_fused_window", "smollm3_biases_window", "phi3_partial_rotary")
 
 LENGTHS = (11, 6, 1)
@@ -32,7 +34,7 @@ class Reading(NamedTuple):
     Attributes:
       history: [B, T, D], then padding.
       lengths: [B].
-      branches: [B, W, NEW, D]. After its first embedding, branch w goes on from what branch PARENTS[b, w] has read.
+      branches: [B, W, NEW, D]. After its first embedding, branch w continues what branch PARENTS[b, w] has read.
     """
 
     history: np.ndarray
@@ -46,13 +48,13 @@ def reading(width):
 
 
 def of_parents(x, axis):
-    """x, where `axis` is the branches and the one before it the histories, with the branches that are gone on from."""
+    """x with the branches that PARENTS names. axis: the axis of branches, which follows that of histories."""
     parents = np.expand_dims(PARENTS, [*range(axis - 1), *range(axis + 1, x.ndim)])
     return jnp.take_along_axis(x, jnp.asarray(parents), axis=axis)
 
 
 def make(config):
-    """A transformer whose every weight is random and not small."""
+    """A transformer whose weights are all random and not small."""
     model = Transformer(config, nnx.Rngs(0))
     return randomized(model, 0.3)
 
@@ -66,7 +68,7 @@ def randomized(model, scale):
 
 @jax.jit
 def read_on(model, inputs):
-    """The state at the history's end [B, D], and [B, W, NEW, D]: a token of every branch, then three more."""
+    """The state at each history's end, [B, D], and those of the branches, [B, W, NEW, D], read in two steps."""
     state, history = model.prefill(inputs.history, inputs.lengths)
     first, branches = model.extend(inputs.branches[:, :, :1], history)
     first, branches = of_parents(first, 1), jax.tree.map(lambda x: of_parents(x, 2), branches)
@@ -77,7 +79,7 @@ def read_on(model, inputs):
 
 @jax.jit
 def read_at_once(model, inputs):
-    """[B, W, T + NEW, D], each branch behind its history in a row of its own, begun as its parent."""
+    """[B, W, T + NEW, D]. Each branch has a row of its own: its history, its parent's first embedding, then its own."""
     branches = jnp.concatenate([of_parents(inputs.branches[:, :, :1], 1), inputs.branches[:, :, 1:]], axis=2)
     rows = []
     for history, length, own in zip(inputs.history, LENGTHS, branches, strict=True):
@@ -119,14 +121,14 @@ def test_reading_on_equals_reading_at_once_with_one_layer():
     assert_same_states(model, reading(12), rtol=1e-4, atol=1e-4)
 
 
-def test_reading_on_in_bfloat16_keeps_the_cache_in_it_and_errs_as_little():
+def test_reading_on_in_bfloat16_is_close_and_has_a_bfloat16_cache():
     model = make(dataclasses.replace(SCRATCH, dtype="bfloat16"))
     assert_same_states(model, reading(12), rtol=0, atol=0.1)
     _, cache = jax.jit(lambda model, inputs: model.prefill(*inputs[:2]))(model, reading(12))
     assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
 
 
-def test_what_reads_backwards_has_no_cache():
+def test_a_decoder_that_reads_in_both_directions_has_no_cache():
     model, inputs = make(dataclasses.replace(SCRATCH, causal=False)), reading(12)
     for read in (model.prefill, model.at_end):
         with pytest.raises(ValueError, match="causal"):

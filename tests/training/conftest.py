@@ -1,37 +1,44 @@
-"""Runs that several tests look at."""
+"""A run that several tests look at."""
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
+import ml_collections
 import pytest
 import tiny_run
 
+from simgr_jax.evaluation.ranking import Ranker
 from simgr_jax.models.simgr import SimGR
 
 
 class Finished(NamedTuple):
-    """A finished run; `traces` counts how often each of the model's functions was traced for compilation."""
+    """A finished run.
 
-    config: object
-    workdir: object
-    model: object
-    ranker: object
+    Attributes:
+      ranker: ranks with models of the run's structure.
+      traces: how often each of the model's methods was traced for compilation.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    ranker: Ranker
     traces: Counter
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Finished:
-    """A run of four epochs that nothing disturbed."""
+    """A run of four epochs without an interruption."""
     traces = Counter()
 
     def counted(name):
         function = getattr(SimGR, name)
 
-        def wrapper(*arguments):
+        def wrapper(*arguments, **options):
             traces[name] += 1
-            return function(*arguments)
+            return function(*arguments, **options)
 
         return wrapper
 
@@ -39,5 +46,5 @@ def finished(tmp_path_factory) -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("loss", "catalog", "rank"):
             patch.setattr(SimGR, name, counted(name))
-        model, ranker = tiny_run.train(config, workdir)
-    return Finished(config, workdir, model, ranker, traces)
+        _, ranker = tiny_run.train(config, workdir)
+    return Finished(config, workdir, ranker, traces)

@@ -1,3 +1,4 @@
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -5,13 +6,16 @@ import threading
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
 from flax import nnx
 
+from simgr_jax.data.dataset import Sequences
 from simgr_jax.errors import UserError
-from simgr_jax.evaluation.metrics import summarize
+from simgr_jax.models.simgr import SimGR
+from simgr_jax.run import Run
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.checkpoints import Checkpoints
 from simgr_jax.training.metric_writer import MetricWriter
@@ -30,9 +34,9 @@ def kept_steps(workdir):
 
 
 def final_state(config, workdir):
-    """The latest TrainState and progress of a run."""
-    model, _ = tiny_run.model_and_ranker(config)
-    like = create_state(nnx.state(model, nnx.Param), optimizers.create(config.optimizer, 20), config.training.ema_decay)
+    """The latest TrainState and Progress of a run."""
+    params = nnx.state(tiny_run.make_model(config), nnx.Param)
+    like = create_state(params, optimizers.create(config.optimizer, 20), config.training.ema_decay)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         return checkpoints.restore_latest(like)
 
@@ -45,9 +49,10 @@ def untimed(workdir):
 
 
 def assert_same_run(config, workdir, finished, rtol=0.0):
-    """The log but for speeds, the parameters, the optimizer, and where the input and the stopping stand.
+    """Compares the log without its speeds, the parameters, the optimizer's state and the progress.
 
-    To the bit by default; another process may add up in another order, so across processes give float32's `rtol`.
+    They are equal to the bit by default. Another process may sum in another order, so runs of several processes need an
+    `rtol`.
     """
     log, expected_log = untimed(workdir), untimed(finished.workdir)
     assert [line.keys() for line in log] == [line.keys() for line in expected_log]
@@ -59,43 +64,41 @@ def assert_same_run(config, workdir, finished, rtol=0.0):
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), state, expected)
     for key in ("since_best", "targets", "input"):
-        assert progress[key] == expected_progress[key]
-    np.testing.assert_allclose(progress["best"], expected_progress["best"], rtol=rtol)
+        assert getattr(progress, key) == getattr(expected_progress, key)
+    np.testing.assert_allclose(progress.best, expected_progress.best, rtol=rtol)
 
 
-def validation_ndcg(finished, params):
-    _, _, rest = nnx.split(finished.model, nnx.Param, ...)
-    ranking = finished.ranker(params, rest, tiny_run.split().validation)
-    return summarize(ranking.target_rank, ranking.items, tiny_run.NUM_ITEMS)["NDCG@10"]
+def validation_ndcg(ranker, config, params=None):
+    """params: of the config's model; None takes those before training."""
+    model = tiny_run.make_model(config)
+    if params is not None:
+        nnx.update(model, params)
+    return tiny_run.evaluate(ranker, model)["NDCG@10"]
 
 
 def test_training_learns_what_comes_next(finished):
     losses = [line["train/loss"] for line in tiny_run.log(finished.workdir) if "train/loss" in line]
     assert losses[-1] < 0.7 * losses[0]
-    untrained, _ = tiny_run.model_and_ranker(finished.config)
-    assert scores(finished.workdir)[20] > 2 * validation_ndcg(finished, nnx.state(untrained, nnx.Param))
+    assert scores(finished.workdir)[20] > 2 * validation_ndcg(finished.ranker, finished.config)
 
 
 def test_histories_of_tokens_are_learned_as_well(tmp_path):
-    """Two codes an item: rows twice as long hold as many items, and an epoch is as many steps."""
+    """Items have two codes, so rows of 24 hold as many items as rows of 12 do otherwise, and an epoch has as many
+    steps."""
     config = tiny_run.config(row_length=24)
-    config.model.history = "tokens"
+    config.simgr.history = "tokens"
     _, ranker = tiny_run.train(config, tmp_path)
     assert list(scores(tmp_path)) == [5, 10, 15, 20]
     losses = [line["train/loss"] for line in tiny_run.log(tmp_path) if "train/loss" in line]
     assert losses[-1] < 0.8 * losses[0]
-    untrained, _ = tiny_run.model_and_ranker(config)
-    _, params, rest = nnx.split(untrained, nnx.Param, ...)
-    ranking = ranker(params, rest, tiny_run.split().validation)
-    at_random = summarize(ranking.target_rank, ranking.items, tiny_run.NUM_ITEMS)["NDCG@10"]
-    assert scores(tmp_path)[20] > 2 * at_random
+    assert scores(tmp_path)[20] > 2 * validation_ndcg(ranker, config)
     _, progress = final_state(config, tmp_path)
-    targets_an_epoch = sum(len(user) - 1 for user in tiny_run.split().train)
-    assert 0.8 < progress["targets"] / (4 * targets_an_epoch) <= 1
+    targets_per_epoch = sum(len(user) - 1 for user in tiny_run.split().train)
+    assert 0.8 < progress.targets / (4 * targets_per_epoch) <= 1
 
 
-def test_the_log_has_the_steps_it_promises(finished):
-    """The loss every 4 steps and before an evaluation; at step 16 the device has not yet finished one since."""
+def test_the_log_has_a_line_every_few_steps_and_at_each_evaluation(finished):
+    """The loss is logged every 4 steps and before an evaluation, except at step 16, where no new step has finished."""
     lines = tiny_run.log(finished.workdir)
     assert sorted({line["step"] for line in lines if "train/loss" in line}) == [4, 5, 8, 10, 12, 15, 20]
     assert list(scores(finished.workdir)) == [5, 10, 15, 20]
@@ -103,7 +106,7 @@ def test_the_log_has_the_steps_it_promises(finished):
 
 
 def test_nothing_compiles_twice(finished):
-    """20 steps, 4 evaluations of two batches each."""
+    """There are 20 steps, and 4 evaluations of two batches each."""
     assert finished.traces == {"loss": 1, "catalog": 1, "rank": 1}
 
 
@@ -113,10 +116,10 @@ def test_the_best_and_the_latest_checkpoint_are_kept(finished):
 
 
 def test_the_best_checkpoint_scores_what_the_log_says(finished):
-    model, _ = tiny_run.model_and_ranker(finished.config)
+    model = tiny_run.make_model(finished.config)
     with Checkpoints(finished.workdir / "checkpoints") as checkpoints:
         params = checkpoints.restore_best(nnx.state(model, nnx.Param))
-    assert validation_ndcg(finished, params) == max(scores(finished.workdir).values())
+    assert validation_ndcg(finished.ranker, finished.config, params) == max(scores(finished.workdir).values())
 
 
 def test_one_seed_gives_one_run(finished, tmp_path):
@@ -136,13 +139,13 @@ def interrupt_at(patch, interrupted_step):
 
 
 @pytest.mark.parametrize("step", [4, 12])
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, tmp_path, step):
-    """Before the first checkpoint, and between the second and the third: what came after that is done again."""
+def test_an_interrupted_run_continues_as_if_nothing_had_happened(finished, tmp_path, step):
+    """Before the first checkpoint, and between the second and the third. Steps after a checkpoint are done again."""
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, step)
         with pytest.raises(KeyboardInterrupt) as interrupt:
             tiny_run.train(finished.config, tmp_path)
-    # Though its frames still live in the traceback: a thread that outlives the interpreter makes it abort.
+    # No thread is left, although the traceback keeps the frames alive. Python would abort if a thread outlived it.
     assert interrupt.tb is not None
     assert not [thread.name for thread in threading.enumerate() if "prefetch" in thread.name]
     assert tiny_run.log(tmp_path)[-1]["step"] == step
@@ -150,7 +153,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, tmp_pat
     assert_same_run(finished.config, tmp_path, finished)
 
 
-def test_a_run_that_goes_on_has_no_two_states_in_memory(finished, tmp_path, monkeypatch):
+def test_a_run_that_continues_never_holds_two_states_in_memory(finished, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 12)
         with pytest.raises(KeyboardInterrupt):
@@ -166,7 +169,7 @@ def test_a_run_that_goes_on_has_no_two_states_in_memory(finished, tmp_path, monk
     assert given_up and all(given_up)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
+def test_a_killed_run_continues_as_if_nothing_had_happened(finished, tmp_path):
     program = f"""
 import os, signal, sys
 sys.path[:0] = {[str(Path(tiny_run.__file__).parent), str(Path(__file__).parents[2])]}
@@ -188,7 +191,7 @@ tiny_run.train(tiny_run.config(), Path({str(tmp_path)!r}))
     assert_same_run(finished.config, tmp_path, finished, rtol=1e-4)
 
 
-def test_a_checkpoint_between_evaluations_is_gone_on_from_and_never_the_best(finished, tmp_path):
+def test_a_checkpoint_between_evaluations_is_continued_from_but_never_the_best(finished, tmp_path):
     config = tiny_run.config(checkpoint_every_steps=2, log_every_steps=1000)
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 14)
@@ -225,8 +228,8 @@ def test_the_averaged_parameters_are_evaluated_and_kept(finished, tmp_path):
     tiny_run.train(config, tmp_path)
     state, _ = final_state(config, tmp_path)
     logged = scores(tmp_path)[STEPS_PER_EPOCH]
-    assert validation_ndcg(finished, state.averaged_params) == logged
-    assert validation_ndcg(finished, state.params) != logged
+    assert validation_ndcg(finished.ranker, config, state.averaged_params) == logged
+    assert validation_ndcg(finished.ranker, config, state.params) != logged
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_best(state.params), state.averaged_params)
 
@@ -242,15 +245,29 @@ def test_gradients_can_be_accumulated_over_batches(tmp_path):
 def test_a_run_that_diverges_ends_before_it_is_kept(tmp_path):
     config = tiny_run.config(log_every_steps=1000)
     config.optimizer.learning_rate = 1e30
-    config.model.similarity = "dot"
-    with pytest.raises(UserError, match=r"^config\.optimizer\.learning_rate: the loss was not finite"):
+    config.simgr.similarity = "dot"
+    with pytest.raises(UserError, match=r"^config\.optimizer\.learning_rate: the loss or its gradient was not finite"):
         tiny_run.train(config, tmp_path)
     assert not kept_steps(tmp_path)
 
 
-def test_nothing_to_train_on_is_the_users_to_mend(finished, tmp_path):
-    split = tiny_run.split()
-    singles = tiny_run.Split(tiny_run.Sequences.from_lists([[1], [2]]), split.validation, split.test)
+def test_gradients_that_are_not_finite_end_the_run_although_the_loss_is(tmp_path, monkeypatch):
+    @jax.custom_vjp
+    def spoiled(loss):
+        return loss
+
+    spoiled.defvjp(lambda loss: (loss, None), lambda _, gradient: (jnp.nan * gradient,))
+    loss = SimGR.loss
+    with_spoiled_gradient = lambda *arguments: (spoiled((found := loss(*arguments))[0]), found[1])  # noqa: E731
+    monkeypatch.setattr(SimGR, "loss", with_spoiled_gradient)
+    with pytest.raises(UserError, match=r"^config\.optimizer\.learning_rate: the loss or its gradient was not finite"):
+        tiny_run.train(tiny_run.config(log_every_steps=2), tmp_path)
+    assert not kept_steps(tmp_path)
+
+
+def test_sequences_of_single_items_are_refused(tmp_path):
+    run, split = Run(tiny_run.config(), tmp_path), tiny_run.split()
+    run.prompt = tiny_run.prompt(run.config)
+    run._data = None, dataclasses.replace(split, train=Sequences.from_lists([[1], [2]]))
     with pytest.raises(UserError, match=r"^config\.data\.split: leaves no training sequence"):
-        model, ranker = tiny_run.model_and_ranker(finished.config)
-        tiny_run.fit(model, singles, tiny_run.prompt(finished.config), finished.config, ranker, tmp_path)
+        _ = run.windows

@@ -15,7 +15,7 @@ VALIDATION = {"validation/NDCG@10": 0.125}
 
 
 def events(workdir):
-    """(tag, step, value) of every scalar: records of length, checksum, event, checksum."""
+    """(tag, step, value) of every scalar. A record is its length, a checksum, the event and a checksum."""
     for file in sorted((workdir / "tensorboard").iterdir()):
         data = io.BytesIO(file.read_bytes())
         while header := data.read(12):
@@ -47,7 +47,7 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
         assert log(tmp_path) == [{"step": 5} | TRAIN]
 
 
-def test_a_run_that_goes_on_drops_what_it_will_write_again(tmp_path):
+def test_a_run_that_continues_drops_the_lines_that_it_will_write_again(tmp_path):
     with MetricWriter(tmp_path, 20, 0) as writer:
         for step in (5, 10, 15):
             writer.write(step, VALIDATION)
@@ -58,7 +58,7 @@ def test_a_run_that_goes_on_drops_what_it_will_write_again(tmp_path):
     assert log(tmp_path) == [{"step": 5} | VALIDATION, {"step": 10} | VALIDATION, {"step": 15} | TRAIN]
 
 
-def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
+def test_without_a_terminal_it_prints_plain_lines(tmp_path, capsys):
     with MetricWriter(tmp_path, 20, 0) as writer:
         writer.write(5, TRAIN)
         writer.write(20, VALIDATION)
@@ -68,7 +68,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     assert second == "step 20/20  validation/NDCG@10 0.125  0.0 min left"
 
 
-def test_of_several_processes_one_writes(tmp_path, monkeypatch, capsys):
+def test_only_the_main_process_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(metric_writer.distributed, "is_main", lambda: False)
     with MetricWriter(tmp_path, 20, 0) as writer:
         writer.write(5, TRAIN)
@@ -76,7 +76,7 @@ def test_of_several_processes_one_writes(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
+def test_a_terminal_shows_a_bar(tmp_path, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(metric_writer, "Console", lambda: Console(file=screen, force_terminal=True, width=120))
     with MetricWriter(tmp_path, 20, 4) as writer:

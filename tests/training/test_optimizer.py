@@ -4,12 +4,10 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+import tiny_run
 from flax import nnx
 
 from simgr_jax import default_config
-from simgr_jax.data.dataset import Sequences
-from simgr_jax.models.registry import create as create_model
-from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training import optimizer as optimizers
 
 
@@ -29,16 +27,15 @@ def test_the_schedule_warms_up_linearly_and_ends_on_a_cosine():
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 7])
-def test_a_run_of_few_steps_has_a_schedule_too(num_steps):
+def test_a_run_of_few_steps_has_a_schedule(num_steps):
     rate = optimizers.learning_rate_schedule(config(learning_rate=0.4, warmup_fraction=1.0), num_steps)
     assert all(0 <= rate(step) <= 0.4 for step in range(num_steps + 2))
 
 
 def test_weight_decay_touches_matrices_that_multiply_activations_and_nothing_else():
-    tiny = default_config.get_config()
-    tiny.backbone.layers = 1
-    tiny.model.update({"item_encoder": "mean_mlp", "user_pooling": "attention", "learn_temperature": True})
-    model = create_model(tiny, SemanticIds(np.zeros((3, 2), np.int32), (2, 2)), Sequences.from_lists([]))
+    tiny = tiny_run.config()
+    tiny.simgr.update({"item_encoder": "mean_mlp", "user_pooling": "attention", "learn_temperature": True})
+    model = tiny_run.make_model(tiny)
     decays = optimizers.decays(nnx.state(model, nnx.Param))
     names = {True: set(), False: set()}
     for path, leaf in nnx.to_flat_state(decays):
@@ -107,8 +104,8 @@ def test_equals_adamw_written_out():
     )
 
 
-def test_small_gradients_are_not_clipped_and_zero_never_clips():
-    """Adam forgets a gradient's scale, so what clipping did shows in the moments."""
+def test_small_gradients_are_not_clipped_and_a_norm_of_zero_never_clips():
+    """Adam's updates do not depend on a gradient's scale, so the test compares its moments."""
 
     def moments(clip_norm, gradient):
         optimizer = optimizers.create(config(clip_norm=clip_norm), 10)

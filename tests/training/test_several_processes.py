@@ -1,4 +1,4 @@
-"""Runs of several processes on this machine, which must be the run of one."""
+"""Runs of several processes on this machine, which must equal the run of a single process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import sys
 import pytest
 import tiny_run
 
-# Four parts of a batch, whoever reads them; 24 steps, each with a log line; two checkpoints.
+# A batch has four parts for any number of processes. There are 24 steps, each with a log line, and two checkpoints.
 TRAINING = {"input_streams": 4, "log_every_steps": 1, "batch_rows": 8, "epochs": 8, "evaluate_every_epochs": 4}
 
 
 @pytest.fixture(scope="module")
 def run(root):
-    """A function (workdir, count, devices, **flags) -> exit codes of so many processes of tiny_process.py."""
+    """A function (workdir, count, devices, **flags) that runs `count` processes of tiny_process.py.
+
+    It returns (exit code, stdout, stderr) of each.
+    """
 
     def run(workdir, count, devices=1, **flags):
         with socket.socket() as listener:
@@ -44,14 +47,14 @@ def run(root):
 
 
 def finishes(ended):
-    """Every process did, and only the first said anything."""
+    """Checks that every process finished and only the first printed anything."""
     assert [code for code, _, _ in ended] == [0] * len(ended), "\n".join(err for _, _, err in ended)
     assert [out for _, out, _ in ended[1:]] == [""] * (len(ended) - 1)
     assert "step 24/" in ended[0][1]
 
 
 def lines(workdir):
-    """The log, without how long it took."""
+    """The log without its speeds."""
     return [
         {name: value for name, value in line.items() if name != "train/targets_per_second"}
         for line in tiny_run.log(workdir)
@@ -59,7 +62,7 @@ def lines(workdir):
 
 
 def assert_same(lines, expected):
-    """Losses, gradients and metrics, to rounding."""
+    """Compares losses, gradients and metrics."""
     assert [line["step"] for line in lines] == [line["step"] for line in expected]
     for line, other in zip(lines, expected, strict=True):
         assert line == pytest.approx(other, rel=1e-5)
@@ -67,17 +70,17 @@ def assert_same(lines, expected):
 
 @pytest.fixture(scope="module")
 def alone(run, tmp_path_factory):
-    """The log of one process."""
+    """The log of a run of one process."""
     workdir = tmp_path_factory.mktemp("alone") / "workdir"
     finishes(run(workdir, 1))
     return lines(workdir)
 
 
 @pytest.mark.slow
-def test_a_killed_run_of_four_processes_goes_on_with_two(run, alone, tmp_path):
+def test_a_killed_run_of_four_processes_continues_with_two(run, alone, tmp_path):
     workdir = tmp_path / "workdir"
     assert all(code for code, _, _ in run(workdir, 4, kill_at=23))
-    assert lines(workdir)[-1]["step"] >= 20  # Who is killed first ends the others, perhaps a step behind.
+    assert lines(workdir)[-1]["step"] >= 20  # The first to be killed ends the others, which may be a step behind.
     assert_same(lines(workdir), alone[: len(lines(workdir))])
     finishes(run(workdir, 2))  # From step 12.
     assert_same(lines(workdir), alone)
@@ -91,7 +94,7 @@ def test_a_killed_run_of_four_processes_goes_on_with_two(run, alone, tmp_path):
         (2, 1, {}),
         (4, 1, {}),
         (2, 2, {"data": 2}),
-        # The processes have different parameters, and read the same.
+        # The processes have different parts of the parameters, and read the same batches.
         (2, 2, {"tensor": 4}),
     ],
 )

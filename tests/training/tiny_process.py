@@ -1,4 +1,4 @@
-"""One of the processes of the run of tiny_run.py: `python tests/training/tiny_process.py --workdir=DIR [flags]`."""
+"""One process of a run of tiny_run.py: `python tests/training/tiny_process.py --workdir=DIR [flags]`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def kill_at(last: int) -> None:
-    """Ends the process, as with kill -9, when it comes to log this step."""
+    """Ends the process, as with kill -9, before it logs this step."""
     write = MetricWriter.write
 
     def killing(self, step, scalars):
@@ -41,7 +41,7 @@ def kill_at(last: int) -> None:
 if __name__ == "__main__":
     cli.define_processes()
     flags.DEFINE_string("workdir", None, "Where the run lives.")
-    flags.DEFINE_string("training", "{}", "config.training's values, as JSON.")
-    flags.DEFINE_string("mesh", "{}", "config.mesh's values, as JSON.")
-    flags.DEFINE_integer("kill_at", 0, "The step to be killed at.")
+    flags.DEFINE_string("training", "{}", "Changes of config.training, as JSON.")
+    flags.DEFINE_string("mesh", "{}", "Changes of config.mesh, as JSON.")
+    flags.DEFINE_integer("kill_at", 0, "The step to kill the process at.")
     cli.run(main)

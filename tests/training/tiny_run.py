@@ -1,8 +1,9 @@
-"""A training run of seconds on sequences that can be learned: most of the time one item follows another."""
+"""A training run that takes seconds, on sequences in which one item mostly follows another."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import ml_collections
@@ -11,19 +12,28 @@ from flax import nnx
 
 from simgr_jax import default_config
 from simgr_jax.data.dataset import EvaluationCases, Sequences, Split
+from simgr_jax.evaluation.metrics import summarize
 from simgr_jax.evaluation.ranking import Ranker
 from simgr_jax.inputs import prompts
-from simgr_jax.models.registry import create
+from simgr_jax.inputs.prompts import ItemContents
+from simgr_jax.inputs.training_windows import TrainingWindows
+from simgr_jax.models import popularity, registry
+from simgr_jax.models.model_inputs import ModelInputs
+from simgr_jax.models.recommender import Recommender
+from simgr_jax.models.scratch import scratch_backbone
 from simgr_jax.semantic_ids.codes import SemanticIds
-from simgr_jax.training.loop import fit
+from simgr_jax.training import loop
 
 NUM_ITEMS = 30
+SEMANTIC_IDS = SemanticIds(np.stack(np.divmod(np.arange(NUM_ITEMS), 6), axis=1).astype(np.int32), (5, 6))
 
 
-def config(**training) -> ml_collections.ConfigDict:
+def config(model: str = "simgr", **training) -> ml_collections.ConfigDict:
+    """The config of a small model. training: changes of `config.training`."""
     tiny = default_config.get_config()
+    tiny.model = model
     tiny.data.max_items = 6
-    tiny.model.item_encoder_width = 8
+    tiny.simgr.item_encoder_width = 8
     tiny.backbone.update(
         {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_width": 8, "mlp_width": 16, "dropout": 0.2}
     )
@@ -35,7 +45,7 @@ def config(**training) -> ml_collections.ConfigDict:
 
 def split() -> Split:
     generator = np.random.default_rng(0)
-    circle = generator.permutation(NUM_ITEMS)  # What follows an item has nothing to do with its code.
+    circle = generator.permutation(NUM_ITEMS)  # Shuffled, so that codes say nothing about what follows an item.
     users = []
     for length in generator.integers(5, 9, 64):
         steps = np.where(generator.random(length) < 0.9, 1, generator.integers(0, NUM_ITEMS, length))
@@ -48,32 +58,52 @@ def split() -> Split:
     return Split(Sequences.from_lists(user[:-2] for user in users), cases(-2), cases(-1))
 
 
-SEMANTIC_IDS = SemanticIds(np.stack(np.divmod(np.arange(NUM_ITEMS), 6), axis=1).astype(np.int32), (5, 6))
+def make_model(
+    config: ml_collections.ConfigDict, semantic_ids: SemanticIds = SEMANTIC_IDS, train: Sequences | None = None
+) -> Recommender:
+    """The config's untrained model. train: the training sequences; None takes those of `split`."""
+    rngs = nnx.Rngs(config.seed)
+    train = split().train if train is None else train
+    backbone = partial(scratch_backbone, config, rngs)
+    return registry.create(config, ModelInputs(semantic_ids.num_items, semantic_ids, train, backbone, rngs))
 
 
 def prompt(config: ml_collections.ConfigDict) -> prompts.Prompt:
-    return prompts.create(config, SEMANTIC_IDS, item_texts=None, tokenizer=None)
+    history = registry.options_of(config).history
+    return prompts.create(history, config.prompt, ItemContents(NUM_ITEMS, SEMANTIC_IDS), tokenizer=None)
 
 
-def model_and_ranker(config: ml_collections.ConfigDict):
-    model = create(config, SEMANTIC_IDS, split().train)
-    ranker = Ranker(
-        nnx.graphdef(model),
-        prompt=prompt(config),
-        batch_size=config.evaluation.batch_size,
-        max_items=config.data.max_items,
-        row_length=config.training.row_length,
-        k=10,
-        filter_history=False,
-    )
-    return model, ranker
+def make_ranker(config: ml_collections.ConfigDict, model: Recommender) -> Ranker:
+    """Ranks with models of this one's structure."""
+    arguments = config.evaluation.batch_size, config.data.max_items, config.training.row_length
+    return Ranker(model, prompt(config), *arguments)
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path):
-    """Runs `fit`; returns the model that was given to it and the ranker."""
+def make_windows(config: ml_collections.ConfigDict, train: Sequences | None = None) -> TrainingWindows:
+    """Those of the training sequences; None takes those of `split`."""
+    arguments = prompt(config), config.data.max_items, config.training.row_length
+    return TrainingWindows(split().train if train is None else train, *arguments, registry.options_of(config).windows)
+
+
+def evaluate(ranker: Ranker, model: Recommender) -> dict[str, float]:
+    """The metrics of the validation cases."""
+    ranking = ranker.rank(model, split().validation, 10)
+    return summarize(ranking.target_rank, ranking.items, NUM_ITEMS)
+
+
+def popularity_ndcg() -> float:
+    """The validation NDCG@10 of a model that knows nothing about a history."""
+    cases = split().validation
+    ranking = popularity.rank(split().train, NUM_ITEMS, cases.targets, 10)
+    return summarize(ranking.target_rank, ranking.items, NUM_ITEMS)["NDCG@10"]
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Recommender, Ranker]:
+    """Trains the config's model. Returns the model, whose parameters are used up, and its ranker."""
     workdir.mkdir(exist_ok=True)
-    model, ranker = model_and_ranker(config)
-    fit(model, split(), prompt(config), config, ranker, workdir)
+    model = make_model(config)
+    ranker = make_ranker(config, model)
+    loop.fit(model, make_windows(config), partial(evaluate, ranker), config, workdir)
     return model, ranker
 
 

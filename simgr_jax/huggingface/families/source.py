@@ -45,7 +45,7 @@ def unsupported(option: str) -> UserError:
 def require_off(config: PretrainedConfig, *options: str) -> None:
     """
     Raises:
-      UserError: one of the options, all of which are unsupported, is set.
+      UserError: one of these unsupported options is set.
     """
     for option in options:
         if value := getattr(config, option, None):

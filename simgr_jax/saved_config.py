@@ -1,0 +1,54 @@
+"""The saved config of a workdir's run: loads it, and compares it when the run continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_collections
+
+from simgr_jax import default_config
+from simgr_jax.config_keys import flat, unread
+from simgr_jax.errors import UserError
+from simgr_jax.workdir import config_file
+
+# Keys that say where things are. They may differ when a run continues.
+_PLACES = ("cache_dir", "data.path")
+
+
+def load(workdir: Path) -> ml_collections.ConfigDict:
+    """The config in a workdir; keys that were added to simgr_jax since then have their defaults.
+
+    Raises:
+      UserError: there is no config, or it can't be read.
+    """
+    config = default_config.get_config().lock()
+    try:
+        config.update(config_file.load(workdir))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        # ml_collections lists the whole config after its first sentence.
+        reason = str(error.args[0]).partition(". Other fields")[0]
+        path = workdir / config_file.FILE_NAME
+        raise UserError(f"{path}: is not this version's config ({reason}); train in a new workdir") from error
+    return config
+
+
+def check_same(config: ml_collections.ConfigDict, workdir: Path, otherwise: str = "choose another --workdir") -> None:
+    """Checks `config` against the one that the workdir's run began with, if there is one. Only keys that the run reads
+    count, and places may differ.
+
+    Args:
+      otherwise: what to do instead of continuing with the same config.
+
+    Raises:
+      UserError: the workdir holds a run of another config.
+    """
+    path = workdir / config_file.FILE_NAME
+    if not path.exists():
+        return
+    before, now, ignored = flat(load(workdir)), flat(config), unread(config)
+    for key in sorted(now):
+        if before[key] != now[key] and key not in _PLACES and key not in ignored:
+            raise UserError(
+                f"{path}:{key}: the run here has {before[key]!r}, not {now[key]!r}; "
+                f"continue with the same config, or {otherwise}"
+            )

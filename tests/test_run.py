@@ -1,0 +1,177 @@
+"""The public Python API: fit, load, and what a Run does."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+import simgr_jax
+from simgr_jax.data.dataset import EvaluationCases, Sequences
+
+OVERRIDES = {
+    "data.synthetic.num_users": 200,
+    "data.synthetic.num_items": 60,
+    "semantic_ids.embeddings.dim": 16,
+    "semantic_ids.quantizer.levels": 4,
+    "semantic_ids.quantizer.codebook_size": 8,
+    "backbone.width": 16,
+    "backbone.layers": 1,
+    "backbone.heads": 2,
+    "backbone.kv_heads": 1,
+    "backbone.head_width": 8,
+    "backbone.mlp_width": 32,
+    "training.epochs": 1,
+    "evaluation.batch_size": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("api") / "workdir"
+
+
+@pytest.fixture(scope="module")
+def run(workdir) -> simgr_jax.Run:
+    return simgr_jax.fit("quickstart", OVERRIDES, workdir=workdir)
+
+
+def test_a_loaded_run_is_the_one_that_was_trained(run, workdir):
+    loaded = simgr_jax.load(workdir)
+    assert loaded.config.to_dict() == run.config.to_dict()
+    np.testing.assert_array_equal(loaded.item_vectors(), run.item_vectors())
+
+
+def test_evaluate_returns_the_metrics_of_the_report_under_both_protocols(run, workdir):
+    metrics = run.evaluate()
+    assert metrics == json.loads((workdir / "report" / "metrics.json").read_text())
+    names = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "entropy@10", "coverage@10")
+    for ranker in ("", "popularity/", "oracle/"):
+        assert all(f"{ranker}{protocol}{name}" in metrics for protocol in ("", "filtered/") for name in names)
+    assert run.evaluate("validation")["split"] == "validation"
+    with pytest.raises(simgr_jax.UserError, match="split"):
+        run.evaluate("train")
+
+
+def test_filtered_lists_hold_no_item_of_the_history(run):
+    items, _ = run.lists(run.split.test, 10, filter_history=True)
+    for history, row in zip(run.split.test.histories, items, strict=True):
+        assert not set(history.tolist()) & set(row.tolist())
+
+
+def test_recommend_gives_users_of_the_data_their_lists(run):
+    items, scores = run.lists(run.cases(), 7)
+    ids = run.dataset.item_ids
+    histories = [[ids[item] for item in history] for history in run.dataset.sequences]
+    found = run.recommend(histories, k=7)
+    assert found.items == [[ids[item] for item in row] for row in items]
+    np.testing.assert_array_equal(found.scores, scores)
+    assert found[3] == list(zip(found.items[3], found.scores[3].tolist(), strict=True))
+    assert len(list(found)) == len(found) == 200
+
+
+def test_unknown_ids_are_left_out_counted_and_reported(run):
+    ids = run.dataset.item_ids
+    known = run.recommend([[ids[4], ids[9]]], k=5)
+    with pytest.warns(UserWarning, match="2 ids of the histories are not in the catalog"):
+        found = run.recommend([["nobody's", ids[4], "nothing", ids[9]]], k=5)
+    assert found.items == known.items and found.unknown == 2 and known.unknown == 0
+
+
+def test_a_history_without_known_items_gets_the_most_popular(run):
+    ids, counts = run.dataset.item_ids, np.bincount(run.split.train.values, minlength=60)
+    found = run.recommend([[], [ids[0]]], k=3)
+    assert found.items[0] == [ids[item] for item in np.argsort(-counts, kind="stable")[:3]]
+    assert found.popular == [0] and np.isnan(found.scores[0]).all()
+
+
+def test_a_frame_gives_a_frame(run):
+    ids = run.dataset.item_ids
+    frame = pl.DataFrame({"user": ["u", "v", "u"], "item": [ids[1], ids[2], ids[3]], "timestamp": [5, 1, 2]})
+    found = run.recommend(frame, k=4)
+    assert found.columns == ["user", "rank", "item", "score"] and len(found) == 8
+    as_lists = run.recommend([[ids[2]], [ids[3], ids[1]]], k=4)  # In the order of time.
+    assert found.filter(pl.col("user") == "u")["item"].to_list() == as_lists.items[1]
+    assert found.filter(pl.col("user") == "v")["item"].to_list() == as_lists.items[0]
+    with pytest.raises(simgr_jax.UserError, match="no column 'item'"):
+        run.recommend(frame.drop("item"))
+
+
+def test_a_pandas_frame_gives_a_pandas_frame(run):
+    pandas = pytest.importorskip("pandas")
+    found = run.recommend(pandas.DataFrame({"user": [7], "item": [run.dataset.item_ids[1]]}), k=2)
+    assert isinstance(found, pandas.DataFrame) and found["user"].tolist() == [7, 7]
+
+
+def test_scores_are_the_dot_products_of_user_and_item_vectors(run):
+    ids = run.dataset.item_ids
+    histories = [[ids[1], ids[2]], [], [ids[5]]]
+    users, items = run.user_vectors(histories), run.item_vectors()
+    assert not users[1].any()
+    found = run.recommend(histories, k=60)
+    for row in (0, 2):
+        scores = dict(found[row])
+        for item, score in zip(ids, items @ users[row], strict=True):
+            assert scores[item] == pytest.approx(score, abs=1e-5)
+
+
+def test_histories_longer_than_the_model_reads_are_cut_but_filtered_whole(run):
+    ids = run.dataset.item_ids
+    found = run.recommend([ids[:50]], k=10, filter_history=True)
+    assert set(found.items[0]) == set(ids[50:])
+    newest = run.recommend([ids[30:50]], k=10)
+    assert run.recommend([ids[:50]], k=10).items == newest.items
+
+
+@pytest.mark.parametrize("k", [0, 61])
+def test_a_list_longer_than_the_catalog_is_refused(run, k):
+    with pytest.raises(simgr_jax.UserError, match=f"k: can't be {k}; give a number from 1 to 60"):
+        run.recommend([[run.dataset.item_ids[0]]], k=k)
+
+
+def test_a_string_is_no_history(run):
+    with pytest.raises(simgr_jax.UserError, match="a string is not a history"):
+        run.recommend(["B7"])
+
+
+def test_export_writes_the_folder(run, tmp_path):
+    run.export(tmp_path / "exported")
+    assert (tmp_path / "exported" / "item_index" / "score.py").exists()
+    with pytest.raises(simgr_jax.UserError, match="exists already"):
+        run.export(tmp_path / "exported")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"training.epoch": 1},
+            "config.training.epoch: the config has no such key; did you mean config.training.epochs",
+        ),
+        ({"training.epochs": "many"}, "config.training.epochs: 'many' is not of type int; give a value like 10"),
+        ({"model": "sasrec", "simgr.temperature": 5.0}, 'config.simgr.temperature: is not read by model "sasrec"'),
+        ({"model": "vae"}, 'config.model: "vae" is unknown; choose one of simgr,'),
+        ({"evaluation.ks": (1, 5)}, "config.evaluation.ks: can't be (1, 5); give different whole numbers"),
+    ],
+)
+def test_bad_overrides_are_refused(overrides, message, tmp_path):
+    with pytest.raises(simgr_jax.UserError) as caught:
+        simgr_jax.fit("quickstart", overrides, workdir=tmp_path)
+    assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_ks_give_more_metrics(run, workdir):
+    longer = simgr_jax.Run.load(workdir, {"evaluation.ks": (1, 10, 20)})
+    cases = run.split.test
+    assert isinstance(cases, EvaluationCases) and isinstance(cases.histories, Sequences)
+    metrics = longer.evaluate()
+    assert metrics["HR@20"] >= metrics["HR@10"] and "HR@5" not in metrics
+    assert metrics["NDCG@10"] == pytest.approx(run.evaluate()["NDCG@10"])
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+    with pytest.raises(simgr_jax.UserError, match="is not there; give the --workdir of a run"):
+        simgr_jax.load(tmp_path)
