@@ -374,8 +374,8 @@ class Run:
             f"{len(dataset.sequences.values):,} interactions",
             flush=True,
         )
-        Console().print(parameters.table(model))
         if self.options.is_trained:
+            Console().print(parameters.table(model))
             self._best = None
             loop.fit(model, self.windows, self._validate, self.config, self.workdir)
 

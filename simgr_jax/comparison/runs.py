@@ -23,6 +23,7 @@ from rich.markup import escape
 from simgr_jax import saved_config
 from simgr_jax.comparison.rows import Row
 from simgr_jax.config_keys import unread, with_values
+from simgr_jax.errors import UserError
 from simgr_jax.evaluation.metrics import SELECTION_METRIC
 from simgr_jax.run import LEARNED_FILES, Run
 from simgr_jax.workdir import config_file

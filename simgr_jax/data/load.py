@@ -16,7 +16,7 @@ import numpy as np
 from simgr_jax.data import splits, synthetic
 from simgr_jax.data.dataset import Dataset, Sequences, Split
 from simgr_jax.data.interactions import filter_k_core, from_frame
-from simgr_jax.data.readers import lcrec, log, minionerec, p5, recbole
+from simgr_jax.data.readers import lcrec_files, log, minionerec, p5, recbole
 from simgr_jax.errors import UserError
 from simgr_jax.workdir.atomic_write import atomic_path
 from simgr_jax.workdir.cache import fingerprint, load_arrays
@@ -114,7 +114,7 @@ def _source(config: ml_collections.ConfigDict, cache_dir: Path) -> _Source:
         case "p5":
             return _sequences(p5, path, config.k_core)
         case "lcrec":
-            return _sequences(lcrec, path, config.k_core)
+            return _sequences(lcrec_files, path, config.k_core)
         case "minionerec":
             return _sequences(minionerec, path, config.k_core)
         case "recbole":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,15 +38,28 @@ _TEXT_ARCHITECTURES = {"gemma3_text": "Gemma3ForCausalLM"}
 Tensors = Iterator[tuple[str, np.ndarray]]
 
 
+class TrainedTokens(NamedTuple):
+    """Tokens whose embeddings were trained.
+
+    Attributes:
+      strings: the semantic-ID tokens, as the tokenizer spells them.
+      embedding: rows for `strings`.
+      text_tokens: the checkpoint's own tokens whose embeddings were trained; the others keep theirs.
+      text_embedding: rows for `text_tokens`, if there are any.
+    """
+
+    strings: Sequence[str]
+    embedding: Float[Array, "V D"]
+    text_tokens: Sequence[int] = ()
+    text_embedding: Float[Array, "W D"] | None = None
+
+
 def save_finetuned(
     folder: Path,
     checkpoint: Checkpoint,
     backbone: Transformer,
     tokenizer: PreTrainedTokenizerBase,
-    token_strings: Sequence[str],
-    embedding: Float[Array, "V D"],
-    text_tokens: Sequence[int] = (),
-    text_embedding: Float[Array, "W D"] | None = None,
+    tokens: TrainedTokens,
     dtype: str | None = None,
 ) -> None:
     """Writes config, weights and tokenizer of a decoder fine-tuned from `checkpoint`, in the checkpoint's layout.
@@ -58,29 +71,26 @@ def save_finetuned(
 
     Args:
       folder: must exist.
-      tokenizer: must contain `token_strings`.
-      embedding: rows for `token_strings`.
-      text_tokens: the checkpoint's own tokens whose embeddings were trained; the others keep theirs.
-      text_embedding: rows for `text_tokens`, if there are any.
+      tokenizer: must contain the tokens' strings.
       dtype: one of DTYPES; None keeps each tensor's dtype in the checkpoint.
     """
     prefix = families.prefix(checkpoint.config, checkpoint.names())
     new_prefix = "model." if _is_multimodal(checkpoint) else prefix
     table, head = embedding_name(checkpoint), _untied_head(checkpoint)
     rows = max(checkpoint.shape(table)[0], 1 + max(tokenizer.get_vocab().values()))
-    ids = tokenizer.convert_tokens_to_ids(list(token_strings))
+    ids = tokenizer.convert_tokens_to_ids(list(tokens.strings))
 
     def extended(name: str) -> np.ndarray:
         old = checkpoint.read(name)
         result = np.zeros((rows, old.shape[1]), _dtype(checkpoint, name, dtype))
         result[: len(old)] = old
-        result[ids] = embedding
+        result[ids] = tokens.embedding
         return result
 
     def trained_table() -> np.ndarray:
         result = extended(table)
-        if len(text_tokens):
-            result[text_tokens] = text_embedding
+        if len(tokens.text_tokens):
+            result[tokens.text_tokens] = tokens.text_embedding
         return result
 
     def tensors() -> Tensors:
@@ -100,8 +110,7 @@ def save_from_scratch(
     backbone: Transformer,
     rope_theta: float,
     max_length: int,
-    token_strings: Sequence[str],
-    embedding: Float[Array, "V D"],
+    tokens: TrainedTokens,
     dtype: str | None = None,
 ) -> None:
     """Like `save_finetuned`, for a decoder of `from_scratch_config`: a Llama with the semantic-ID tokens as vocabulary.
@@ -113,7 +122,7 @@ def save_from_scratch(
     shape = backbone.config
     config = LlamaConfig(
         architectures=["LlamaForCausalLM"],
-        vocab_size=len(token_strings),
+        vocab_size=len(tokens.strings),
         hidden_size=shape.width,
         intermediate_size=shape.mlp_width,
         num_hidden_layers=shape.layers,
@@ -130,13 +139,13 @@ def save_from_scratch(
     )
 
     def tensors() -> Tensors:
-        yield families.EMBEDDING["llama"], np.asarray(embedding)
+        yield families.EMBEDDING["llama"], np.asarray(tokens.embedding)
         yield from _decoder_tensors(backbone, families.sources(config))
 
     as_asked = ((f"model.{name}", np.ascontiguousarray(value, dtype or "float32")) for name, value in tensors())
     _write_weights(folder, as_asked)
     _write_config(folder, json.loads(config.to_json_string()))
-    _codes_tokenizer(token_strings).save_pretrained(folder)
+    _codes_tokenizer(tokens.strings).save_pretrained(folder)
 
 
 def _codes_tokenizer(token_strings: Sequence[str]) -> PreTrainedTokenizerFast:

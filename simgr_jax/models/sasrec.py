@@ -47,8 +47,7 @@ def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInp
       UserError: a config value is invalid.
     """
     shape = encoder_config(config, options, activation="relu")
-    smoothing = 0.0 if options.loss == "binary" else options.label_smoothing
-    return SASRec(Transformer(shape, inputs.rngs), smoothing, inputs, binary=options.loss == "binary")
+    return SASRec(Transformer(shape, inputs.rngs), options.label_smoothing, inputs, binary=options.loss == "binary")
 
 
 class SASRec(ItemSequenceModel):

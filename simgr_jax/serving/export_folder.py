@@ -20,7 +20,7 @@ from simgr_jax.data.dataset import Dataset
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation.ranking import Ranker
 from simgr_jax.huggingface.checkpoint import Checkpoint
-from simgr_jax.huggingface.save_weights import DTYPES, save_finetuned, save_from_scratch
+from simgr_jax.huggingface.save_weights import DTYPES, TrainedTokens, save_finetuned, save_from_scratch
 from simgr_jax.inputs import prompts
 from simgr_jax.inputs.prompts import Prompt
 from simgr_jax.models.simgr import SimGR
@@ -97,24 +97,14 @@ def _new_folder(path: Path) -> Iterator[Path]:
 
 def _write_model(folder: Path, run: Exportable, model: SimGR, dtype: str) -> None:
     """Writes config, weights and tokenizer (see `huggingface.save_weights`)."""
-    strings, embedding = run.semantic_ids.token_strings(), np.asarray(model.embedding[...])
+    tokens = TrainedTokens(run.semantic_ids.token_strings(), np.asarray(model.embedding[...]))
     if run.checkpoint is None:
-        theta, length = run.config.backbone.rope_theta, run.row_length
-        save_from_scratch(folder, model.backbone, theta, length, strings, embedding, dtype or None)
+        theta = run.config.backbone.rope_theta
+        save_from_scratch(folder, model.backbone, theta, run.row_length, tokens, dtype or None)
         return
-    text = {}
     if model.text_embedding is not None:
-        text = {"text_tokens": run.prompt.text_tokens, "text_embedding": model.text_embedding[...]}
-    save_finetuned(
-        folder,
-        run.checkpoint,
-        model.backbone,
-        run.tokenizer,
-        strings,
-        embedding,
-        **text,
-        dtype=dtype or None,
-    )
+        tokens = tokens._replace(text_tokens=run.prompt.text_tokens, text_embedding=model.text_embedding[...])
+    save_finetuned(folder, run.checkpoint, model.backbone, run.tokenizer, tokens, dtype or None)
 
 
 def _write_item_index(folder: Path, run: Exportable, model: SimGR, filter_history: bool) -> None:

@@ -9,11 +9,13 @@ import ml_collections
 import numpy as np
 
 from simgr_jax import default_config
+from simgr_jax.config_keys import flat
 from simgr_jax.data.dataset import EvaluationCases, Sequences
 from simgr_jax.evaluation import metrics, saved_ranking
+from simgr_jax.evaluation.protocols import PROTOCOLS
 from simgr_jax.evaluation.saved_ranking import CaseRankings
 from simgr_jax.ops.top_k import Ranking
-from simgr_jax.workdir import config_file
+from simgr_jax.run import Run
 
 NUM_USERS, NUM_ITEMS = 80, 30
 
@@ -21,7 +23,7 @@ NUM_USERS, NUM_ITEMS = 80, 30
 def config(**models) -> ml_collections.ConfigDict:
     """A comparison's config, locked as the flags lock it.
 
-    models: of each row what is not as here.
+    models: by row, the values that differ from those below.
     """
     base = default_config.get_config()
     base.data.format = "synthetic"
@@ -49,21 +51,25 @@ def rates(*values: float) -> dict[str, dict]:
 
 
 def write_report(workdir: Path, seed: int = 0, skill: float = 1.0, targets_seed: int = 0) -> CaseRankings:
-    """What a finished run leaves: its ranking is random, the better the higher the skill. Returns the ranking."""
+    """What a finished run leaves: its rankings are random, and the higher the skill, the better. Returns them."""
     generator = np.random.default_rng(seed)
-    ranks = np.ceil(NUM_ITEMS * generator.random(NUM_USERS) ** skill).astype(np.float32)
-    items = np.stack([generator.permutation(NUM_ITEMS)[:10] for _ in ranks]).astype(np.int32)
+    rankings, values = {}, {}
+    for protocol in PROTOCOLS:
+        ranks = np.ceil(NUM_ITEMS * generator.random(NUM_USERS) ** skill).astype(np.float32)
+        items = np.stack([generator.permutation(NUM_ITEMS)[:10] for _ in ranks]).astype(np.int32)
+        rankings[protocol] = Ranking(items, np.zeros_like(items, np.float32), ranks)
+        values |= {f"{protocol}{key}": value for key, value in metrics.summarize(ranks, items, NUM_ITEMS).items()}
     facts = {"model": "simgr", "dataset": "tiny", "split": "test"}
     facts |= {"num_users": NUM_USERS, "num_cases": NUM_USERS, "num_items": NUM_ITEMS}
     cost = {"num_parameters": 1000, "train_seconds": 10.0 + seed, "train_targets_per_second": 50.0}
     folder = workdir / "report"
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps(facts | cost | metrics.summarize(ranks, items, NUM_ITEMS)))
+    (folder / "metrics.json").write_text(json.dumps(facts | cost | values))
     targets = np.random.default_rng(targets_seed).integers(0, NUM_ITEMS, NUM_USERS, np.int32)
     cases = EvaluationCases(np.arange(NUM_USERS, dtype=np.int32), Sequences.from_lists([[0]] * NUM_USERS), targets)
-    saved_ranking.write(folder, Ranking(items, np.zeros_like(items, np.float32), ranks), cases)
+    saved_ranking.write(folder, rankings, cases)
     return saved_ranking.read(folder)
 
 
 def written_config(workdir: Path) -> dict:
-    return config_file.flat(config_file.load(workdir))
+    return flat(Run.load(workdir).config)

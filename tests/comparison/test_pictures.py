@@ -5,7 +5,9 @@ import pytest
 from matplotlib.image import imread
 
 from simgr_jax.comparison import pictures
-from simgr_jax.evaluation.metrics import METRICS
+from simgr_jax.evaluation.metrics import names as metric_names
+
+METRICS = metric_names()
 
 
 def figures(names, speeds=True):
@@ -15,7 +17,7 @@ def figures(names, speeds=True):
         values = generator.random(len(METRICS)).round(1)
         models[name] = {
             "family": f"kind {number % 2}",
-            "overrides": {"model.name": name},
+            "overrides": {"model": name},
             "num_parameters": 1000 * (number + 1),
             "users_per_second": 10.0 ** (1 + number % 3) if speeds else None,
         }
@@ -68,7 +70,7 @@ def test_rows_that_differ_only_in_their_backbone_are_a_line_from_the_smallest():
     values = figures(["simgr_large", "simgr_small", "sasrec_small", "sasrec_large", "hstu"])
     for name, model in values["models"].items():
         kind, _, size = name.partition("_")
-        model["overrides"] = {"model.name": kind} | ({"backbone.width": 64} if size == "large" else {})
+        model["overrides"] = {"model": kind} | ({"backbone.width": 64} if size == "large" else {})
         model["num_parameters"] = 500 if size == "large" else 100
     (axes,) = pictures.draw_scaling(values).axes
     lines = dict(zip(axes.get_legend_handles_labels()[1], axes.containers, strict=True))

@@ -4,13 +4,13 @@ from comparisons import config, rates
 
 from simgr_jax import default_config
 from simgr_jax.comparison import rows
+from simgr_jax.config_keys import flat
 from simgr_jax.errors import UserError
-from simgr_jax.workdir import config_file
 
 
 def test_a_row_is_the_base_with_what_it_shares_and_its_overrides():
     values = config(
-        plain={}, other={"shares": ("ids", "wide"), "overrides": {"backbone": {"width": 64}, "loss": {"log_q": False}}}
+        plain={}, other={"shares": ("ids", "wide"), "overrides": {"backbone": {"width": 64}, "simgr": {"temperature": 0.1}}}
     )
     values.base.training.epochs = 7
     plain, other = rows.read(values)
@@ -20,9 +20,9 @@ def test_a_row_is_the_base_with_what_it_shares_and_its_overrides():
         "semantic_ids.quantizer.name": "residual_kmeans",
         "semantic_ids.quantizer.levels": 3,
         "backbone.width": 64,
-        "loss.log_q": False,
+        "simgr.temperature": 0.1,
     }
-    before, now = config_file.flat(values.base), config_file.flat(other.config)
+    before, now = flat(values.base), flat(other.config)
     assert {key: now[key] for key in now if now[key] != before[key]} == other.overrides
     assert now["training.epochs"] == 7
 
@@ -50,9 +50,9 @@ def test_trials_are_in_the_order_of_their_numbers_and_can_be_switched_off():
 
 
 def test_a_row_can_decode_another_rows_models():
-    takes_over = {"overrides": {"model": {"name": "parallel"}, "parallel": {"decoding": "graph"}}, "trained_as": "a"}
+    takes_over = {"overrides": {"model": "rpg", "rpg": {"decoding": "graph"}}, "trained_as": "a"}
     values = config(
-        a={"overrides": {"model": {"name": "parallel"}}, "seeds": (1, 2), "trials": rates(0.1, 0.2)}, b=takes_over
+        a={"overrides": {"model": "rpg"}, "seeds": (1, 2), "trials": rates(0.1, 0.2)}, b=takes_over
     )
     first, second = rows.read(values)
     assert (second.seeds, second.trials, second.trained_as) == (first.seeds, first.trials, "a")
@@ -95,11 +95,11 @@ MISTAKES = {
         "config.models.a.trials.trial1.training.epochs: is the same in all trials; set config.trial_epochs",
     ),
     "model": (
-        {"a": {"overrides": {"model": {"name": "magic"}}}},
+        {"a": {"overrides": {"model": "magic"}}},
         {},
-        'config.models.a.overrides.model.name: "magic" is unknown; choose one of simgr, ',
+        'config.models.a.overrides: config.model: "magic" is unknown; choose one of simgr, ',
     ),
-    "type": ({"a": {"overrides": {"model": {"name": 3}}}}, {}, "config.models.a.overrides: Could not override field"),
+    "type": ({"a": {"overrides": {"model": 3}}}, {}, "config.models.a.overrides: Could not override field"),
     "value": (
         {"a": {"overrides": {"training": {"epochs": 0}}}},
         {},
@@ -109,6 +109,21 @@ MISTAKES = {
         {"a": {"trials": rates(0.1, -1.0)}},
         {},
         "config.models.a.trials.trial2: config.optimizer.learning_rate: can't be -1.0; give a number above 0",
+    ),
+    "override that the model does not read": (
+        {"a": {"overrides": {"model": "sasrec", "simgr": {"temperature": 0.1}}}},
+        {},
+        'config.models.a.overrides.simgr.temperature: is not read by model "sasrec"; leave it out: the model reads sasr',
+    ),
+    "share that the model does not read": (
+        {"a": {"shares": ("ids",), "overrides": {"model": "sasrec"}}},
+        {},
+        'config.shared.ids.semantic_ids.quantizer.levels: is not read by model "sasrec"; leave it out: the model reads',
+    ),
+    "trial of what the model does not read": (
+        {"a": {"overrides": {"model": "item_knn"}, "trials": rates(0.1)}},
+        {},
+        'config.models.a.trials.trial1.optimizer.learning_rate: is not read by model "item_knn"; leave it out: the mod',
     ),
     "trial epochs": ({"a": {}}, {"trial_epochs": -1}, "config.trial_epochs: can't be -1; give at least 0"),
     "finalists": ({"a": {}}, {"finalists": 0}, "config.finalists: can't be 0; give at least 1"),
@@ -140,9 +155,22 @@ def test_a_mistake_is_named(models, changes, message):
     assert message in str(error.value)
 
 
+def test_an_override_of_the_base_that_no_row_reads_is_refused():
+    values = config(a={"overrides": {"model": "sasrec"}}, b={"overrides": {"model": "popularity"}})
+    check = rows.COMPARISON_CONFIG.check_overrides
+    with pytest.raises(UserError) as caught:
+        check(values, ["base.training.epochs", "base.semantic_ids.quantizer.levels"])
+    assert str(caught.value) == (
+        "config.base.semantic_ids.quantizer.levels: no model of config.rows reads it; leave it out"
+    )
+    # One row that reads the key is enough, and other keys of a comparison are no model's.
+    check(values, ["base.training.epochs", "base.data.max_items", "base.seed", "trial_epochs", "rows"])
+    check(config(a={"overrides": {"model": "popularity"}}, b={}), ["base.semantic_ids.quantizer.levels"])
+
+
 def test_the_keys_that_a_comparison_may_have():
     values = config(a={"trials": rates(0.1, 0.2)})
-    known, required = rows.config_keys(values)
+    known, required = rows.COMPARISON_CONFIG.keys(values)
     run = default_config.get_config().to_dict()
     assert known.base.to_dict() == required.base.to_dict() == run
     assert (
@@ -156,5 +184,5 @@ def test_the_keys_that_a_comparison_may_have():
 
 @pytest.mark.parametrize("empty", [{}, {"models": 3, "shared": ()}, {"models": {"a": 1}}])
 def test_the_keys_of_a_file_that_is_no_comparison(empty):
-    _, required = rows.config_keys(ml_collections.ConfigDict(empty))
+    _, required = rows.COMPARISON_CONFIG.keys(ml_collections.ConfigDict(empty))
     assert {"base", "models", "shared", "rows"} <= set(required)

@@ -33,7 +33,7 @@ def launched(monkeypatch):
             assert arguments[1] == "--split=validation"
             write_report(workdir)
             (workdir / "report").rename(workdir / "report_validation")
-        elif written_config(workdir)["model.name"] != "popularity":
+        elif values["model"] != "item_knn":
             (workdir / "checkpoints").mkdir(exist_ok=True)
             lines = [
                 {"step": 1, "validation/NDCG@10": score},
@@ -71,7 +71,7 @@ def test_the_best_trial_is_trained_in_full(launched, tmp_path):
     full = written_config(tmp_path / "runs" / "a")
     expected = {"optimizer.learning_rate": 0.01, "training.epochs": 30, "seed": 7, "cache_dir": str(tmp_path / "cache")}
     assert full.items() >= expected.items()
-    assert runs.finished_seeds(row) == [7]
+    assert list(runs.finished(row)) == [7]
 
 
 def test_finalists_are_trained_in_full_and_the_best_of_them_is_the_run(launched, tmp_path):
@@ -101,7 +101,7 @@ def test_finalists_are_trained_in_full_and_the_best_of_them_is_the_run(launched,
     runs.check(row)
     assert runs.tune(row) == tuning
     runs.train(row, 7, tuning)
-    assert launched[0] == [] and runs.finished_seeds(row) == [7, 8]
+    assert launched[0] == [] and list(runs.finished(row)) == [7, 8]
 
 
 def test_a_finalist_that_fails_is_not_chosen(launched, tmp_path):
@@ -172,15 +172,16 @@ def test_a_run_that_was_cut_off_and_then_evaluated_is_not_finished(launched, tmp
     with pytest.raises(KeyboardInterrupt):
         runs.train(row, 0, runs.tune(row))
     write_report(tmp_path / "runs" / "a")
-    assert runs.finished_seeds(row) == []
+    assert list(runs.finished(row)) == []
     shutil.rmtree(tmp_path / "runs" / "a" / "report")
     launched[1].clear()
     runs.train(row, 0, runs.tune(row))
-    assert runs.finished_seeds(row) == [0]
+    assert list(runs.finished(row)) == [0]
 
 
 def test_trials_without_anything_to_train_are_evaluated(launched, tmp_path):
-    runs, (row,) = begin(tmp_path, a={"overrides": {"model": {"name": "popularity"}}, "trials": rates(0.1)})
+    trials = {"trial1": {"item_knn": {"shrinkage": 5.0}}}
+    runs, (row,) = begin(tmp_path, a={"overrides": {"model": "item_knn"}, "trials": trials})
     tuning = runs.tune(row)
     report = json.loads((tmp_path / "trials" / "a-1" / "report_validation" / "metrics.json").read_text())
     assert tuning.trials[0].score == report["NDCG@10"]
@@ -243,11 +244,11 @@ def test_what_never_began_may_be_corrected(launched, tmp_path):
     assert written_config(tmp_path / "runs" / "a")["training.epochs"] == 3
 
 
-TAKES_OVER = {"overrides": {"model": {"name": "parallel"}, "parallel": {"decoding": "graph"}}, "trained_as": "a"}
+TAKES_OVER = {"overrides": {"model": "rpg", "rpg": {"decoding": "graph"}}, "trained_as": "a"}
 
 
 def test_a_row_takes_over_what_another_learned(launched, tmp_path):
-    models = {"a": {"overrides": {"model": {"name": "parallel"}}, "trials": rates(0.1, 0.2), "seeds": (0, 1)}}
+    models = {"a": {"overrides": {"model": "rpg"}, "trials": rates(0.1, 0.2), "seeds": (0, 1)}}
     runs, (source, row) = begin(tmp_path, **models, b=TAKES_OVER)
     with pytest.raises(RunFailed, match="takes over the models of a, which is not trained; train that too"):
         runs.tune(row)
@@ -262,7 +263,7 @@ def test_a_row_takes_over_what_another_learned(launched, tmp_path):
     assert launched[0] == ["a-1", "a-2", "a", "b"]
     assert (tmp_path / "runs" / "b" / "checkpoints" / "10" / "weights").read_text() == "learned"
     values = written_config(tmp_path / "runs" / "b")
-    assert (values["parallel.decoding"], values["optimizer.learning_rate"]) == ("graph", 0.1)
+    assert (values["rpg.decoding"], values["optimizer.learning_rate"]) == ("graph", 0.1)
     with pytest.raises(RunFailed, match="takes over a-1, which is not trained"):
         runs.train(row, 1, tuning)
 
@@ -270,7 +271,7 @@ def test_a_row_takes_over_what_another_learned(launched, tmp_path):
 def test_what_was_taken_over_is_taken_anew_when_the_other_row_was_trained_again(launched, tmp_path, monkeypatch):
     """With other trials, too, of which another did best."""
     for content, trials in (("first", rates(0.1, 0.2)), ("second", rates(0.3, 0.2))):
-        models = {"a": {"overrides": {"model": {"name": "parallel"}}, "trials": trials}, "b": TAKES_OVER}
+        models = {"a": {"overrides": {"model": "rpg"}, "trials": trials}, "b": TAKES_OVER}
         runs, (source, row) = begin(tmp_path, **models)
         for one in (source, row):
             runs.check(one)
@@ -278,12 +279,12 @@ def test_what_was_taken_over_is_taken_anew_when_the_other_row_was_trained_again(
         monkeypatch.setattr(runs_lib, "_now", lambda: next(times))  # noqa: B023
         runs.train(source, 0, runs.tune(source))
         (tmp_path / "runs" / "a" / "checkpoints" / "weights").write_text(content)
-        assert runs.finished_seeds(row) == []
+        assert list(runs.finished(row)) == []
         shutil.rmtree(tmp_path / "runs" / "b" / "report", ignore_errors=True)
         assert list(finished_workdirs(tmp_path)) == ["a"]
         runs.train(row, 0, runs.tune(row))
         assert (tmp_path / "runs" / "b" / "checkpoints" / "weights").read_text() == content
-        assert runs.finished_seeds(row) == [0] and list(finished_workdirs(tmp_path)) == ["a", "b"]
+        assert list(runs.finished(row)) == [0] and list(finished_workdirs(tmp_path)) == ["a", "b"]
         assert (
             written_config(tmp_path / "runs" / "b")["optimizer.learning_rate"] == {"first": 0.1, "second": 0.2}[content]
         )
@@ -294,12 +295,12 @@ def test_what_was_taken_over_is_taken_anew_when_the_other_row_was_trained_again(
 
 def test_a_run_of_its_own_is_not_one_that_was_taken_over(launched, tmp_path):
     runs, (_, row) = begin(
-        tmp_path, a={"overrides": {"model": {"name": "parallel"}}}, b=TAKES_OVER | {"trained_as": ""}
+        tmp_path, a={"overrides": {"model": "rpg"}}, b=TAKES_OVER | {"trained_as": ""}
     )
     runs.train(row, 0, runs.tune(row))
-    runs, (source, row) = begin(tmp_path, a={"overrides": {"model": {"name": "parallel"}}}, b=TAKES_OVER)
+    runs, (source, row) = begin(tmp_path, a={"overrides": {"model": "rpg"}}, b=TAKES_OVER)
     runs.train(source, 0, runs.tune(source))
-    assert runs.finished_seeds(row) == []
+    assert list(runs.finished(row)) == []
 
 
 def module(tmp_path, monkeypatch, code):

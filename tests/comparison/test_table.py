@@ -1,11 +1,14 @@
 import io
+import itertools
 import re
 
 import pytest
 from rich.console import Console
 
 from simgr_jax.comparison import table
-from simgr_jax.evaluation.metrics import METRICS
+from simgr_jax.evaluation.metrics import names as metric_names
+
+METRICS = metric_names()
 
 
 def model(values, **more):
@@ -13,9 +16,12 @@ def model(values, **more):
     figures = {"family": "a kind", "model": "simgr", "overrides": {}, "trained_as": "", "seeds": [0], "trials": []}
     figures |= {"chosen": {}, "num_parameters": 3.44e6, "train_seconds": 930.0, "users_per_second": 1234.6}
     figures |= {"catalog_seconds": 0.0123, "missing_seeds": []}
-    for metric, value in zip(METRICS, values, strict=True):
-        figures |= {metric: value, f"{metric}/ci95_low": value - 0.002, f"{metric}/ci95_high": value + 0.001}
-        figures[f"{metric}/seeds"] = [value]
+    # Without history items a list is a little better.
+    for protocol, gain in (("", 0.0), ("filtered/", 0.1)):
+        for name, value in zip(METRICS, values, strict=True):
+            metric, value = f"{protocol}{name}", value + gain
+            figures |= {metric: value, f"{metric}/ci95_low": value - 0.002, f"{metric}/ci95_high": value + 0.001}
+            figures[f"{metric}/seeds"] = [value]
     return figures | more
 
 
@@ -38,21 +44,23 @@ def figures():
             [0.01001, 0.04, 0.1, 0.02, 0.0321, 7.9, 0.6],
             **tested,
             **{"num_parameters": 0, "train_seconds": 12.0, "users_per_second": None, "catalog_seconds": None},
-            **{"trials": trials, "chosen": trials[1]["values"], "overrides": {"model.name": "rival"}},
+            **{"trials": trials, "chosen": trials[1]["values"], "overrides": {"model": "rival"}},
         ),
     }
     return {
         **{"dataset": "tiny", "split": "test", "num_users": 22363, "num_cases": 22363, "num_items": 12101},
-        **{"reference": "simgr", "trial_epochs": 4, "finalists": 1},
+        **{"ks": [1, 5, 10], "reference": "simgr", "trial_epochs": 4, "finalists": 1},
         **{"models": models, "base": {"training.epochs": 14}, "not_trained": ["later"]},
         "inference": {"batch_size": 256, "batches": 4, "rounds": 5, "users": 1024},
         "failed": {"broken": "config.x: is wrong; mend it"},
     }
 
 
-def rows(figures):
-    """The Markdown table's rows, by name, as dictionaries by header."""
-    lines = table.markdown(figures).splitlines()[2:7]
+def rows(figures, heading="# tiny: 2 models on one test split"):
+    """The rows of the Markdown table below a line of text, by name, as dictionaries by header."""
+    lines = table.markdown(figures).splitlines()
+    below = lines[lines.index(heading) + 2 :]
+    lines = list(itertools.takewhile(lambda line: line.startswith("|"), below))
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     return {line[0]: dict(zip(cells[0], line, strict=True)) for line in cells[2:]}
 
@@ -68,6 +76,13 @@ def test_values_have_their_intervals_and_the_best_are_bold(figures):
         **{metric: ["simgr"] for metric in ("HR@5", "NDCG@5", "NDCG@10", "entropy@10")},
         **{metric: ["rival"] for metric in ("HR@10", "coverage@10")},
     }
+
+
+def test_lists_without_history_items_have_a_table_of_their_own(figures):
+    heading = "The same lists with history items taken out; don't compare them with the table above."
+    found = rows(figures, heading)
+    assert found.keys() == {"simgr", "rival"} and list(found["simgr"]) == ["model", *METRICS]
+    assert found["simgr"]["NDCG@10"] == "**.1422** ±.0020" and found["rival"]["NDCG@10"] == ".1321 ±.0020"
 
 
 def test_differences_and_costs(figures):
@@ -95,7 +110,7 @@ def test_the_notes_say_what_the_figures_are(figures):
     assert "simgr: the mean of 2 seeds; they range over NDCG@10 .0411 to .0433, " in text
     assert "`training.epochs=14`" in text and "Trials: `training.epochs=4`." in text
     assert "`optimizer.learning_rate=0.1`: failed; `optimizer.learning_rate=0.2`: **.0500**" in text
-    assert re.search(r"\| rival \| a kind \| `model.name=rival` \| 2 \|", text)
+    assert re.search(r"\| rival \| a kind \| `model=rival` \| 2 \|", text)
 
 
 def test_what_was_trained_in_full_to_choose_is_said(figures):

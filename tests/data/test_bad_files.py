@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from simgr_jax.data.readers import lcrec, log, minionerec, p5, recbole
+from simgr_jax.data.readers import lcrec_files, log, minionerec, p5, recbole
 from simgr_jax.errors import UserError
 
 ITEMS = {"0": {"title": "a"}, "1": {"title": "b"}}
@@ -78,7 +78,7 @@ def test_mistakes_in_p5_files_are_named(tmp_path, files, message):
 )
 def test_mistakes_in_lcrec_files_are_named(tmp_path, files, message):
     write(tmp_path, files)
-    expect(message, lcrec.read, tmp_path, "x")
+    expect(message, lcrec_files.read, tmp_path, "x")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_mistakes_in_a_parquet_log_are_named(tmp_path):
     expect("log.parquet: column 'item' holds lists", log.read, path, "x", **columns)
 
 
-@pytest.mark.parametrize("reader", [p5, lcrec, minionerec, recbole])
+@pytest.mark.parametrize("reader", [p5, lcrec_files, minionerec, recbole])
 def test_a_path_that_is_not_a_folder_is_named(tmp_path, reader):
     expect("nowhere: no such folder; set config.data.path", reader.read, tmp_path / "nowhere", "x")
     (tmp_path / "file").write_text("x")

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from simgr_jax.data import splits
-from simgr_jax.data.readers import lcrec, log, minionerec, p5, recbole
+from simgr_jax.data.readers import lcrec_files, log, minionerec, p5, recbole
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 needs_real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not here")
@@ -79,7 +79,7 @@ def test_lcrec_items_are_sorted_by_number(tmp_path):
             "0": {"title": "", "description": []},
         },
     )
-    dataset = lcrec.read(tmp_path, "x")
+    dataset = lcrec_files.read(tmp_path, "x")
     assert dataset.item_ids == ["0", "2", "10"]  # by number; item 3 is not in the catalog
     assert dataset.item_texts == ["", "Two. plain", "Ten & more. B. C. Big. Red"]
     assert lists_of(dataset) == {"7": ["10", "2", "10"], "8": ["0", "2"]}
@@ -89,14 +89,14 @@ def test_lcrec_items_are_sorted_by_number(tmp_path):
 
 def test_lcrec_files_may_be_the_sequences_alone(tmp_path):
     write(tmp_path / "X.inter.json", {"u": ["b", "a"], "v": ["c"]})
-    dataset = lcrec.read(tmp_path, "x")
+    dataset = lcrec_files.read(tmp_path, "x")
     assert dataset.item_ids == ["b", "a", "c"]
     assert dataset.item_texts is None and dataset.codes is None
 
 
 @needs_real_data
 def test_real_lcrec_files_are_read():
-    dataset = lcrec.read(SHARED / "amazon_instruments", "x")
+    dataset = lcrec_files.read(SHARED / "amazon_instruments", "x")
     assert (len(dataset.user_ids), dataset.num_items) == (24_772, 9_922)
     assert dataset.sequences.values.size == 206_153
     assert dataset.item_ids == [str(i) for i in range(9_922)]

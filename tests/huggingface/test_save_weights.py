@@ -75,12 +75,13 @@ def hidden(backbone, embeddings):
     return np.asarray(run(backbone, jnp.asarray(embeddings)))
 
 
-def written(folder, checkpoint, backbone=None, new=NEW, words=WORDS, embedding=None, **options):
+def written(folder, checkpoint, backbone=None, new=NEW, words=WORDS, embedding=None, dtype=None, **text):
     """Saves to `folder`; returns the tensors written there."""
     folder.mkdir(exist_ok=True)
     embedding = rows(len(new)) if embedding is None else embedding
     backbone = backbone or load(checkpoint.folder)[0]
-    save_weights.save_finetuned(folder, checkpoint, backbone, tokenizer(words, new), new, embedding, **options)
+    tokens = save_weights.TrainedTokens(new, embedding, **text)
+    save_weights.save_finetuned(folder, checkpoint, backbone, tokenizer(words, new), tokens, dtype)
     return {name: array for file in folder.glob("*.safetensors") for name, array in load_file(file).items()}
 
 
@@ -261,7 +262,7 @@ def from_scratch(tmp_path_factory):
     )
     backbone = Transformer(config, nnx.Rngs(0))
     nnx.update(backbone, jax.tree.map(lambda x: 10 * x, nnx.state(backbone)))
-    save_weights.save_from_scratch(folder, backbone, 50.0, LENGTH, NEW, rows(len(NEW)))
+    save_weights.save_from_scratch(folder, backbone, 50.0, LENGTH, save_weights.TrainedTokens(NEW, rows(len(NEW))))
     return folder, backbone
 
 
