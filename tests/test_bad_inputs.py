@@ -253,12 +253,8 @@ CASES = [
     ),
     pytest.param("train", (TINY, IN_WORKDIR, *NPY), {}, "embeddings.npy_path: no file 'TMP/e.npy'", id="no embeddings"),
     # Workdirs.
-    flags(
-        "train", TINY, "--workdir=TMP/f", files={"TMP/f": "x"}, message="TMP/f: can't be created (File exists)"
-    ),
-    flags(
-        "train", TINY, "--workdir=TMP/f/w", files={"TMP/f": "x"}, message="TMP/f/w: can't be created (Not a dir"
-    ),
+    flags("train", TINY, "--workdir=TMP/f", files={"TMP/f": "x"}, message="TMP/f: can't be created (File exists)"),
+    flags("train", TINY, "--workdir=TMP/f/w", files={"TMP/f": "x"}, message="TMP/f/w: can't be created (Not a dir"),
     flags(
         *("train", TINY, IN_WORKDIR, "--config.cache_dir=TMP/f"),
         files={"TMP/f": "x"},
@@ -305,10 +301,16 @@ CASES = [
         message="TRAINED/metrics.jsonl:2: is not JSON",
     ),
     flags(
-        "recommend", "--workdir=TRAINED", "--output=TMP/o.jsonl", "--k=61", message="--k: can't be 61; give a number from 1 to 60"
+        "recommend",
+        "--workdir=TRAINED",
+        "--output=TMP/o.jsonl",
+        "--k=61",
+        message="--k: can't be 61; give a number from 1 to 60",
     ),
     flags("recommend", "--workdir=TRAINED", "--output=TMP", message="TMP: can't be written (Is a directory)"),
-    option("--config.simgr.catalog_chunk=-2", message="config.simgr.catalog_chunk: can't be -2; give a number of items"),
+    option(
+        "--config.simgr.catalog_chunk=-2", message="config.simgr.catalog_chunk: can't be -2; give a number of items"
+    ),
     # An LLM as the backbone.
     config_file(
         "adapters without a checkpoint",

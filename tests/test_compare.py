@@ -8,20 +8,21 @@ import shutil
 import numpy as np
 import pytest
 
-from simgr_jax import train
 from simgr_jax.comparison import runs
 from simgr_jax.comparison.runs import RunFailed
 from simgr_jax.errors import UserError
-from simgr_jax.workdir import config_file
+from simgr_jax.run import Run
+from tests.tiny_config import VALUES
 
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "entropy@10", "coverage@10")
+METRICS += tuple(f"filtered/{metric}" for metric in METRICS)
 ROWS = ("simgr", "sasrec", "popularity")
 
 
 @pytest.fixture(scope="session")
-def options(root, tiny_options):
-    """Three rows of the embedded data's config, each a run of seconds."""
-    tiny = [option.replace("--config.", "--config.base.") for option in tiny_options[1:]]
+def options(root):
+    """Three rows of the comparison on the embedded data. Each run takes seconds."""
+    tiny = [f"--config.base.{key}={value}" for key, value in VALUES.items()]
     rows = ("--config.trial_epochs=0", f"--config.rows={ROWS}")
     return (
         *(f"--config={root}/configs/compare.py:synthetic", *tiny, *rows),
@@ -45,7 +46,9 @@ class Launcher:
         if workdir.name in self.failures:
             raise self.failures[workdir.name]
         assert arguments == ["simgr_jax.train", f"--workdir={workdir}"]
-        train.train(config_file.load(workdir), workdir)
+        run = Run.load(workdir)
+        run.train()
+        run.evaluate()
 
 
 @pytest.fixture
@@ -104,6 +107,8 @@ def test_its_folder_is_as_designed(compared):
     assert there == {"runs", "cache", "comparison.json", "comparison.md", "inference.json", ".lock"} | pictures
     lines = (folder / "comparison.md").read_text(encoding="utf-8").splitlines()
     assert [line.split()[1] for line in lines[4:7]] == list(ROWS)
+    (second,) = (n for n, line in enumerate(lines) if line.startswith("The same lists with history items taken out"))
+    assert [line.split()[1] for line in lines[second + 2 :][:5]] == ["model", "---", *ROWS]
     # One folder for all: no run has its own.
     assert not list(folder.glob("runs/*/cache"))
 
@@ -211,27 +216,27 @@ def test_two_comparisons_do_not_share_a_folder(run_binary, options, folder, laun
 
 
 def test_a_failure_in_a_process_of_its_own(run_binary, options, tmp_path, capfd, root, monkeypatch):
-    """What only the model's creation finds wrong; popularity has no pooling."""
+    """What only the model's creation finds wrong; popularity has no heads."""
     monkeypatch.chdir(root)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     options = [option for option in options if not option.startswith("--config.rows")]
-    broken = ("--config.rows=('simgr', 'popularity')", "--config.base.model.user_pooling=max")
+    broken = ("--config.rows=('simgr', 'popularity')", "--config.base.backbone.kv_heads=3")
     assert run_binary("compare", *options, *broken, f"--workdir={tmp_path}") == 2
     error = capfd.readouterr().err
-    assert error.startswith("error: simgr: failed: config.model.user_pooling: ") and error.count("\n") == 1
-    assert "config.model.user_pooling" in (tmp_path / "runs" / "simgr" / "output.log").read_text()
+    assert error.startswith("error: simgr: failed: config.backbone.kv_heads: ") and error.count("\n") == 1
+    assert "config.backbone.kv_heads" in (tmp_path / "runs" / "simgr" / "output.log").read_text()
     figures = read(tmp_path / "comparison.json")
     assert list(figures["models"]) == ["popularity"]
-    assert figures["failed"]["simgr"].startswith("config.model.user_pooling: ")
+    assert figures["failed"]["simgr"].startswith("config.backbone.kv_heads: ")
 
 
 @pytest.mark.parametrize("dataset", ["beauty", "instruments"])
 def test_an_override_is_one_rows(root, dataset):
     config = runpy.run_path(str(root / "configs" / "compare.py"))["get_config"](dataset)
-    config.models.encoder_decoder.overrides.training.row_length = 7
+    config.models.tiger.overrides.training.row_length = 7
     config.models.sasrec.trials.trial1.optimizer.learning_rate = 9.0
     config.shared.short_ids.semantic_ids.collisions = "keep"
-    assert config.models.autoregressive.overrides.training.row_length == 128
+    assert config.models.lcrec.overrides.training.row_length == 128
     assert config.models.bert4rec.trials.trial1.optimizer.learning_rate == 5e-4
     assert config.models.sasrec.trials.trial2.optimizer.learning_rate == 1e-3
     assert config.shared.long_ids.semantic_ids.collisions == "level"
@@ -263,10 +268,8 @@ def config_file(name, message):
         config_file("scaling.py:books", "scaling.py:books: no such dataset; choose one of beauty, "),
         config_file("quickstart.py", "the config has no such key; did you mean config.base."),
         option("--only=simgr,sasrex", '--only: "sasrex" is not in config.rows; choose from simgr, sasrec'),
-        option("--config.base.modle.name=simgr", "config.base.modle.name: the config has no such key; did you mean "),
-        option(
-            "--config.models.simgr.overrides.modle.name=simgr", "did you mean config.models.simgr.overrides.model.name?"
-        ),
+        option("--config.base.modle=simgr", "config.base.modle: the config has no such key; did you mean "),
+        option("--config.models.simgr.overrides.modle=simgr", "did you mean config.models.simgr.overrides.model?"),
         # A key that the row leaves to the base.
         option(
             "--config.models.simgr.overrides.backbone.width=8",
@@ -276,7 +279,16 @@ def config_file(name, message):
             "--config.models.sasrec.trials.trial1.optimizer.learning_rate=fast", "'fast' is not of type float; give a"
         ),
         option("--config.base.training=1", "config.base.training: is a group of keys; set them one by one, like"),
-        option("--config.base.data.format=p5", "config.base.data.path: not set; set it to the folder"),
+        option(
+            "--config.models.sasrec.shares=long_ids",
+            'config.shared.long_ids.semantic_ids.collisions: is not read by model "sasrec"; leave it out: the model',
+        ),
+        option("--config.base.rpg.temperature=0.1", "config.base.rpg.temperature: no model of config.rows reads it"),
+        pytest.param(
+            ("--config=ROOT/configs/compare.py:synthetic", "--config.base.data.format=p5", "--workdir=TMP"),
+            "config.base.data.path: not set; set it to the folder",
+            id="no data",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_trained(
@@ -303,8 +315,8 @@ def test_every_datasets_config_is_a_comparison(run_binary, root, tmp_path, launc
 
 def test_a_model_of_the_comparison_is_a_config_of_its_own(run_binary, root, tmp_path, capfd):
     get_config = runpy.run_path(f"{root}/configs/rivals.py")["get_config"]
-    config = get_config("beauty-autoregressive")
-    assert (config.data.name, config.model.name, config.model.history) == ("beauty", "autoregressive", "tokens")
+    config = get_config("beauty-lcrec")
+    assert (config.data.name, config.model, config.training.row_length) == ("beauty", "lcrec", 128)
     for wrong, known in (("beauty", "simgr, simgr_short_ids, "), ("books-simgr", "beauty, toys, ")):
         assert run_binary("train", f"--config={root}/configs/rivals.py:{wrong}", f"--workdir={tmp_path}") == 2
         error = capfd.readouterr().err

@@ -70,7 +70,13 @@ RUNS = {
     "adapters, items as vectors, scaled embeddings": (
         ("Gemma3Text", {"sliding_window": 4}, "<s> $A"),
         "llm.py:lora",
-        (*LORA, WIDTH, "--config.simgr.history=item", "--config.simgr.user_pooling=mean", "--config.training.row_length=24"),
+        (
+            *LORA,
+            WIDTH,
+            "--config.simgr.history=item",
+            "--config.simgr.user_pooling=mean",
+            "--config.training.row_length=24",
+        ),
     ),
     "from scratch, codes that collide, history left out": (
         None,
@@ -319,6 +325,9 @@ def test_an_export_that_fails_leaves_nothing_behind(
 
 
 def test_a_full_disk_is_told_in_one_line_when_it_is_the_weights_that_do_not_fit(tmp_path):
-    with pytest.raises(UserError, match=r"out: can't be written .*I/O error"), export_folder._new_folder(tmp_path / "out"):
+    with (
+        pytest.raises(UserError, match=r"out: can't be written .*I/O error"),
+        export_folder._new_folder(tmp_path / "out"),
+    ):
         save_file({"x": np.zeros(1)}, tmp_path / "no such folder" / "x.safetensors")
     assert not list(tmp_path.iterdir())

@@ -45,7 +45,10 @@ def test_a_run_refuses_other_items(run_binary, trained_workdir, tmp_path, capfd,
     (workdir / "config.json").write_text(json.dumps(config))
     before = (workdir / "report" / "metrics.json").read_bytes()
     assert run_binary(binary, f"--workdir={workdir}") == 2
-    assert f"error: {workdir}/trained_on.json:items: have changed since the run here was trained; give" in capfd.readouterr().err
+    assert (
+        f"error: {workdir}/trained_on.json:items: have changed since the run here was trained; give"
+        in capfd.readouterr().err
+    )
     assert (workdir / "report" / "metrics.json").read_bytes() == before
 
 

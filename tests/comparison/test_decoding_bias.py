@@ -80,7 +80,7 @@ def test_without_any_distribution_there_is_nothing_to_measure(workdirs, run_bina
     (run / "finished.json").write_text('{"finished": "2026-01-01"}')
     assert run_binary("bias", f"--workdir={tmp_path}") == 2
     message = (
-        f"error: {tmp_path / 'runs'}: no model there has a distribution over items; train one that has, like simgr\n"
+        f"error: {tmp_path / 'runs'}: no model there has a distribution over items; train one that does, like simgr\n"
     )
     assert capsys.readouterr().err == message
 

@@ -98,9 +98,7 @@ def test_metrics_of_several_seeds_are_means(finished, figures):
 
 def test_the_ks_are_the_configs(finished, figures):
     (row, tuning, runs) = finished[0]["same"]
-    found = collect(
-        [row], SimpleNamespace(finished=lambda _: runs, tuning=lambda _: tuning), "same", {}, ks=(3, 10)
-    )
+    found = collect([row], SimpleNamespace(finished=lambda _: runs, tuning=lambda _: tuning), "same", {}, ks=(3, 10))
     assert found["ks"] == [3, 10] and figures["ks"] == [1, 5, 10]
     model = found["models"]["same"]
     assert {"HR@3", "NDCG@3", "HR@10", "filtered/NDCG@3"} <= model.keys() and "HR@5" not in model

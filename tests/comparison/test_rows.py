@@ -10,7 +10,8 @@ from simgr_jax.errors import UserError
 
 def test_a_row_is_the_base_with_what_it_shares_and_its_overrides():
     values = config(
-        plain={}, other={"shares": ("ids", "wide"), "overrides": {"backbone": {"width": 64}, "simgr": {"temperature": 0.1}}}
+        plain={},
+        other={"shares": ("ids", "wide"), "overrides": {"backbone": {"width": 64}, "simgr": {"temperature": 0.1}}},
     )
     values.base.training.epochs = 7
     plain, other = rows.read(values)
@@ -51,9 +52,7 @@ def test_trials_are_in_the_order_of_their_numbers_and_can_be_switched_off():
 
 def test_a_row_can_decode_another_rows_models():
     takes_over = {"overrides": {"model": "rpg", "rpg": {"decoding": "graph"}}, "trained_as": "a"}
-    values = config(
-        a={"overrides": {"model": "rpg"}, "seeds": (1, 2), "trials": rates(0.1, 0.2)}, b=takes_over
-    )
+    values = config(a={"overrides": {"model": "rpg"}, "seeds": (1, 2), "trials": rates(0.1, 0.2)}, b=takes_over)
     first, second = rows.read(values)
     assert (second.seeds, second.trials, second.trained_as) == (first.seeds, first.trials, "a")
 
@@ -113,7 +112,7 @@ MISTAKES = {
     "override that the model does not read": (
         {"a": {"overrides": {"model": "sasrec", "simgr": {"temperature": 0.1}}}},
         {},
-        'config.models.a.overrides.simgr.temperature: is not read by model "sasrec"; leave it out: the model reads sasr',
+        'config.models.a.overrides.simgr.temperature: is not read by model "sasrec"; leave it out: the model reads',
     ),
     "share that the model does not read": (
         {"a": {"shares": ("ids",), "overrides": {"model": "sasrec"}}},

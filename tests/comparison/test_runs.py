@@ -294,9 +294,7 @@ def test_what_was_taken_over_is_taken_anew_when_the_other_row_was_trained_again(
 
 
 def test_a_run_of_its_own_is_not_one_that_was_taken_over(launched, tmp_path):
-    runs, (_, row) = begin(
-        tmp_path, a={"overrides": {"model": "rpg"}}, b=TAKES_OVER | {"trained_as": ""}
-    )
+    runs, (_, row) = begin(tmp_path, a={"overrides": {"model": "rpg"}}, b=TAKES_OVER | {"trained_as": ""})
     runs.train(row, 0, runs.tune(row))
     runs, (source, row) = begin(tmp_path, a={"overrides": {"model": "rpg"}}, b=TAKES_OVER)
     runs.train(source, 0, runs.tune(source))
