@@ -125,6 +125,9 @@ def required(name: str) -> str:
 
 def _parse(argv: list[str], kind: ConfigKind) -> None:
     has_config = "config" in flags.FLAGS
+    if has_config and any(re.match(r"--?flagfile\b", arg) for arg in argv[1:]):
+        # The keys that it sets could not be checked.
+        raise UserError("--flagfile: is not supported; give the flags themselves, or write a config file")
     argv, file = _find_config(argv) if has_config else (argv, None)
     overridden = _overridden(argv) if has_config else []
     if file:

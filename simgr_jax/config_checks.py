@@ -75,5 +75,5 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _are_ks(ks: tuple[int, ...]) -> bool:
-    numbers = all(isinstance(k, int) and k >= 1 for k in ks)
+    numbers = all(isinstance(k, int) and not isinstance(k, bool) and k >= 1 for k in ks)
     return numbers and len(set(ks)) == len(ks) and SELECTION_K in ks

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import runpy
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -51,10 +53,11 @@ def load_run_config(
       UserError: the file can't be run, a key is unknown, a value has the wrong type, or the model does not read an
         overridden key.
     """
+    file = "the config"
     if not isinstance(config, ml_collections.ConfigDict):
         file = find(str(config))
         config = run_file(file)
-        check_keys(config, file, RUN_CONFIG, [f"config.{key}" for key in overrides or {}])
+    check_keys(config, file, RUN_CONFIG, [f"config.{key}" for key in overrides or {}])
     config = with_values(config, overrides or {}).lock()
     check_overrides(config, overrides or {})
     return config
@@ -70,11 +73,12 @@ def find(name: str) -> str:
       UserError: there is no such file.
     """
     path, colon, argument = name.partition(":")
-    if Path(path).is_file():
-        return name
-    for folder in _config_folders():
-        if (file := folder / f"{path}.py").is_file():
-            return f"{file}{colon}{argument}"
+    if re.fullmatch(r"\w+", path):
+        for folder in _config_folders():
+            if (file := folder / f"{path}.py").is_file():
+                return f"{file}{colon}{argument}"
+    if (file := Path(os.path.expanduser(path))).is_file():
+        return f"{file}{colon}{argument}"
     known = sorted({file.stem for folder in _config_folders() for file in folder.glob("*.py")} - {"__init__"})
     raise UserError(f"--config={name}: there is no such file; give its path, or one of {', '.join(known)}")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from simgr_jax.errors import UserError
 from simgr_jax.inputs.prompts import has_title
@@ -45,7 +47,13 @@ def with_values(config: ml_collections.ConfigDict, values: Mapping[str, Any]) ->
             raise UserError(f"config.{key}: the config has no such key; did you mean {nearest}?")
         if isinstance(known[key], tuple) and isinstance(value, list):
             value = tuple(value)
+        elif isinstance(value, Path):
+            value = str(value)
+        elif isinstance(value, np.generic):
+            value = value.item()
         try:
+            if value is None or (isinstance(value, bool) and not isinstance(known[key], bool)):
+                raise TypeError("ml_collections would take it")
             changed.update_from_flattened_dict({key: value})
         except (TypeError, ValueError) as error:
             kind = type(known[key]).__name__

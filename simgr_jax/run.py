@@ -94,7 +94,7 @@ def load(workdir: str | Path) -> Run:
     Raises:
       UserError: there is none, or another version of simgr_jax trained it.
     """
-    return Run.load(Path(workdir))
+    return Run.load(workdir)
 
 
 def _on_mesh(method: Method) -> Method:
@@ -129,7 +129,7 @@ class Run:
         self._cost: dict[str, float | None] = {}
 
     @classmethod
-    def load(cls, workdir: Path, places: Mapping[str, Any] | None = None) -> Run:
+    def load(cls, workdir: str | Path, places: Mapping[str, Any] | None = None) -> Run:
         """The run in a workdir.
 
         Args:
@@ -138,7 +138,13 @@ class Run:
         Raises:
           UserError: there is none, or another version of simgr_jax trained it.
         """
-        config = with_values(saved_config.load(workdir), places or {}).lock()
+        workdir = Path(os.path.expanduser(workdir))
+        config = saved_config.load(workdir)
+        if (places or {}).get("backbone.checkpoint") and not config.backbone.checkpoint:
+            raise UserError(
+                f"{workdir}: its run has no checkpoint, so config.backbone.checkpoint can't be elsewhere now"
+            )
+        config = with_values(config, places or {}).lock()
         check_overrides(config, places or {})
         return cls(config, workdir)
 
@@ -178,8 +184,8 @@ class Run:
             dataset, split = load_data(self.config.data, self.cache_dir)
         if dataset.num_items < self.list_length:
             raise UserError(
-                f"config.data.path: {dataset.name} has {dataset.num_items} items, but lists have {self.list_length}; "
-                "use a larger catalog or a lower config.data.k_core"
+                f"config.evaluation.ks: lists of {self.list_length} need as many items, but {dataset.name} has "
+                f"{dataset.num_items}; use a larger catalog, a lower config.data.k_core, or lower ks"
             )
         for part in SPLITS:
             if not len(getattr(split, part)):
@@ -400,7 +406,7 @@ class Run:
         Raises:
           UserError: there is no such split, or no checkpoint.
         """
-        cases, model = self.cases(split), self.best_model()
+        cases, model = self._judged_cases(split), self.best_model()
         rankings = {
             LEFT_IN: self.ranker.rank(model, cases, self.list_length),
             FILTERED: self.ranker.rank(model, cases, self.list_length, filter_history=True),
@@ -408,7 +414,7 @@ class Run:
         facts = {"model": self.config.model, "num_parameters": parameters.total(model), **self._cost}
         return self._report(self._report_folder(split), split, rankings, facts, self.log())
 
-    def judge_predictions(self, file: Path, split: str = "test") -> dict[str, Any]:
+    def judge_predictions(self, file: str | Path, split: str = "test") -> dict[str, Any]:
         """Judges another system's recommendations on the run's data, and writes the report to the folder FILE.report.
 
         Args:
@@ -420,7 +426,8 @@ class Run:
         Raises:
           UserError: the file can't be read, or does not fit the data.
         """
-        rankings = predictions.read(file, self.dataset, self.cases(split), self.list_length)
+        file = Path(os.path.expanduser(file))
+        rankings = predictions.read(file, self.dataset, self._judged_cases(split), self.list_length)
         unknown = dict.fromkeys(("num_parameters", "train_seconds", "train_targets_per_second"))
         folder = file.with_name(f"{file.name}.report")
         return self._report(folder, split, rankings, {"model": file.stem, **unknown}, [])
@@ -484,7 +491,7 @@ class Run:
           UserError: k is more than the model or the catalog can list.
         """
         num_items = self.dataset.num_items
-        if not 1 <= k <= num_items:
+        if not isinstance(k, int | np.integer) or not 1 <= k <= num_items:
             raise UserError(f"k: can't be {k}; give a number from 1 to {num_items}, the items of {self.dataset.name}")
         model = self.best_model()
         self._check_beam(model, k, "give a smaller k")
@@ -509,6 +516,13 @@ class Run:
         if not split:
             users = np.arange(len(self.dataset.sequences), dtype=np.int32)
             return EvaluationCases(users, self.dataset.sequences, np.zeros_like(users))
+        return self._judged_cases(split)
+
+    def _judged_cases(self, split: str) -> EvaluationCases:
+        """
+        Raises:
+          UserError: there is no such split.
+        """
         if split not in SPLITS:
             raise UserError(f'split: "{split}" is unknown; choose one of {", ".join(SPLITS)}')
         return getattr(self.split, split)

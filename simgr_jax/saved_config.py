@@ -29,6 +29,10 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
         reason = str(error.args[0]).partition(". Other fields")[0]
         path = workdir / config_file.FILE_NAME
         raise UserError(f"{path}: is not this version's config ({reason}); train in a new workdir") from error
+    for key, value in flat(config).items():
+        if value is None:
+            path = workdir / config_file.FILE_NAME
+            raise UserError(f"{path}:{key}: is null; give the value that the run was trained with")
     return config
 
 

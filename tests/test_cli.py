@@ -152,9 +152,15 @@ def test_a_config_of_the_package_is_found_by_name_from_any_directory(run, name, 
     assert parsed(run, f"--config={name}").config.data.name == dataset
 
 
-def test_a_file_at_that_path_comes_before_a_config_of_that_name(run, tmp_path):
-    (tmp_path / "quickstart").write_text(CONFIG.replace("name=''", "name='mine'"))
-    assert parsed(run, "--config=quickstart").config.data.name == "mine"
+def test_a_name_of_a_config_means_it_whatever_lies_in_the_folder(run, tmp_path):
+    (tmp_path / "quickstart").write_text("not a config")
+    assert parsed(run, "--config=quickstart").config.data.format == "synthetic"
+
+
+def test_a_flagfile_is_refused(run, tmp_path, capsys):
+    (tmp_path / "flags").write_text("--config.simgr.temperature=5")
+    assert run(fail(AssertionError("main ran")), "--config=config.py", "--flagfile=flags") == 2
+    assert capsys.readouterr().err.startswith("error: --flagfile: is not supported")
 
 
 def test_an_unknown_config_name_is_refused_with_the_known_ones(run, capsys):

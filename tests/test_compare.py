@@ -251,7 +251,7 @@ def test_a_group_of_keys_without_any(run_binary, root, tmp_path, capfd):
 
 
 def option(argument, message):
-    """Of a comparison in which all else is right."""
+    """A case whose comparison is right otherwise."""
     return pytest.param(("OPTIONS", argument, "--workdir=TMP"), message, id=argument)
 
 
@@ -283,7 +283,7 @@ def config_file(name, message):
             "--config.models.sasrec.shares=long_ids",
             'config.shared.long_ids.semantic_ids.collisions: is not read by model "sasrec"; leave it out: the model',
         ),
-        option("--config.base.rpg.temperature=0.1", "config.base.rpg.temperature: no model of config.rows reads it"),
+        option("--config.base.rpg.temperature=0.1", "config.base.rpg.temperature: has no effect, as every"),
         pytest.param(
             ("--config=ROOT/configs/compare.py:synthetic", "--config.base.data.format=p5", "--workdir=TMP"),
             "config.base.data.path: not set; set it to the folder",

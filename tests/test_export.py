@@ -20,7 +20,7 @@ from simgr_jax.serving import export_folder, export_readme
 
 USERS = 6  # Whose lists are compared: all of them take as many runs of score.py.
 
-# Of seconds: 60 users of 40 embedded items, and about ten steps.
+# Runs of seconds: 60 users of 40 embedded items, and about ten steps.
 DATA = (
     "--config.data.format=synthetic",
     "--config.data.synthetic.num_users=60",

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 import simgr_jax
+from simgr_jax import default_config
 from simgr_jax.data.dataset import EvaluationCases, Sequences
 
 OVERRIDES = {
@@ -51,8 +52,9 @@ def test_evaluate_returns_the_metrics_of_the_report_under_both_protocols(run, wo
     for ranker in ("", "popularity/", "oracle/"):
         assert all(f"{ranker}{protocol}{name}" in metrics for protocol in ("", "filtered/") for name in names)
     assert run.evaluate("validation")["split"] == "validation"
-    with pytest.raises(simgr_jax.UserError, match="split"):
-        run.evaluate("train")
+    for split in ("train", "", None):
+        with pytest.raises(simgr_jax.UserError, match="is unknown; choose one of validation, test"):
+            run.evaluate(split)
 
 
 def test_filtered_lists_hold_no_item_of_the_history(run):
@@ -125,15 +127,34 @@ def test_histories_longer_than_the_model_reads_are_cut_but_filtered_whole(run):
     assert run.recommend([ids[:50]], k=10).items == newest.items
 
 
-@pytest.mark.parametrize("k", [0, 61])
+@pytest.mark.parametrize("k", [0, 61, 2.5, None])
 def test_a_list_longer_than_the_catalog_is_refused(run, k):
     with pytest.raises(simgr_jax.UserError, match=f"k: can't be {k}; give a number from 1 to 60"):
         run.recommend([[run.dataset.item_ids[0]]], k=k)
 
 
-def test_a_string_is_no_history(run):
-    with pytest.raises(simgr_jax.UserError, match="a string is not a history"):
-        run.recommend(["B7"])
+@pytest.mark.parametrize(
+    ("histories", "message"),
+    [
+        (["B7"], "a string is not a history"),
+        ("B7", "a str is not a list of histories"),
+        (None, "a NoneType is not a list of histories"),
+        ([1, 2], "a int is not a history"),
+        ([None], "a NoneType is not a history"),
+        ([{"B7"}], "a set is not a history"),
+        (pl.DataFrame({"user": [1, 2], "item": ["B7", None]}), "1 rows have no 'item'"),
+        (pl.DataFrame({"user": [1], "item": ["B7"], "timestamp": ["10"]}), "column 'timestamp' is of type String"),
+        (pl.DataFrame({"user": [1], "item": [["B7"]]}), "column 'item' is of type List"),
+    ],
+)
+def test_what_is_not_a_history_is_refused(run, histories, message):
+    with pytest.raises(simgr_jax.UserError, match=message):
+        run.recommend(histories)
+
+
+def test_histories_may_be_generated(run):
+    histories = [[run.dataset.item_ids[4]], [run.dataset.item_ids[9]]]
+    assert run.recommend((history for history in histories), k=3).items == run.recommend(histories, k=3).items
 
 
 def test_export_writes_the_folder(run, tmp_path):
@@ -154,6 +175,8 @@ def test_export_writes_the_folder(run, tmp_path):
         ({"model": "sasrec", "simgr.temperature": 5.0}, 'config.simgr.temperature: is not read by model "sasrec"'),
         ({"model": "vae"}, 'config.model: "vae" is unknown; choose one of simgr,'),
         ({"evaluation.ks": (1, 5)}, "config.evaluation.ks: can't be (1, 5); give different whole numbers"),
+        ({"optimizer.learning_rate": None}, "config.optimizer.learning_rate: None is not of type float"),
+        ({"training.epochs": True}, "config.training.epochs: True is not of type int"),
     ],
 )
 def test_bad_overrides_are_refused(overrides, message, tmp_path):
@@ -175,3 +198,10 @@ def test_more_ks_give_more_metrics(run, workdir):
 def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(simgr_jax.UserError, match="is not there; give the --workdir of a run"):
         simgr_jax.load(tmp_path)
+
+
+def test_a_config_with_keys_of_its_own_is_refused(tmp_path):
+    config = default_config.get_config()
+    config.extra = 1
+    with pytest.raises(simgr_jax.UserError, match=r"config\.extra: the config has no such key"):
+        simgr_jax.fit(config, workdir=tmp_path)

@@ -68,12 +68,19 @@ def _keys(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDict,
 
 
 def _check_base_overrides(config: ml_collections.ConfigDict, keys: Collection[str]) -> None:
-    """Refuses an override of `base` that no row reads. Overrides of single rows are checked in `read`."""
+    """Refuses an override of `base` that every row ignores or replaces. Overrides of rows are checked in `read`."""
     keys = [key.removeprefix("base.") for key in keys if key.startswith("base.")]
-    ignored = [unread(row.config) for row in read(config)] if keys else []
+    ignored = [unread(row.config).keys() | _set_by(config, row.name) for row in read(config)] if keys else []
     for key in keys:
         if all(key in one for one in ignored):
-            raise UserError(f"config.base.{key}: no model of config.rows reads it; leave it out")
+            raise UserError(f"config.base.{key}: has no effect, as every row ignores or replaces it; leave it out")
+
+
+def _set_by(config: ml_collections.ConfigDict, name: str) -> set[str]:
+    """The keys that a row sets itself."""
+    row = config.models[name]
+    groups = (row.overrides, *(config.shared[share] for share in row.shares))
+    return {key for group in groups for key in flat(group)}
 
 
 # For `cli.run`.

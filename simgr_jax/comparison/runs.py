@@ -104,7 +104,9 @@ def load_finished(workdir: Path, places: Mapping[str, Any]) -> Run:
       UserError: the run's files or data are missing, or it was judged on other data.
     """
     run = Run.load(workdir)
-    ignored = unread(run.config)
+    ignored = unread(run.config).keys()
+    if not run.config.backbone.checkpoint:
+        ignored |= {"backbone.checkpoint"}
     run = Run.load(workdir, {key: value for key, value in places.items() if key not in ignored})
     if not run.saved_ranking().is_of(run.split.test):
         raise UserError(f"{workdir}: was judged on other data; give the data that it was judged on, or train it again")

@@ -87,11 +87,17 @@ class PlannedRun(Run):
         return ItemContents(self._num_items, self.semantic_ids) if self._num_items else super().items
 
     def abstract_model(self) -> Recommender:
-        """The model with shapes in place of arrays."""
+        """The model with shapes in place of arrays.
+
+        Raises:
+          UserError: it is not trained, so there is no step to compile.
+        """
+        if not self.options.is_trained:
+            raise UserError(f'config.model: "{self.config.model}" is not trained, so there is no step to compile')
+        items = self.items  # Data are read before the tracing.
 
         def make() -> Recommender:
             rngs, nobody = nnx.Rngs(self.config.seed), Sequences.from_lists([])
-            items = self.items
             inputs = ModelInputs(items.num_items, items.semantic_ids, nobody, lambda: self._backbone(rngs), rngs)
             return registry.assemble(self.config, inputs)
 

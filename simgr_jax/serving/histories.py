@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import ml_collections
@@ -71,14 +71,22 @@ class Histories:
           columns: the names `user`, `item` and `timestamp` of a frame's columns.
 
         Raises:
-          UserError: the frame lacks a column, or the histories are not lists.
+          UserError: the frame lacks a column or a value, or the histories are not lists.
         """
         if isinstance(histories, pl.DataFrame):
             return cls._of_frame(histories, dataset, columns, is_pandas=False)
-        if type(histories).__module__.partition(".")[0] == "pandas":
+        kind = type(histories)
+        if kind.__module__.partition(".")[0] == "pandas" and kind.__name__ == "DataFrame":
             return cls._of_frame(pl.from_pandas(histories), dataset, columns, is_pandas=True)
-        if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
-            raise UserError("histories: a string is not a history; give a list of lists of item ids")
+        if not isinstance(histories, Iterable) or isinstance(histories, str | bytes | Mapping):
+            raise UserError(
+                f"histories: a {kind.__name__} is not a list of histories; give lists of item ids, or a frame"
+            )
+        histories = list(histories)
+        for history in histories:
+            if not isinstance(history, Iterable) or isinstance(history, str | bytes | Mapping | Set):
+                what = "string" if isinstance(history, str) else type(history).__name__
+                raise UserError(f"histories: a {what} is not a history; give a list of lists of item ids")
         sequences, unknown = _known(histories, dataset)
         return cls(dataset.item_ids, sequences, unknown)
 
@@ -90,7 +98,14 @@ class Histories:
         for name in (user, item):
             if name not in frame.columns:
                 raise UserError(f"histories: the frame has no column {name!r}, only {', '.join(frame.columns)}")
-        if timestamp in frame.columns:
+        used = [name for name in (user, item, timestamp) if name in frame.columns]
+        for name in used:
+            kind = frame.schema[name]
+            if nulls := frame[name].null_count():
+                raise UserError(f"histories: {nulls} rows have no {name!r}; fill them in, or leave them out")
+            if kind.is_nested() or (name == timestamp and not (kind.is_numeric() or kind.is_temporal())):
+                raise UserError(f"histories: column {name!r} is of type {kind}; give ids and times as plain values")
+        if timestamp in used:
             frame = frame.sort(timestamp, maintain_order=True)
         grouped = frame.group_by(user, maintain_order=True).agg(pl.col(item).cast(pl.String))
         sequences, unknown = _known(grouped[item].to_list(), dataset)

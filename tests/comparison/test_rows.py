@@ -154,14 +154,16 @@ def test_a_mistake_is_named(models, changes, message):
     assert message in str(error.value)
 
 
-def test_an_override_of_the_base_that_no_row_reads_is_refused():
+def test_an_override_of_the_base_without_effect_on_any_row_is_refused():
     values = config(a={"overrides": {"model": "sasrec"}}, b={"overrides": {"model": "popularity"}})
     check = rows.COMPARISON_CONFIG.check_overrides
     with pytest.raises(UserError) as caught:
         check(values, ["base.training.epochs", "base.semantic_ids.quantizer.levels"])
     assert str(caught.value) == (
-        "config.base.semantic_ids.quantizer.levels: no model of config.rows reads it; leave it out"
+        "config.base.semantic_ids.quantizer.levels: has no effect, as every row ignores or replaces it; leave it out"
     )
+    with pytest.raises(UserError, match=r"config\.base\.backbone\.width: has no effect"):
+        check(config(a={"shares": ("wide",)}, b={"overrides": {"backbone": {"width": 8}}}), ["base.backbone.width"])
     # One row that reads the key is enough, and other keys of a comparison are no model's.
     check(values, ["base.training.epochs", "base.data.max_items", "base.seed", "trial_epochs", "rows"])
     check(config(a={"overrides": {"model": "popularity"}}, b={}), ["base.semantic_ids.quantizer.levels"])
