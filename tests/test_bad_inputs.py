@@ -127,7 +127,7 @@ CASES = [
     option("--config.data.split=random", message="config.data.split: 'random' is unknown; choose from leave_one_out"),
     option("--config.data.split=temporal", message="config.data.split: temporal needs timestamps"),
     option("--config.data.k_core=99", message="config.data.k_core: 99 leaves no interactions"),
-    option("--config.data.synthetic.num_items=9", message="config.data.path: synthetic has 9 items"),
+    option("--config.data.synthetic.num_items=9", message="config.evaluation.ks: lists of 10 need as many items"),
     option(
         "--config.model=lcrec",
         "--config.lcrec.beam_width=9",

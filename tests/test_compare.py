@@ -22,7 +22,9 @@ ROWS = ("simgr", "sasrec", "popularity")
 @pytest.fixture(scope="session")
 def options(root):
     """Three rows of the comparison on the embedded data. Each run takes seconds."""
-    tiny = [f"--config.base.{key}={value}" for key, value in VALUES.items()]
+    levels = "semantic_ids.quantizer.levels"  # Every row that reads it sets its own.
+    tiny = [f"--config.base.{key}={value}" for key, value in VALUES.items() if key != levels]
+    tiny.append(f"--config.shared.long_ids.{levels}={VALUES[levels]}")
     rows = ("--config.trial_epochs=0", f"--config.rows={ROWS}")
     return (
         *(f"--config={root}/configs/compare.py:synthetic", *tiny, *rows),

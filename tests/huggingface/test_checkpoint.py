@@ -228,7 +228,7 @@ def test_a_local_folder_is_used_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("name", ["no/such/folder", "/no/such/folder"])
 def test_a_name_that_is_neither_a_folder_nor_an_id_is_refused(name):
-    with pytest.raises(UserError, match=f"config.backbone.checkpoint: no folder {name}, .*; check the name"):
+    with pytest.raises(UserError, match=f"config.backbone.checkpoint: {name} is not a folder, .*; check the name"):
         local_folder(name, "config.backbone.checkpoint")
 
 
