@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import jax
 import ml_collections
@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 from rich.console import Console
-from transformers import PreTrainedTokenizerFast
 
 from simgr_jax import config_checks, saved_config
 from simgr_jax.config_files import load_run_config
@@ -54,6 +53,9 @@ from simgr_jax.training.checkpoints import Checkpoints
 from simgr_jax.workdir import config_file, trained_on
 from simgr_jax.workdir.cache import fingerprint
 from simgr_jax.workdir.read_files import read_json_object, read_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _SEMANTIC_IDS = "semantic_ids.npz"
 # What a run learned, besides its checkpoints and log.
@@ -303,7 +305,7 @@ class Run:
 
         make_backbone: Callable[[], Backbone] = scratch
         if checkpoint is not None:
-            tokenizer = cast(PreTrainedTokenizerFast, self.tokenizer)  # A checkpoint has one.
+            tokenizer = cast("PreTrainedTokenizerFast", self.tokenizer)  # A checkpoint has one.
             pretrained = load_pretrained(checkpoint, tokenizer, self.config, items, self.prompt, longest)
             make_backbone = lambda: pretrained  # noqa: E731
         inputs = ModelInputs(items.num_items, items.semantic_ids, self.split.train, make_backbone, rngs)

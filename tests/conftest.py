@@ -18,6 +18,7 @@ from absl import app
 from absl.testing import flagsaver
 
 from simgr_jax import cli
+from tests import virtual_devices
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,11 +27,16 @@ TINY = f"--config={ROOT}/tests/tiny_config.py"
 
 def pytest_configure(config):
     """Tests compile much, many programs again and again, and compute little; half of compiling is optimizing."""
-    folder = tempfile.TemporaryDirectory(prefix="compiled-")
-    config.add_cleanup(folder.cleanup)
+    # XLA's emitters of fused loops take half of what is left.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # The workers of pytest-xdist share their parent's.
+    if not (folder and hasattr(config, "workerinput")):
+        temporary = tempfile.TemporaryDirectory(prefix="compiled-")
+        config.add_cleanup(temporary.cleanup)
+        folder = temporary.name
     options = {
         "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": folder.name,
+        "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": 0.05,
     }
     for option in options.items():
@@ -102,11 +108,8 @@ def on_eight_devices() -> Callable[..., str]:
     """A function (module, *arguments) -> what `python -m MODULE ARGUMENTS` prints on eight virtual devices."""
 
     def run(module: str, *arguments: object) -> str:
-        environment = os.environ | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "JAX_PLATFORMS": "cpu",
-        }
         command = [sys.executable, "-m", module, *map(str, arguments)]
+        environment = virtual_devices.environment(8)
         ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr[-3000:]
         return ended.stdout

@@ -96,11 +96,10 @@ def test_what_has_moved_is_told_one_by_one(run_binary, moved, capfd, missing):
     assert "/proc/nowhere" in capfd.readouterr().err
 
 
-def test_an_llm_may_have_moved(run_binary, workdir, tmp_path, capfd):
-    """The flag reaches the run: there is no LLM at this place."""
+def test_only_a_run_with_an_llm_can_be_told_where_it_is(run_binary, workdir, tmp_path, capfd):
     assert run_binary("evaluate", f"--workdir={workdir}", f"--checkpoint={tmp_path / 'llm'}") == 2
     error = capfd.readouterr().err
-    assert error.startswith(f"error: config.backbone.checkpoint: {tmp_path / 'llm'} is not a folder, and can't")
+    assert error.startswith(f"error: {workdir}: its run has no checkpoint, so config.backbone.checkpoint can't be")
 
 
 def test_places_are_of_a_workdir(run_binary, root, tmp_path, capfd):

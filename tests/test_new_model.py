@@ -15,6 +15,7 @@ from simgr_jax.config_files import load_run_config
 from simgr_jax.models import registry
 from simgr_jax.run import Run
 from simgr_jax.training.checkpoints import Checkpoints
+from tests import virtual_devices
 
 MODULE = """
 import dataclasses
@@ -63,8 +64,7 @@ def registered(folder, monkeypatch):
 
 def environment(folder: Path, root: Path, devices: int = 1) -> dict[str, str]:
     path = os.pathsep.join(map(str, (folder, root)))
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    return virtual_devices.environment(devices) | {"PYTHONPATH": path}
 
 
 def open_run(workdir: Path, **overrides) -> Run:

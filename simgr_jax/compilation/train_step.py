@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
-from transformers import PreTrainedTokenizerFast
 
 from simgr_jax.compilation.jaxpr import matmul_flops
 from simgr_jax.data.dataset import Sequences
@@ -36,7 +35,7 @@ from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.state import abstract_state, make_train_step
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 
 class PlannedRun(Run):

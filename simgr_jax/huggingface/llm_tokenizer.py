@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from simgr_jax.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # One of these holds the vocabulary.
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -22,6 +24,8 @@ def load_tokenizer(folder: Path, new_tokens: Sequence[str] = ()) -> PreTrainedTo
     Raises:
       UserError: there is no tokenizer, or it cannot be read.
     """
+    from transformers import AddedToken, AutoTokenizer  # Takes seconds, which runs without an LLM are spared.
+
     if not any((folder / name).is_file() for name in _FILES):
         # Transformers would silently create an empty tokenizer.
         raise UserError(f"{folder}: has none of {', '.join(_FILES)}; copy the model's tokenizer files there")

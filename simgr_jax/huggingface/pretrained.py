@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jaxtyping import Array, Float, Int
-from transformers import PreTrainedTokenizerFast
 
 from simgr_jax.devices import sharding
 from simgr_jax.errors import UserError
@@ -23,7 +22,7 @@ from simgr_jax.models.options import COMPUTATION_KEYS
 from simgr_jax.models.transformer import TransformerConfig
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 _KEY = "config.backbone.checkpoint"
 

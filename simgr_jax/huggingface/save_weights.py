@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from simgr_jax.huggingface import families
 from simgr_jax.huggingface.checkpoint import Checkpoint
@@ -25,6 +24,9 @@ from simgr_jax.huggingface.load_weights import embedding_name
 from simgr_jax.models import lora
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.workdir.read_files import read_json_object
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 DTYPES = ("float32", "bfloat16")
 
@@ -119,6 +121,8 @@ def save_from_scratch(
       max_length: the config's max_position_embeddings; information only, because longer sequences also work.
       dtype: None means float32.
     """
+    from transformers import LlamaConfig  # Importing it takes seconds.
+
     shape = backbone.config
     config = LlamaConfig(
         architectures=["LlamaForCausalLM"],
@@ -150,6 +154,8 @@ def save_from_scratch(
 
 def _codes_tokenizer(token_strings: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer that finds the tokens in a text and skips everything between them."""
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(WordLevel({token: number for number, token in enumerate(token_strings)}))
     tokenizer.pre_tokenizer = Split(Regex("<[a-z]+_[0-9]+>"), "removed", invert=True)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
-from transformers import PreTrainedTokenizerFast
 
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.load_weights import embedding_statistics, read_embedding_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 TOKEN_INITS = ("mean", "words")
 

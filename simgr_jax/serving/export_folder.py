@@ -8,13 +8,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ml_collections
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
-from transformers import PreTrainedTokenizerFast
 
 from simgr_jax.data.dataset import Dataset
 from simgr_jax.errors import UserError
@@ -28,6 +27,9 @@ from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.serving import export_readme
 from simgr_jax.workdir.atomic_write import atomic_path
 from simgr_jax.workdir.read_files import read_json_object
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class Exportable(Protocol):

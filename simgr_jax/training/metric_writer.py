@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from simgr_jax.devices import distributed
 from simgr_jax.workdir.atomic_write import atomic_path
@@ -28,6 +27,8 @@ class MetricWriter:
         self._open = contextlib.ExitStack()
         if not distributed.is_main():
             return
+        from tensorboardX import SummaryWriter  # Imports torch where it is installed, which takes seconds.
+
         file = workdir / "metrics.jsonl"
         _drop_after(first_step, file)
         self._file = self._open.enter_context(file.open("a", encoding="utf-8"))

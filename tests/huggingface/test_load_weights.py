@@ -1,7 +1,6 @@
 """Checkpoint tensors become a decoder's stacked parameters, on any devices."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families, load_weights
 from simgr_jax.huggingface.checkpoint import Checkpoint
+from tests import virtual_devices
 
 LAYERS, WIDTH, HEADS, KV_HEADS, HEAD, INNER, VOCABULARY, EXPERTS = 3, 16, 4, 2, 8, 24, 40, 4
 QUERY, KEY = HEADS * HEAD, KV_HEADS * HEAD
@@ -280,7 +280,7 @@ def run_sharded(folder, processes, sharding):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}"}
+    environment = virtual_devices.environment(8 // processes)
     command = [sys.executable, "-m", "tests.huggingface.sharded_load", folder, sharding, str(port), str(processes)]
     root = Path(__file__).parents[2]
     running = [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
 
 import pytest
 import tiny_run
+
+from tests import virtual_devices
 
 # A batch has four parts for any number of processes. There are 24 steps, each with a log line, and two checkpoints.
 TRAINING = {"input_streams": 4, "log_every_steps": 1, "batch_rows": 8, "epochs": 8, "evaluate_every_epochs": 4}
@@ -26,8 +27,7 @@ def run(root):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{listener.getsockname()[1]}"
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-        env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        env = virtual_devices.environment(devices) | {"PYTHONPATH": str(root)}
         flags |= {"workdir": workdir, "training": json.dumps(TRAINING)}
         command = [sys.executable, str(root / "tests" / "training" / "tiny_process.py")]
         command += [f"--{name}={value}" for name, value in flags.items()]
