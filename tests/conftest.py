@@ -37,7 +37,7 @@ def pytest_configure(config):
     options = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": 0.05,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     for option in options.items():
         set_option(*option)

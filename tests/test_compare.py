@@ -217,6 +217,7 @@ def test_two_comparisons_do_not_share_a_folder(run_binary, options, folder, laun
     assert run_binary("compare", *options, f"--workdir={folder}") == 0
 
 
+@pytest.mark.slow
 def test_a_failure_in_a_process_of_its_own(run_binary, options, tmp_path, capfd, root, monkeypatch):
     """What only the model's creation finds wrong; popularity has no heads."""
     monkeypatch.chdir(root)

@@ -114,6 +114,7 @@ def test_it_gives_the_same_on_eight_devices(registered, folder, root, tmp_path):
         assert together[metric] == pytest.approx(alone[metric], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_it_is_compared(folder, root, tmp_path):
     (tmp_path / "comparison.py").write_text(
         f"import runpy\n"

@@ -8,6 +8,7 @@ nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
 
+@pytest.mark.slow
 def test_the_quickstart_notebook_runs(root, tmp_path, monkeypatch):
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     # Compiled in full, as users have it.

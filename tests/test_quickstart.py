@@ -21,6 +21,7 @@ def test_quickstart_beats_popularity_threefold_and_comes_near_the_oracle(root, t
     assert metrics["oracle/HR@10"] > metrics["HR@10"]
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_give_the_same_metrics_timings_aside(root, tmp_path):
     reports = []
     for name in ("first", "second"):

@@ -17,6 +17,8 @@ SHORT_IDS = (
 )
 USERS = 50
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workdirs(run_binary, tiny_options, trained_workdir, tmp_path_factory):

@@ -13,6 +13,7 @@ from simgr_jax.run import Run
 from tests.compilation.same_step import config, llm_config
 
 
+@pytest.mark.slow
 def test_the_compiled_step_is_the_one_used_in_training(on_eight_devices):
     assert on_eight_devices("tests.compilation.same_step") == "same\n"
 

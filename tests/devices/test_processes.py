@@ -31,6 +31,7 @@ def trained(launch, tiny_options, tmp_path_factory):
     return ended, workdir
 
 
+@pytest.mark.slow
 def test_only_one_process_prints_and_writes(trained):
     ended, workdir = trained
     assert ended.stdout.count("200 users, 60 items") == 1

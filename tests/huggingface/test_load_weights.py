@@ -292,6 +292,7 @@ def run_sharded(folder, processes, sharding):
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
+@pytest.mark.slow
 def test_a_process_reads_each_byte_once_for_all_its_devices(tmp_path):
     tensors = write(tmp_path, "llama")
     (report,) = run_sharded(tmp_path, 1, "fsdp")

@@ -186,5 +186,6 @@ def test_learns_more_than_popularity(name, tmp_path):
     assert score > 1.5 * tiny_run.popularity_ndcg()
 
 
+@pytest.mark.slow
 def test_models_learn_and_rank_on_a_mesh_as_on_one_device(on_eight_devices):
     on_eight_devices("tests.models.sharded_item_sequence")
