@@ -91,6 +91,9 @@ def unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     for group in _FORMAT_GROUPS:
         if config.data.format != group:
             all_of(f"data.{group}", why=f"config.data.format={group}")
+    if not config.data.log.items_file:
+        for key in ("data.log.items_id", "data.log.items_text"):
+            found.setdefault(key, "config.data.log.items_file")
     if config.data.split != "temporal":
         found |= dict.fromkeys(("data.validation_fraction", "data.test_fraction"), "config.data.split=temporal")
     return found
@@ -135,9 +138,10 @@ def check_overrides(config: ml_collections.ConfigDict, keys: Iterable[str], wher
     ignored = unread(config)
     for key in keys:
         if key in ignored:
-            condition = f" without {ignored[key]}" if ignored[key] else ""
+            if ignored[key]:
+                raise UserError(f"{where}{key}: is not read without {ignored[key]}; set that, too, or leave this out")
             raise UserError(
-                f'{where}{key}: is not read by model "{config.model}"{condition}; leave it out: the model reads '
+                f'{where}{key}: is not read by model "{config.model}"; leave it out: the model reads '
                 f"{_read_by(config, ignored)}"
             )
 

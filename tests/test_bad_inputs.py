@@ -176,7 +176,7 @@ CASES = [
     option(
         "--config.simgr.history=tokens",
         "--config.prompt.prefix=Bought:",
-        message='config.prompt.prefix: is not read by model "simgr" without config.backbone.checkpoint; leave it out',
+        message="config.prompt.prefix: is not read without config.backbone.checkpoint; set that, too, or leave this",
     ),
     llm_option(
         "--config.prompt.item={title} {codes}",
@@ -319,7 +319,7 @@ CASES = [
     ),
     option(
         "--config.lora.rank=4",
-        message='config.lora.rank: is not read by model "simgr" without config.backbone.checkpoint; leave it out',
+        message="config.lora.rank: is not read without config.backbone.checkpoint; set that, too, or leave this out",
     ),
     llm_option(
         "--config.lora.base_dtype=int8", message="config.lora.base_dtype: can't be 'int8'; choose one of float32"
@@ -331,7 +331,7 @@ CASES = [
     option(
         "--config.backbone.checkpoint=TMP",
         "--config.backbone.width=8",
-        message='config.backbone.width: is not read by model "simgr" without config.backbone.checkpoint=""; leave it',
+        message='config.backbone.width: is not read without config.backbone.checkpoint=""; set that, too, or leave',
     ),
     llm("no such folder", {}, message="config.backbone.checkpoint: TMP/llm is not a folder, and can't"),
     llm("no config", {"x.txt": "x"}, message="TMP/llm/config.json: no such file; give the folder of a Hugging Face"),

@@ -135,7 +135,7 @@ def test_bad_flags_never_reach_main(run, arguments, message, capsys):
         ),
         (
             *("simgr", "--noconfig.simgr.log_q"),
-            'config.simgr.log_q: is not read by model "simgr" without config.simgr.in_batch_weight above 0; leave it',
+            "config.simgr.log_q: is not read without config.simgr.in_batch_weight above 0; set that, too, ",
         ),
         ("popularity", "--config.training.epochs=2", 'config.training.epochs: is not read by model "popularity"; '),
     ],
