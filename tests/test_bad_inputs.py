@@ -434,6 +434,7 @@ def start(root, binary, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_stderr_of_the_process_is_that_line(root, tiny_options, trained_workdir, tmp_path):
     damaged = shutil.copytree(trained_workdir, tmp_path / "damaged")
     for file in damaged.glob("checkpoints/*/*/d/*"):

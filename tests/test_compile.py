@@ -34,6 +34,7 @@ def compile_binary(root):
     return run
 
 
+@pytest.mark.slow
 def test_virtual_cpu_devices(compile_binary):
     result = compile_binary(
         *TINY_LLM, "--config.backbone.dtype=float32", "--config.mesh.data=2", "--topology=cpu:4", "--config.lora.rank=0"

@@ -117,7 +117,13 @@ def write_llm(folder, family, config, around):
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=RUNS)
+# One run shows titles and templates, one adapters and the LLM's items; the others take as long each.
+SLOW = ("adapters, bare codes", "from scratch, codes that collide, history left out")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RUNS]
+)
 def exported(request, run_binary, root, tmp_path_factory):
     """The workdir of a run and the folder that it was exported to."""
     pytest.importorskip("torch")

@@ -225,7 +225,10 @@ def keys_of(*groups: str) -> list[str]:
     return [key for key in flat(load_run_config("quickstart")) if key.partition(".")[0] in groups]
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if "RQ" in case else ()) for case in CASES])
+SLOW = ("simgr with an RQ-VAE", "simgr with an LLM that reads items", "lcrec with an LLM", "rpg with graph search")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
 def test_every_key_changes_what_the_model_does_or_is_refused(case, open_case):
     before = list(evidence(open_case(case)))
     ignored = []

@@ -66,7 +66,9 @@ def by_slurm(port):
     return [((), env | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)}) for number in range(2)]
 
 
-@pytest.mark.parametrize("by", [by_flags, by_kubeflow, by_slurm])
+@pytest.mark.parametrize(
+    "by", [by_flags, *(pytest.param(by, marks=pytest.mark.slow) for by in (by_kubeflow, by_slurm))]
+)
 def test_processes_connect_and_agree(start, port, tmp_path, by):
     processes = [start("agree", *options, **env) for options, env in by(port)]
     (code, out, err), (other_code, other_out, other_err) = map(ends, processes)

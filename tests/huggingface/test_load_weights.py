@@ -300,6 +300,7 @@ def test_a_process_reads_each_byte_once_for_all_its_devices(tmp_path):
     assert report["bytes_read"] == sum(x.nbytes for name, x in tensors.items() if "embed" not in name)
 
 
+@pytest.mark.slow
 def test_a_process_reads_only_what_its_devices_hold(tmp_path):
     tensors = write(tmp_path, "qwen3_moe")
     reports = run_sharded(tmp_path, 2, "all")

@@ -234,6 +234,7 @@ def test_items_of_a_single_token_are_ranked():
     np.testing.assert_array_equal(ask(model, "rank", batch, 12, False).items, np.argsort(-expected, axis=1))
 
 
+@pytest.mark.slow
 def test_an_adapted_llm_trains_its_adapters_and_the_token_embeddings(root, codes):
     checkpoint = Checkpoint(root / "tests" / "huggingface" / "golden" / "qwen3")
     decoder = load_transformer(checkpoint, families.transformer_config(checkpoint.config, max_length=24), "bfloat16")

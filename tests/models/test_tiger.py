@@ -262,6 +262,7 @@ def test_probabilities_are_likelihoods_normalized_over_items(causal, monkeypatch
     np.testing.assert_allclose(np.exp(log_mass), mass, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_parameter_learns_and_remat_does_not_change_its_gradient():
     batch, gradients = train_batch(make_model("causal"), [USERS[:2], USERS[2:]]), []
     for remat in ("none", "full"):
