@@ -11,22 +11,9 @@ import pytest
 import simgr_jax
 from simgr_jax import default_config
 from simgr_jax.data.dataset import EvaluationCases, Sequences
+from tests.tiny_config import VALUES
 
-OVERRIDES = {
-    "data.synthetic.num_users": 200,
-    "data.synthetic.num_items": 60,
-    "semantic_ids.embeddings.dim": 16,
-    "semantic_ids.quantizer.levels": 4,
-    "semantic_ids.quantizer.codebook_size": 8,
-    "backbone.width": 16,
-    "backbone.layers": 1,
-    "backbone.heads": 2,
-    "backbone.kv_heads": 1,
-    "backbone.head_width": 8,
-    "backbone.mlp_width": 32,
-    "training.epochs": 1,
-    "evaluation.batch_size": 64,
-}
+OVERRIDES = VALUES | {"evaluation.batch_size": 64}
 
 
 @pytest.fixture(scope="module")
