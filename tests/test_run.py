@@ -11,6 +11,8 @@ import pytest
 import simgr_jax
 from simgr_jax import default_config
 from simgr_jax.data.dataset import EvaluationCases, Sequences
+from simgr_jax.data.interactions import from_frame
+from simgr_jax.serving.histories import Histories
 
 OVERRIDES = {
     "data.synthetic.num_users": 200,
@@ -101,6 +103,18 @@ def test_a_frame_gives_a_frame(run):
         run.recommend(frame.drop("item"))
 
 
+def test_items_of_a_frame_at_the_same_time_are_ordered_as_in_training(run):
+    ids = run.dataset.item_ids
+    rows = [(user, item, 7) for user in ("u", "v") for item in ids[:9]]
+    schema = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
+    frame = pl.DataFrame(rows, schema, orient="row")
+    trained = from_frame(frame, "x")
+    read = Histories.read(frame.reverse(), run.dataset, run.config.data.log)
+    for user, items in zip(read.users, read.sequences, strict=True):
+        expected = trained.sequences[trained.user_ids.index(user)]
+        assert [ids[item] for item in items] == [trained.item_ids[item] for item in expected]
+
+
 def test_a_pandas_frame_gives_a_pandas_frame(run):
     pandas = pytest.importorskip("pandas")
     found = run.recommend(pandas.DataFrame({"user": [7], "item": [run.dataset.item_ids[1]]}), k=2)
@@ -174,6 +188,10 @@ def test_export_writes_the_folder(run, tmp_path):
         ({"training.epochs": "many"}, "config.training.epochs: 'many' is not of type int; give a value like 10"),
         ({"model": "sasrec", "simgr.temperature": 5.0}, 'config.simgr.temperature: is not read by model "sasrec"'),
         ({"data.log.items_id": "sku"}, "config.data.log.items_id: is not read without config.data."),
+        (
+            {"data.format": "log", "data.log.keep_cold_items": True},
+            "config.data.log.keep_cold_items: is not read without config.data.log.items_file",
+        ),
         ({"model": "vae"}, 'config.model: "vae" is unknown; choose one of simgr,'),
         ({"evaluation.ks": (1, 5)}, "config.evaluation.ks: can't be (1, 5); give different whole numbers"),
         ({"optimizer.learning_rate": None}, "config.optimizer.learning_rate: None is not of type float"),
