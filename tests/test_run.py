@@ -10,6 +10,8 @@ import pytest
 
 import simgr_jax
 from simgr_jax import default_config
+from simgr_jax.config_files import load_run_config
+from simgr_jax.config_keys import with_values
 from simgr_jax.data.dataset import EvaluationCases, Sequences
 from simgr_jax.data.interactions import from_frame
 from simgr_jax.serving.histories import Histories
@@ -212,6 +214,28 @@ def test_more_ks_give_more_metrics(run, workdir):
     metrics = longer.evaluate()
     assert metrics["HR@20"] >= metrics["HR@10"] and "HR@5" not in metrics
     assert metrics["NDCG@10"] == pytest.approx(run.evaluate()["NDCG@10"])
+
+
+@pytest.mark.parametrize("model", ["popularity", "item_knn", "simgr"])
+def test_items_without_interactions_are_recommended_if_the_catalog_keeps_them(model, tmp_path):
+    generator = np.random.default_rng(0)
+    rows = [
+        (f"u{user}", f"i{item}", time) for user in range(60) for time, item in enumerate(generator.integers(0, 30, 5))
+    ]
+    pl.DataFrame(rows, ["user", "item", "timestamp"], orient="row").write_csv(tmp_path / "log.csv")
+    items = {"item": [f"i{item}" for item in range(40)], "title": [f"word{item} kind{item % 5}" for item in range(40)]}
+    pl.DataFrame(items).write_csv(tmp_path / "items.csv")
+    read = {"format": "log", "path": tmp_path / "log.csv"}
+    read |= {"log.items_file": tmp_path / "items.csv", "log.keep_cold_items": True}
+    values = {f"data.{key}": value for key, value in read.items()}
+    values |= {key: value for key, value in OVERRIDES.items() if not key.startswith("data.")}
+    values |= {"model": model, "semantic_ids.embeddings.names": ("tfidf", "interactions")}
+    config = with_values(load_run_config("quickstart"), values)
+    run = simgr_jax.fit(config, workdir=tmp_path / "workdir")
+    assert run.dataset.num_items == 40
+    (listed,) = run.recommend([["i3", "i7"]], k=40).items
+    assert sorted(listed) == sorted(items["item"])
+    assert np.isfinite([value for value in run.evaluate().values() if isinstance(value, float)]).all()
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
