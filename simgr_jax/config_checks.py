@@ -6,6 +6,7 @@ import ml_collections
 import numpy as np
 
 from simgr_jax.config_keys import flat, unread
+from simgr_jax.data.readers import where
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation.metrics import SELECTION_K
 from simgr_jax.huggingface.token_init import TOKEN_INITS
@@ -62,11 +63,19 @@ def check(config: ml_collections.ConfigDict) -> None:
         for key in keys:
             if key in values and not allows(values[key]):
                 raise UserError(f"config.{key}: can't be {values[key]!r}; {remedy}")
+    where.parse(values.get("data.log.where", ""))
     row_length, max_items = values.get("training.row_length"), config.data.max_items
     if row_length and options.history == "item" and row_length < max_items:
         raise UserError(
             f"config.training.row_length: {row_length} is shorter than config.data.max_items = {max_items}, so a "
             "sequence would not fit in a row; raise it, or give 0"
+        )
+    if values.get("data.log.keep_cold_items") and set(values.get("semantic_ids.embeddings.names", ())) == {
+        "interactions"
+    }:
+        raise UserError(
+            'config.data.log.keep_cold_items: "interactions" alone gives all items without interactions the same '
+            'semantic ID; add "tfidf" to config.semantic_ids.embeddings.names'
         )
     if options.takes_checkpoint and config.lora.rank and not config.backbone.checkpoint:
         raise UserError("config.lora.rank: adapters need a checkpoint; give config.backbone.checkpoint, or rank 0")

@@ -92,7 +92,7 @@ def unread(config: ml_collections.ConfigDict) -> dict[str, str]:
         if config.data.format != group:
             all_of(f"data.{group}", why=f"config.data.format={group}")
     if not config.data.log.items_file:
-        for key in ("data.log.items_id", "data.log.items_text"):
+        for key in ("data.log.items_id", "data.log.items_text", "data.log.keep_cold_items"):
             found.setdefault(key, "config.data.log.items_file")
     if config.data.split != "temporal":
         found |= dict.fromkeys(("data.validation_fraction", "data.test_fraction"), "config.data.split=temporal")

@@ -45,6 +45,11 @@ def get_config() -> ml_collections.ConfigDict:
                     "items_file": "",
                     "items_id": "item",
                     "items_text": ("title",),
+                    # Whether the catalog also holds the items of `items_file` that no interaction is left of, so that
+                    # they can be recommended.
+                    "keep_cold_items": False,
+                    # Which rows count, like 'event = "purchase" and rating >= 4'; "" for all.
+                    "where": "",
                 },
                 # Format "amazon_reviews": version "2014", "2018" or "2023", category as in the file names.
                 "amazon_reviews": {"version": "2023", "category": "All_Beauty"},

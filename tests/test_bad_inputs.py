@@ -126,6 +126,20 @@ CASES = [
     option("--config.data.format=p6", message="config.data.format: 'p6' is unknown; choose from p5, "),
     option("--config.data.split=random", message="config.data.split: 'random' is unknown; choose from leave_one_out"),
     option("--config.data.split=temporal", message="config.data.split: temporal needs timestamps"),
+    option(
+        "--config.data.format=log",
+        "--config.data.path=TMP/log.csv",
+        "--config.data.log.where=event is purchase",
+        message="config.data.log.where: can't read 'event is purchase'; write conditions like",
+    ),
+    option(
+        "--config.data.format=log",
+        "--config.data.path=TMP/log.csv",
+        "--config.data.log.items_file=TMP/items.csv",
+        "--config.data.log.keep_cold_items=True",
+        "--config.semantic_ids.embeddings.names=('interactions',)",
+        message='config.data.log.keep_cold_items: "interactions" alone gives all items without interactions the same',
+    ),
     option("--config.data.k_core=99", message="config.data.k_core: 99 leaves no interactions"),
     option("--config.data.synthetic.num_items=9", message="config.evaluation.ks: lists of 10 need as many items"),
     option(
@@ -215,10 +229,10 @@ CASES = [
         message="TMP/data/user_sequence.txt:31: item i99 is not in TMP/data/item_plain_text.txt; add it there",
     ),
     data(
-        "user with one item",
+        "no user with three items",
         "p5",
-        {"user_sequence.txt": f"{SEQUENCES}v i1\n", "item_plain_text.txt": TEXTS},
-        message="(user v has 1); set config.data.k_core",
+        {"user_sequence.txt": "u i1 i2\nv i3\n", "item_plain_text.txt": TEXTS},
+        message="config.data.split: leaves nothing to validate on; give users with 4 interactions or more",
     ),
     data(
         "no text",

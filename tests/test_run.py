@@ -10,7 +10,11 @@ import pytest
 
 import simgr_jax
 from simgr_jax import default_config
+from simgr_jax.config_files import load_run_config
+from simgr_jax.config_keys import with_values
 from simgr_jax.data.dataset import EvaluationCases, Sequences
+from simgr_jax.data.interactions import from_frame
+from simgr_jax.serving.histories import Histories
 from tests.tiny_config import VALUES
 
 OVERRIDES = VALUES | {"evaluation.batch_size": 64}
@@ -88,6 +92,18 @@ def test_a_frame_gives_a_frame(run):
         run.recommend(frame.drop("item"))
 
 
+def test_items_of_a_frame_at_the_same_time_are_ordered_as_in_training(run):
+    ids = run.dataset.item_ids
+    rows = [(user, item, 7) for user in ("u", "v") for item in ids[:9]]
+    schema = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
+    frame = pl.DataFrame(rows, schema, orient="row")
+    trained = from_frame(frame, "x")
+    read = Histories.read(frame.reverse(), run.dataset, run.config.data.log)
+    for user, items in zip(read.users, read.sequences, strict=True):
+        expected = trained.sequences[trained.user_ids.index(user)]
+        assert [ids[item] for item in items] == [trained.item_ids[item] for item in expected]
+
+
 def test_a_pandas_frame_gives_a_pandas_frame(run):
     pandas = pytest.importorskip("pandas")
     found = run.recommend(pandas.DataFrame({"user": [7], "item": [run.dataset.item_ids[1]]}), k=2)
@@ -161,6 +177,10 @@ def test_export_writes_the_folder(run, tmp_path):
         ({"training.epochs": "many"}, "config.training.epochs: 'many' is not of type int; give a value like 10"),
         ({"model": "sasrec", "simgr.temperature": 5.0}, 'config.simgr.temperature: is not read by model "sasrec"'),
         ({"data.log.items_id": "sku"}, "config.data.log.items_id: is not read without config.data."),
+        (
+            {"data.format": "log", "data.log.keep_cold_items": True},
+            "config.data.log.keep_cold_items: is not read without config.data.log.items_file",
+        ),
         ({"model": "vae"}, 'config.model: "vae" is unknown; choose one of simgr,'),
         ({"evaluation.ks": (1, 5)}, "config.evaluation.ks: can't be (1, 5); give different whole numbers"),
         ({"optimizer.learning_rate": None}, "config.optimizer.learning_rate: None is not of type float"),
@@ -181,6 +201,28 @@ def test_more_ks_give_more_metrics(run, workdir):
     metrics = longer.evaluate()
     assert metrics["HR@20"] >= metrics["HR@10"] and "HR@5" not in metrics
     assert metrics["NDCG@10"] == pytest.approx(run.evaluate()["NDCG@10"])
+
+
+@pytest.mark.parametrize("model", ["popularity", "item_knn", "simgr"])
+def test_items_without_interactions_are_recommended_if_the_catalog_keeps_them(model, tmp_path):
+    generator = np.random.default_rng(0)
+    rows = [
+        (f"u{user}", f"i{item}", time) for user in range(60) for time, item in enumerate(generator.integers(0, 30, 5))
+    ]
+    pl.DataFrame(rows, ["user", "item", "timestamp"], orient="row").write_csv(tmp_path / "log.csv")
+    items = {"item": [f"i{item}" for item in range(40)], "title": [f"word{item} kind{item % 5}" for item in range(40)]}
+    pl.DataFrame(items).write_csv(tmp_path / "items.csv")
+    read = {"format": "log", "path": tmp_path / "log.csv"}
+    read |= {"log.items_file": tmp_path / "items.csv", "log.keep_cold_items": True}
+    values = {f"data.{key}": value for key, value in read.items()}
+    values |= {key: value for key, value in OVERRIDES.items() if not key.startswith("data.")}
+    values |= {"model": model, "semantic_ids.embeddings.names": ("tfidf", "interactions")}
+    config = with_values(load_run_config("quickstart"), values)
+    run = simgr_jax.fit(config, workdir=tmp_path / "workdir")
+    assert run.dataset.num_items == 40
+    (listed,) = run.recommend([["i3", "i7"]], k=40).items
+    assert sorted(listed) == sorted(items["item"])
+    assert np.isfinite([value for value in run.evaluate().values() if isinstance(value, float)]).all()
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):

@@ -57,13 +57,14 @@ class Dataset:
       user_ids: [U], the users' ids as in the files.
       item_ids: [N], the catalog: the items' ids as in the files.
       sequences: one sequence of item indices per user, oldest first.
-      timestamps: int64 [E], aligned with `sequences.values`, in seconds (a log keeps its own unit); None if the files
-        only give an order.
+      timestamps: int64 or float64 [E], aligned with `sequences.values`, in seconds (a log keeps its own unit); None if
+        the files only give an order.
       item_texts: [N], one text per item, or None.
       codes: int32 [N, L], ready-made semantic IDs, or None.
       codebook_sizes: [L], the number of codes per level; empty without codes.
       parts: uint8 [E], aligned with `sequences.values`: 0 train, 1 validation, 2 test; None unless the dataset was
         published with a split.
+      notes: what the reader left out, one sentence each. Every run that loads the data says it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Dataset:
     codes: np.ndarray | None = None
     codebook_sizes: tuple[int, ...] = ()
     parts: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_items(self) -> int:
@@ -89,11 +91,14 @@ class EvaluationCases:
       users: int32 [C], the user of each case (an index into `Dataset.user_ids`).
       histories: C sequences, oldest item first, never empty.
       targets: int32 [C], the item that came next.
+      tied: bool [C], whether the target has the time of the item before it, so that their order is arbitrary; None if
+        the data has no times.
     """
 
     users: np.ndarray
     histories: Sequences
     targets: np.ndarray
+    tied: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -101,7 +106,8 @@ class EvaluationCases:
     def take(self, chosen: Sequence[int]) -> EvaluationCases:
         """The cases at the indices `chosen`, in that order."""
         histories = Sequences.from_lists(self.histories[case] for case in chosen)
-        return EvaluationCases(self.users[chosen], histories, self.targets[chosen])
+        tied = None if self.tied is None else self.tied[chosen]
+        return EvaluationCases(self.users[chosen], histories, self.targets[chosen], tied)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any
 # A tag begins with "<" and a letter, so "< 5 mm" stays. Texts may be cut inside a tag, so the last one may be open.
 _INVISIBLE = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|$)", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*(?:>|$)|<!--.*?(?:-->|$)", re.DOTALL)
+# What programs write for a missing value.
+_MISSING = frozenset(("NaN", "nan", "None", "null", "NULL"))
 _BETWEEN_STRINGS = re.compile(r"""\.?['"], ['"]""")
 
 
@@ -23,9 +25,17 @@ def clean(text: str) -> str:
 
 
 def join_fields(fields: Iterable[Any]) -> str:
-    """Joins fields into one clean text. A field is a string, a number, None, or a list of these or its Python form."""
+    """Joins fields into one clean text. A field is a string, a number, None, or a list of these or its Python form.
+
+    A field that says that its value is missing ("NaN", "None", "null") is left out.
+    """
     texts = (clean(text) for field in fields for text in _flatten(field))
-    return ". ".join(text.rstrip(".") for text in texts if text)
+    return ". ".join(text.rstrip(".") for text in map(unless_missing, texts) if text)
+
+
+def unless_missing(text: str) -> str:
+    """The text, or "" for what programs write in place of a missing one."""
+    return "" if text in _MISSING else text
 
 
 def _flatten(field: Any) -> Iterable[str]:

@@ -25,7 +25,9 @@ FORMATS = ("p5", "lcrec", "minionerec", "recbole", "log", "amazon_reviews", "syn
 SPLITS = ("leave_one_out", "temporal", "given")
 
 # Part of the cache key: increment it when the readers' results change.
-PREPARED_VERSION = 1
+PREPARED_VERSION = 2
+# The fields of a dataset that are stored as JSON.
+_STRINGS = ("name", "user_ids", "item_ids", "item_texts", "codebook_sizes", "notes")
 
 
 def load(config: ml_collections.ConfigDict, cache_dir: Path) -> tuple[Dataset, Split]:
@@ -55,6 +57,8 @@ def load(config: ml_collections.ConfigDict, cache_dir: Path) -> tuple[Dataset, S
         dataset = source.read()
         _save_dataset(path, dataset)
     dataset = dataclasses.replace(dataset, name=config.name or source.name)
+    for note in dataset.notes:
+        logging.getLogger(__name__).warning("%s: %s", dataset.name, note)
     if dataset.timestamps is None and _is_sorted_by_id(dataset):
         logging.getLogger(__name__).warning(
             "config.data.path: every user's items in %s are sorted by id; check that this is their order in time, "
@@ -160,7 +164,7 @@ def _save_dataset(path: Path, dataset: Dataset) -> None:
     for field in ("timestamps", "codes", "parts"):
         if getattr(dataset, field) is not None:
             arrays[field] = getattr(dataset, field)
-    for field in ("name", "user_ids", "item_ids", "item_texts", "codebook_sizes"):
+    for field in _STRINGS:
         arrays[field] = np.frombuffer(json.dumps(getattr(dataset, field)).encode(), dtype=np.uint8)
     with atomic_path(path) as temporary:
         np.savez(temporary, **arrays)
@@ -168,8 +172,8 @@ def _save_dataset(path: Path, dataset: Dataset) -> None:
 
 def _load_dataset(path: Path) -> Dataset:
     arrays = load_arrays(path)
-    strings = ("name", "user_ids", "item_ids", "item_texts", "codebook_sizes")
-    fields = {field: json.loads(arrays[field].tobytes()) for field in strings}
-    fields["codebook_sizes"] = tuple(fields["codebook_sizes"])
+    fields = {field: json.loads(arrays[field].tobytes()) for field in _STRINGS}
+    for field in ("codebook_sizes", "notes"):
+        fields[field] = tuple(fields[field])
     optional = {field: arrays[field] for field in ("timestamps", "codes", "parts") if field in arrays}
     return Dataset(sequences=Sequences(arrays["values"], arrays["offsets"]), **fields, **optional)

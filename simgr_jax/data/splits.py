@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from jaxtyping import Int, UInt8
 
@@ -14,20 +16,23 @@ TRAIN, VALIDATION, TEST = 0, 1, 2  # as in Dataset.parts
 def leave_one_out(dataset: Dataset) -> Split:
     """Each user's last item is for test, the one before it for validation, and the rest for training.
 
+    A user with fewer than 3 items has no case; the items are for training. A warning says how many these are.
+
     Raises:
-      UserError: a user has fewer than 3 items, or all users have exactly 3, which leaves no pair of items to train on.
+      UserError: no user has 3 items, or no two items of a user are left to train on.
     """
     lengths, ends = dataset.sequences.lengths, dataset.sequences.offsets[1:]
-    short = np.flatnonzero(lengths < 3)
-    if short.size:
-        user, length = dataset.user_ids[short[0]], lengths[short[0]]
-        raise UserError(
-            f"config.data.split: leave_one_out needs 3 items per user, but {short.size:,} of {len(lengths):,} users "
-            f"have fewer (user {user} has {length}); set config.data.k_core to 3 or more"
-        )
+    is_long = lengths >= 3
     parts = np.zeros(len(dataset.sequences.values), dtype=np.uint8)
-    parts[ends - 2], parts[ends - 1] = VALIDATION, TEST
-    return _split(dataset, parts, "set config.data.k_core to 4 or more")
+    parts[ends[is_long] - 2], parts[ends[is_long] - 1] = VALIDATION, TEST
+    split = _split(dataset, parts, "give users with 4 interactions or more")
+    if not is_long.all():
+        logging.getLogger(__name__).warning(
+            "config.data.split: leave_one_out needs 3 items per user; %s of %s users have fewer and are left out of "
+            "validation and test, and the %s among them with one item train nothing",
+            *(f"{count:,}" for count in (np.count_nonzero(~is_long), len(lengths), np.count_nonzero(lengths == 1))),
+        )
+    return split
 
 
 def temporal(dataset: Dataset, validation_fraction: float, test_fraction: float) -> Split:
@@ -84,7 +89,9 @@ def _split(dataset: Dataset, parts: UInt8[np.ndarray, " E"], remedy: str) -> Spl
         positions = np.flatnonzero((parts == part) & has_history)
         starts = sequences.offsets[users[positions]]
         histories = _slices(sequences.values, starts, positions - starts)
-        return EvaluationCases(users[positions], histories, sequences.values[positions])
+        times = dataset.timestamps
+        tied = None if times is None else times[positions] == times[positions - 1]
+        return EvaluationCases(users[positions], histories, sequences.values[positions], tied)
 
     split = Split(train, cases(VALIDATION), cases(TEST))
     for name, part in (("train on", split.train), ("validate on", split.validation), ("test on", split.test)):

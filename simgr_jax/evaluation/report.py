@@ -69,10 +69,13 @@ class Judged(NamedTuple):
 def collect_metrics(judged: Judged) -> dict[str, Any]:
     """The flat object of `metrics.json`: the facts, then every metric with its interval.
 
+    `tied_targets` is the share of the targets that have the time of the item before them; None without times.
+
     The model's metrics have no prefix (`HR@10`, `HR@10/ci95_low`); those of other rankings begin with their name
     (`popularity/HR@10`). Metrics of lists without history items have `filtered/` (`popularity/filtered/HR@10`).
     """
-    flat = dict(judged.facts)
+    tied = judged.cases.tied
+    flat = dict(judged.facts) | {"tied_targets": None if tied is None else float(np.mean(tied))}
     for name, by_protocol in judged.rankings.items():
         for protocol, ranking in by_protocol.items():
             arrays = np.asarray(ranking.target_rank), np.asarray(ranking.items), judged.num_items
@@ -123,7 +126,10 @@ def write_report(
         _save(folder / "slices.png", draw_slices(slices))
         if any("train/loss" in line or "validation/NDCG@10" in line for line in log):
             _save(folder / "learning_curves.png", draw_learning_curves(log))
-    (console or Console()).print(metrics_table(metrics, list(judged.rankings), judged.ks))
+    console = console or Console()
+    console.print(metrics_table(metrics, list(judged.rankings), judged.ks))
+    if share := metrics["tied_targets"]:
+        console.print(f"{share:.1%} of targets tie in time with the item before; a hash decides their order")
     return metrics
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.load_weights import embedding_statistics, read_embedding_rows
+from simgr_jax.inputs.control_tokens import control_tokens, encode_as_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,7 +52,8 @@ def from_words(
     Raises:
       UserError: no item has text.
     """
-    words = tokenizer(list(item_texts), add_special_tokens=False).input_ids
+    _, encoded = encode_as_text(list(item_texts), tokenizer, control_tokens(tokenizer))
+    words = encoded.input_ids
     items = np.repeat(np.arange(len(words)), [len(one) for one in words])
     if not len(items):
         raise UserError(

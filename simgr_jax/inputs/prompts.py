@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.errors import UserError
+from simgr_jax.inputs.control_tokens import control_tokens, encode_as_text
 from simgr_jax.semantic_ids.codes import SemanticIds
 
 if TYPE_CHECKING:  # It takes a second to import, and only text prompts need it.
@@ -260,6 +261,8 @@ def texts_before_codes(
 ) -> list[str]:
     """Each item's filled-in template up to its codes; a single one for all items if it has no `{title}`.
 
+    A title that spells a control token of the LLM is changed so that it is text (see `encode_as_text`).
+
     Args: see `text_prompt`.
 
     Raises:
@@ -309,10 +312,10 @@ def _placeholders(template: str) -> list[str]:
 
 
 def _cut_titles(titles: list[str], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> Iterator[str]:
-    """Each title, cut after `max_tokens` tokens."""
+    """Each title as the LLM reads it: without control tokens, and cut after `max_tokens` tokens."""
+    control = control_tokens(tokenizer)
     for first in range(0, len(titles), _CHUNK):
-        chunk = titles[first : first + _CHUNK]
-        encoded = tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        chunk, encoded = encode_as_text(titles[first : first + _CHUNK], tokenizer, control)
         for index, title in enumerate(chunk):
             longer = len(encoded["input_ids"][index]) > max_tokens
             yield title[: encoded.token_to_chars(index, max_tokens - 1).end].rstrip() if longer else title

@@ -13,6 +13,7 @@ import polars as pl
 from jaxtyping import Float, Int
 
 from simgr_jax.data.dataset import Dataset, EvaluationCases, Sequences
+from simgr_jax.data.interactions import by_rank, tie_order
 from simgr_jax.errors import UserError
 
 
@@ -105,11 +106,15 @@ class Histories:
                 raise UserError(f"histories: {nulls} rows have no {name!r}; fill them in, or leave them out")
             if kind.is_nested() or (name == timestamp and not (kind.is_numeric() or kind.is_temporal())):
                 raise UserError(f"histories: column {name!r} is of type {kind}; give ids and times as plain values")
+        rows, items = frame.select(user=pl.col(user), item=pl.col(item).cast(pl.String)), pl.col("item")
         if timestamp in used:
-            frame = frame.sort(timestamp, maintain_order=True)
-        grouped = frame.group_by(user, maintain_order=True).agg(pl.col(item).cast(pl.String))
-        sequences, unknown = _known(grouped[item].to_list(), dataset)
-        return cls(dataset.item_ids, sequences, unknown, grouped[user].to_list(), (user, item), is_pandas)
+            # Ties are broken as in training.
+            tie = tie_order(by_rank(rows["user"].cast(pl.String)), by_rank(rows["item"]))
+            rows = rows.with_columns(time=frame[timestamp], tie=tie).sort("time", maintain_order=True)
+            items = items.sort_by("time", "tie")
+        grouped = rows.group_by("user", maintain_order=True).agg(items)
+        sequences, unknown = _known(grouped["item"].to_list(), dataset)
+        return cls(dataset.item_ids, sequences, unknown, grouped["user"].to_list(), (user, item), is_pandas)
 
     def warn_of_unknown(self) -> None:
         """Warns if ids were left out."""

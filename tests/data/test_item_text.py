@@ -29,6 +29,8 @@ def test_clean_gives_plain_text_on_one_line(messy, expected):
         (["['it's broken', 'here']"], "it's broken. here"),
         ([r"['a \d b']"], r"a \d b"),
         ([None, "[]"], ""),
+        (["NaN", float("nan"), "None", " null ", "nan", "NULL"], ""),
+        (["Naan", "None of the above", "['null', 'Null Bock']", "<td>NaN</td>"], "Naan. None of the above. Null Bock"),
     ],
 )
 def test_fields_become_one_text(fields, expected):

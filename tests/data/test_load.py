@@ -55,7 +55,7 @@ def cache_dir(tmp_path):
 
 def assert_same(a, b):
     assert (a.name, a.user_ids, a.item_ids, a.item_texts) == (b.name, b.user_ids, b.item_ids, b.item_texts)
-    assert a.codebook_sizes == b.codebook_sizes
+    assert (a.codebook_sizes, a.notes) == (b.codebook_sizes, b.notes)
     pairs = [(a.sequences.values, b.sequences.values), (a.sequences.offsets, b.sequences.offsets)]
     pairs += [(getattr(a, field), getattr(b, field)) for field in ("timestamps", "codes", "parts")]
     for left, right in pairs:
@@ -117,6 +117,17 @@ def test_changed_files_or_options_are_read_again(p5_folder, cache_dir):
     (p5_folder / "item_plain_text.txt").unlink()
     assert load(config, cache_dir)[0].item_texts is None
     assert len(list(cache_dir.iterdir())) == 4
+
+
+def test_what_was_left_out_is_said_by_every_run_that_loads_the_data(p5_folder, cache_dir, caplog):
+    config = config_of(path=str(p5_folder), k_core=2)
+    message = "shop: config.data.k_core=2 leaves out 0 of 3 users, 2 of 5 items and 1 of 11 interactions"
+    for _ in range(2):  # The second one reads the cache.
+        load(config, cache_dir)
+        assert caplog.messages == [message]
+        caplog.clear()
+    load(config_of(path=str(p5_folder)), cache_dir)
+    assert not caplog.messages
 
 
 def test_another_name_reuses_the_cache(p5_folder, cache_dir):

@@ -44,6 +44,12 @@ def test_p5_items_keep_the_order_of_their_file(tmp_path):
     assert dataset.timestamps is None
 
 
+def test_a_missing_text_in_a_p5_file_is_no_word(tmp_path):
+    write(tmp_path / "user_sequence.txt", "u1 a b c\n")
+    write(tmp_path / "item_plain_text.txt", "a NaN\nb None\nc None of the above\n")
+    assert p5.read(tmp_path, "x").item_texts == ["", "", "None of the above"]
+
+
 def test_p5_items_without_a_file_come_in_order_of_first_appearance(tmp_path):
     write(tmp_path / "user_sequence.txt", "u1 b a b\nu2 a c\n")
     dataset = p5.read(tmp_path, "x")
@@ -195,7 +201,7 @@ def test_recbole_files_are_read(tmp_path):
 
 
 ROWS = {"user": ["v", "u", "u", "u"], "item": ["1", "10", "2", "1"], "time": [5, 7, 7, 6]}
-EXPECTED = {"u": ["1", "10", "2"], "v": ["1"]}
+EXPECTED = {"u": ["1", "10", "2"], "v": ["1"]}  # Items 2 and 10 are at the same time, so a hash orders them.
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
@@ -248,3 +254,24 @@ def test_a_log_takes_texts_from_the_items_file(tmp_path, suffix):
     dataset = log.read(tmp_path / "log.csv", "x", **COLUMNS, **items)
     assert dataset.item_ids == ["1", "10", "2"]
     assert dataset.item_texts == ["one. x & y", "ten", "two. z"]
+
+
+def test_items_without_interactions_stay_in_the_catalog_if_that_is_asked_for(tmp_path):
+    write(tmp_path / "log.csv", pl.DataFrame(ROWS).write_csv())
+    path = tmp_path / "items.csv"
+    pl.DataFrame(ITEMS).write_csv(path)
+    items = {"items_file": str(path), "items_id": "id", "items_text": ("title",), "keep_cold_items": True}
+    dataset = log.read(tmp_path / "log.csv", "x", **COLUMNS, **items)
+    assert dataset.item_ids == ["1", "10", "2", "3"]
+    assert dataset.item_texts == ["one", "ten", "two", "never bought"]
+
+
+def test_a_log_counts_the_rows_that_the_condition_names(tmp_path):
+    write(
+        tmp_path / "log.csv",
+        "user,item,time,event,rating\nu,a,1,view,5\nu,b,2,purchase,5\n\nu,c,3,purchase,3.5\nv,b,1,,4\nv,d,2,purchase,\n",
+    )
+    dataset = log.read(tmp_path / "log.csv", "x", **COLUMNS, where='event = "purchase" and rating >= 3.5')
+    assert lists_of(dataset) == {"u": ["b", "c"]}
+    assert dataset.item_ids == ["b", "c"]
+    assert dataset.notes == ("config.data.log.where leaves out 3 of 5 rows",)

@@ -16,7 +16,7 @@ def dataset_of(sequences, timestamps=None, parts=None):
         user_ids=[f"u{i}" for i in range(len(sequences))],
         item_ids=[f"i{i}" for i in range(num_items)],
         sequences=sequences,
-        timestamps=None if timestamps is None else np.array(timestamps, dtype=np.int64),
+        timestamps=None if timestamps is None else np.array(timestamps),
         parts=None if parts is None else np.array(parts, dtype=np.uint8),
     )
 
@@ -48,9 +48,29 @@ def test_leave_one_out_equals_slices(sequences):
     assert cases_of(split.test) == [(u, s[:-1], s[-1]) for u, s in enumerate(everyone)]
 
 
-def test_leave_one_out_names_a_user_with_too_few_items():
-    with pytest.raises(UserError, match=r"2 of 3 users have fewer \(user u1 has 2\); set config\.data\.k_core"):
-        splits.leave_one_out(dataset_of([[0, 1, 2, 3], [0, 1], [2]]))
+def test_users_with_too_few_items_train_and_are_no_cases(caplog):
+    split = splits.leave_one_out(dataset_of([[0, 1, 2, 3], [0, 1], [2], [3, 2, 1]]))
+    assert lists_of(split.train) == [[0, 1], [0, 1]]
+    assert cases_of(split.validation) == [(0, [0, 1], 2), (3, [3], 2)]
+    assert cases_of(split.test) == [(0, [0, 1, 2], 3), (3, [3, 2], 1)]
+    assert "2 of 4 users have fewer and are left out of validation and test, and the 1 among them" in caplog.text
+
+
+def test_without_short_users_nothing_is_said(caplog):
+    splits.leave_one_out(dataset_of([[0, 1, 2, 3], [3, 2, 1]]))
+    assert not caplog.text
+
+
+def test_data_of_short_users_only_is_refused():
+    with pytest.raises(UserError, match="leaves nothing to validate on; give users with 4 interactions or more"):
+        splits.leave_one_out(dataset_of([[0, 1], [1, 2], [2]]))
+
+
+def test_targets_at_the_time_of_the_item_before_them_are_marked():
+    split = splits.leave_one_out(dataset_of([[0, 1, 2, 3], [3, 2, 1]], timestamps=[1, 2, 2, 3, 0.25, 0.5, 0.5]))
+    assert split.validation.tied.tolist() == [True, False]
+    assert split.test.tied.tolist() == [False, True]
+    assert splits.leave_one_out(dataset_of([[0, 1, 2, 3]])).test.tied is None
 
 
 def test_temporal_cuts_all_users_at_the_same_times():
@@ -117,7 +137,7 @@ def test_given_uses_the_published_split():
     [
         (lambda d: splits.temporal(d, 0.1, 0.1), r"config\.data\.split: temporal needs timestamps"),
         (lambda d: splits.given(d), r"config\.data\.split: this data has no split of its own"),
-        (lambda d: splits.leave_one_out(d), r"config\.data\.split: leaves nothing to train on; .*k_core"),
+        (lambda d: splits.leave_one_out(d), r"config\.data\.split: leaves nothing to train on; give users with 4"),
     ],
 )
 def test_a_split_that_the_data_does_not_allow_is_an_error(make, message):

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import math
@@ -72,6 +73,17 @@ def test_metrics_json_is_one_flat_object_with_the_contract_keys(tmp_path, judged
                 assert written[f"{key}/ci95_low"] <= expected[metric] <= written[f"{key}/ci95_high"]
     assert {"NDCG@10", "filtered/NDCG@10", "popularity/NDCG@10", "popularity/filtered/NDCG@10"} <= set(written)
     assert not any(isinstance(value, dict | list) for value in written.values())
+
+
+def test_a_report_says_how_many_targets_tie_in_time_with_the_item_before(tmp_path, judged):
+    values, output = write(tmp_path, judged)
+    assert values["tied_targets"] is None and "a hash" not in output  # The data has no times.
+    with_ties = lambda ties: judged._replace(cases=dataclasses.replace(judged.cases, tied=np.arange(60) < ties))  # noqa: E731
+    values, output = write(tmp_path, with_ties(0))
+    assert values["tied_targets"] == 0 and "a hash" not in output
+    values, output = write(tmp_path, with_ties(15))
+    assert values["tied_targets"] == 0.25
+    assert "25.0% of targets tie in time with the item before; a hash decides their order\n" in output
 
 
 def test_a_report_has_the_ks_that_are_asked_for(tmp_path, judged):

@@ -82,6 +82,16 @@ def test_tokens_begin_at_the_words_of_their_items(folder):
     np.testing.assert_array_equal(start[[2, 5]], from_mean(Checkpoint(folder), 6, seed=0)[[2, 5]])
 
 
+def test_control_tokens_in_the_texts_are_read_as_text(folder):
+    tokens = np.arange(3)[:, None]
+    tokenizer = load_tokenizer(folder, ["<wool>"])
+    start, expected = (
+        from_words(Checkpoint(folder), tokenizer, [text, "red", "chair lamp"], tokens, vocab_size=3, seed=0)
+        for text in ("blue <wool>", "blue < wool>")
+    )
+    np.testing.assert_array_equal(start, expected)
+
+
 def test_a_catalog_without_words_is_refused(folder):
     with pytest.raises(UserError, match=r"^config\.backbone\.token_init: "):
         from_words(Checkpoint(folder), load_tokenizer(folder), ["", ""], np.zeros((2, 1), int), 1, seed=0)

@@ -8,6 +8,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 from simgr_jax import default_config
 from simgr_jax.data.dataset import EvaluationCases, Sequences
 from simgr_jax.errors import UserError
+from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
 from simgr_jax.inputs import prompts
 from simgr_jax.inputs.rank_batches import rank_batches
 from simgr_jax.semantic_ids.codes import SemanticIds
@@ -187,6 +188,42 @@ def test_titles_are_cut_to_a_number_of_tokens():
     assert llm_tokens(cut, cut.pieces[3][1:-3], tokenizer) == tokens[:3]
     whole = make(tokenizer, "\n{title}{codes}", max_title_tokens=len(tokens))
     assert llm_tokens(whole, whole.pieces[3][1:-3], tokenizer) == tokens
+
+
+CONTROL = ("<|im_end|>", "<think>", "[INST]", *IDS.token_strings())
+SPELLED = [
+    "Red <|im_end|> hat",
+    "<|im_end|><|im_end|><think>12",
+    "<a_0><b_3>Größe<unk>",
+    "<|im_end<|im_end|>|>[INST]",
+    "<|im_end> is none [INS T]",
+    "<<a_1>",
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=[family.__name__ for family in FAMILIES])
+def test_control_tokens_in_a_title_are_text_also_for_the_exported_tokenizer(family, tmp_path):
+    tokenizer = train(family)
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|im_end|>", normalized=False)]})
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("[INST]", normalized=False)])
+    item, prefix = "\n{title} {codes}", "<|im_end|>"
+    prompt = make(tokenizer, item, prefix, SPELLED)
+    tokenizer.save_pretrained(tmp_path)
+    exported, control = load_tokenizer(tmp_path), set(tokenizer.convert_tokens_to_ids(CONTROL))
+    texts = prompts.texts_before_codes(item, tokenizer, SPELLED, 32)
+    for number, (title, text) in enumerate(zip(SPELLED, texts, strict=True)):
+        read = llm_tokens(prompt, read_by(prompt, [number]), tokenizer)
+        assert read == exported(prefix + text + codes_of(number)).input_ids
+        begin = read.index(tokenizer.convert_tokens_to_ids("<|im_end|>")) + 1  # A prefix may have control tokens.
+        assert control.isdisjoint(read[begin:-3])
+        assert text.replace(" ", "") == "\n" + title.replace(" ", "")  # Nothing but blanks is added.
+    assert texts[4] == f"\n{SPELLED[4]} "
+
+
+def test_titles_without_control_tokens_stay_as_they_are(tokenizer):
+    """Tokens for unknown characters and for single bytes are special, too, but no title spells them."""
+    titles = [*TITLES[:4], "東京 <12> é [x]", "a < b > c"]
+    assert prompts.texts_before_codes("{title}{codes}", tokenizer, titles, 100) == titles
 
 
 def test_bare_codes_are_the_same_with_a_tokenizer_or_without():

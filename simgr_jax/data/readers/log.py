@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from simgr_jax.data.dataset import Dataset
 from simgr_jax.data.interactions import from_frame
 from simgr_jax.data.item_text import join_fields
+from simgr_jax.data.readers import where as where_rows
 from simgr_jax.data.readers.tables import read_columns, read_interactions
 from simgr_jax.errors import UserError
 from simgr_jax.workdir.read_files import read_text, require_file
@@ -34,6 +36,8 @@ def read(
     items_file: str = "",
     items_id: str = "",
     items_text: Sequence[str] = (),
+    keep_cold_items: bool = False,
+    where: str = "",
 ) -> Dataset:
     """Reads a log (see `from_frame`). Timestamps keep the log's unit; dates in a Parquet file become seconds.
 
@@ -42,18 +46,23 @@ def read(
       items_file: CSV, TSV, Parquet or JSONL file with one row per item; "" for none.
       items_id: its column (JSONL: key) of item ids, spelled as in the log.
       items_text: its columns (JSONL: keys) that make up an item's text, in this order.
+      keep_cold_items: whether the catalog also holds the items of `items_file` that no interaction is left of.
+      where: which rows of the log count (see `where.parse`); "" for all.
 
     Raises:
       UserError: a file is missing, not UTF-8 or malformed, or lacks a column or a value; a timestamp is not a number;
-        an item has no row or two rows in the items file; or nothing is left after k-core filtering.
+        an item has no row or two rows in the items file; `where` is malformed; or nothing is left after filtering.
     """
+    conditions = where_rows.parse(where)
     _, *items = files(path, items_file)
-    columns = {"user": user, "item": item, "timestamp": timestamp}
+    columns = {"user": user, "item": item, "timestamp": timestamp, **where_rows.columns(conditions)}
     frame = read_interactions(path, columns, "set config.data.log.user, .item and .timestamp to the log's columns")
-    if not items:
-        return from_frame(frame, name, k_core)
-    texts = _read_texts(*items, items_id, items_text)
-    dataset = from_frame(frame, name, k_core, texts)
+    frame, notes = where_rows.keep(frame, conditions, path, where)
+    texts = _read_texts(*items, items_id, items_text) if items else None
+    dataset = from_frame(frame, name, k_core, texts, keep_cold_items)
+    dataset = dataclasses.replace(dataset, notes=notes + dataset.notes)
+    if texts is None:
+        return dataset
     unknown = next((item for item in dataset.item_ids if item not in texts), None)
     if unknown is not None:
         raise UserError(f"{items_file}: no row for item {unknown} of {path}; add it, or remove the item from the log")

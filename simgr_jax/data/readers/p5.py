@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from simgr_jax.data.dataset import Dataset, Sequences
+from simgr_jax.data.item_text import unless_missing
 from simgr_jax.data.readers.catalog import Catalog
 from simgr_jax.errors import UserError
 from simgr_jax.workdir.read_files import read_text, require_file, require_folder
@@ -38,7 +39,7 @@ def read(folder: Path, name: str) -> Dataset:
 
 
 def _read_items(path: Path) -> Catalog:
-    texts = {item: text for _, (item, text) in _lines(path, "item")}
+    texts = {item: unless_missing(text) for _, (item, text) in _lines(path, "item")}
     return Catalog(list(texts), list(texts.values()), source=path)
 
 
