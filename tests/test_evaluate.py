@@ -10,7 +10,7 @@ from simgr_jax.evaluation.metrics import summarize
 
 PROTOCOLS = ("", "filtered/")
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "entropy@10", "coverage@10")
-FACTS = {"tied_targets", "model", "dataset", "split", "num_users", "num_cases", "num_items"}
+FACTS = {"model", "dataset", "split", "num_users", "num_cases", "num_items", "tied_targets"}
 COST = {"num_parameters", "train_seconds", "train_targets_per_second"}
 
 

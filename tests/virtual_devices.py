@@ -1,8 +1,11 @@
-"""Several devices on one machine, for processes that tests start."""
+"""Several devices or processes on one machine, for what tests start."""
 
 from __future__ import annotations
 
 import os
+
+# Two processes that compute together hung on the CPU where they found their programs in the compile cache.
+UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 def environment(devices: int) -> dict[str, str]:

@@ -9,13 +9,15 @@ import sys
 
 import pytest
 
+from tests import virtual_devices
+
 
 @pytest.fixture(scope="module")
 def launch(root):
     """A function (count, *arguments) -> CompletedProcess of launch/local.sh."""
 
     def launch(count, *arguments):
-        env = os.environ | {"PYTHON": sys.executable}
+        env = os.environ | virtual_devices.UNCACHED | {"PYTHON": sys.executable}
         command = [str(root / "launch" / "local.sh"), str(count), *map(str, arguments)]
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
 

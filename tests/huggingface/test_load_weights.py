@@ -280,7 +280,7 @@ def run_sharded(folder, processes, sharding):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = virtual_devices.environment(8 // processes)
+    environment = virtual_devices.environment(8 // processes) | virtual_devices.UNCACHED
     command = [sys.executable, "-m", "tests.huggingface.sharded_load", folder, sharding, str(port), str(processes)]
     root = Path(__file__).parents[2]
     running = [

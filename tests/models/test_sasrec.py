@@ -21,6 +21,10 @@ def make(**options) -> SASRec:
 def test_the_papers_loss_does_not_read_label_smoothing():
     assert Options(loss="binary").unread() == {"label_smoothing": "loss=full"}
     assert Options(loss="full").unread() == {}
+    states, targets, losses = jnp.ones((3, 16)), jnp.arange(3), []
+    for smoothing in (0.0, 0.1):
+        losses.append(make(loss="binary", label_smoothing=smoothing).losses(states, targets, nnx.Rngs(negatives=0)))
+    np.testing.assert_array_equal(*losses)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def run(root):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{listener.getsockname()[1]}"
-        env = virtual_devices.environment(devices) | {"PYTHONPATH": str(root)}
+        env = virtual_devices.environment(devices) | virtual_devices.UNCACHED | {"PYTHONPATH": str(root)}
         flags |= {"workdir": workdir, "training": json.dumps(TRAINING)}
         command = [sys.executable, str(root / "tests" / "training" / "tiny_process.py")]
         command += [f"--{name}={value}" for name, value in flags.items()]
