@@ -134,10 +134,14 @@ def _parse(argv: list[str], kind: ConfigKind) -> None:
         config_files.check_keys(config_files.run_file(file), file, kind, overridden)
     elif overridden:
         raise UserError(f"{overridden[0]}: there is no --config to change; give --config=FILE.py before it")
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # ml_collections imports the config file; nothing is to appear beside it.
     try:
         remaining = flags.FLAGS(argv)
     except flags.Error as error:
         raise _flag_error(str(error).removeprefix("flag "), file) from error
+    finally:
+        sys.dont_write_bytecode = before
     if len(remaining) > 1:
         raise UserError(f"{remaining[1]}: is not a flag; flags look like --name=value")
     if file:
