@@ -20,6 +20,7 @@ def run(monkeypatch, tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_silence_libraries", lambda: None)
+    monkeypatch.setattr(cli, "_end_at_once", lambda: None)
     app.define_help_flags()
 
     def run(main, *arguments):
