@@ -13,6 +13,7 @@ from absl import flags
 
 from simgr_jax import cli
 from simgr_jax.devices import sharding
+from simgr_jax.training import stop_request
 from simgr_jax.training.metric_writer import MetricWriter
 
 
@@ -20,6 +21,8 @@ def main() -> None:
     values = flags.FLAGS
     if values.kill_at and values.kill_only in (None, values.process_id):
         kill_at(values.kill_at, getattr(signal, values.kill_with))
+    # The whole run takes less than the usual time between two agreements to stop.
+    stop_request._SECONDS_BETWEEN_AGREEMENTS = 0.0
     config = tiny_run.config(**json.loads(values.training))
     config.mesh.update(json.loads(values.mesh))
     with jax.set_mesh(sharding.make_mesh(config.mesh)):
@@ -27,11 +30,12 @@ def main() -> None:
 
 
 def kill_at(last: int, number: signal.Signals) -> None:
-    """Sends the process a signal before it logs this step or a later one."""
+    """Sends the process a signal once, before it logs this step or a later one."""
     write = MetricWriter.write
 
     def killing(self, step, scalars):
         if step >= last:
+            MetricWriter.write = write  # A second signal would end it at once.
             os.kill(os.getpid(), number)
         write(self, step, scalars)
 
