@@ -112,7 +112,7 @@ def fit(
                 pending.append(scalars)
 
                 evaluates = step % evaluate_every == 0 or step == num_steps
-                stops = stop.at(step)
+                stops = stop.at(step, state)
                 saves = evaluates or stops or (checkpoint_every and step % checkpoint_every == 0)
                 if saves or (step % training.log_every_steps == 0 and len(pending) > 1):
                     # Leaves out the newest step, so that the device has work while the host reads the finished ones.

@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Any
 
+import jax
+
 from simgr_jax.devices import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -37,15 +39,20 @@ class StopRequest:
                 if before not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._receive)
 
-    def at(self, step: int) -> bool:
+    def at(self, step: int, state: Any) -> bool:
         """Whether to stop after this step. All processes must call it after every step, and all get the same answer.
 
         One process knows at once. Several agree about every two seconds, because that waits for the devices.
+
+        Args:
+          state: the arrays that the step computes.
         """
         if not distributed.several():
             return self.made
         if step < self._next_agreement:
             return False
+        # On CPUs, the exchanges between processes below might otherwise run at the same time as the step's.
+        jax.block_until_ready(state)
         now = time.monotonic()
         last_step, last = self._agreed_at or (step, now)
         told = distributed.all_gather([self.made, (now - last) / max(step - last_step, 1)])
