@@ -8,7 +8,8 @@
 #     --binary=NAME  runs simgr_jax.NAME instead of train: evaluate or recommend
 #     --dry_run      prints the commands instead of running them
 #
-# Only process 0 writes to the terminal. If a process fails, all are ended, and its exit code is returned.
+# Only process 0 writes to the terminal. If a process fails, all are ended, and its exit code is returned. All are also
+# ended when this script is. Training saves a checkpoint first.
 # Environment: PYTHON is the interpreter (default python), JAX_PLATFORMS the platform for JAX (default cpu).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -16,6 +17,8 @@ source "$(dirname "$0")/common.sh"
 
 binary=train
 pids=()
+# The seconds in which a process that is told to end must do so.
+patience=15
 
 # Picks a port below the range that the system assigns itself.
 free_port() {
@@ -26,11 +29,12 @@ free_port() {
   echo "$port"
 }
 
+# Ends the processes that are left: training needs a moment to save a checkpoint.
 stop() {
   local tenths
   trap '' INT TERM
   kill "${pids[@]}" 2>/dev/null || true
-  for ((tenths = 0; tenths < 50; tenths++)); do
+  for ((tenths = 0; tenths < 10 * patience; tenths++)); do
     kill -0 "${pids[@]}" 2>/dev/null || break
     sleep 0.1
   done
@@ -42,7 +46,8 @@ stop() {
 # fail CODE NUMBER: process NUMBER ended with CODE, so end all.
 fail() {
   local code=$1 number=$2
-  sleep 1 # Most mistakes hit all processes: then process 0 reports the mistake and ends as well.
+  # Most mistakes hit all processes: then process 0 reports the mistake and ends as well.
+  sleep 1
   if kill -0 "${pids[0]}" 2>/dev/null && ((number)); then
     echo "process $number ended with exit code $code:" >&2
     tail -n 30 "$logs/$number" >&2
@@ -71,6 +76,8 @@ main() {
   address=127.0.0.1:$(free_port)
   local command=(env "PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}" "JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}"
     "${PYTHON:-python}" -m "simgr_jax.$binary" "$@" "--coordinator=$address" "--num_processes=$number")
+  # Linux then ends the processes also if this script is killed.
+  ! command -v setpriv >/dev/null || command=(setpriv --pdeathsig=TERM "${command[@]}")
   if ((dry_run)); then
     for ((i = 0; i < number; i++)); do echo "$(show "${command[@]}" "--process_id=$i") &"; done
     echo wait

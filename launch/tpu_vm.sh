@@ -235,6 +235,10 @@ step_of_run() {
       say "was stopped"
       ended=1
       ;;
+    *'simgr_jax: ended 75 '*)
+      say "stopped with its checkpoint saved"
+      begin
+      ;;
     *'simgr_jax: ended '[!0]* | *'simgr_jax: lost '*)
       worker_script all end || true
       failed "crashed"

@@ -60,7 +60,7 @@ build() {
 }
 
 # xpk restarts the workload after exit codes above 126 (signals, e.g. at a preemption). We also request a restart after
-# 1 (an exception, or the loss of another process), but not after 2 (a user's mistake). With exec, signals reach Python.
+# 1 (an exception, or the loss of another process) and 75 (stopped by a signal, with its checkpoint saved), but not after 2 (a user's mistake). With exec, signals reach Python.
 run() {
   need_name name "$name"
   need_option cluster "$cluster"
@@ -70,7 +70,7 @@ run() {
   need_number max_restarts "$max_restarts"
   need_train_arguments "${train[@]}"
   workload create --workload="$name" --tpu-type="$type" --num-slices="$num_slices" --docker-image="$image" \
-    --max-restarts="$max_restarts" --restart-on-exit-codes=1 "${create_flags[@]}" \
+    --max-restarts="$max_restarts" --restart-on-exit-codes=1,75 "${create_flags[@]}" \
     --command="exec python -m simgr_jax.train $(quote "${train[@]}")"
 }
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ __all__ = ["Recommendations", "Run", "UserError", "fit", "load"]
 # Only Transformers' tokenizers and config files are used. Without PyTorch, which nothing here needs, it would begin
 # every run with a warning.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+# While `python -m simgr_jax.NAME` looks for the module, argv begins with "-m". Its imports take seconds, and libraries
+# swallow a KeyboardInterrupt, so Ctrl-C ends the process directly (see `cli.run`).
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 _HOMES = {"Recommendations": "serving.histories", "UserError": "errors"} | dict.fromkeys(("Run", "fit", "load"), "run")
 

@@ -7,6 +7,7 @@ import logging
 import operator
 import os
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -20,7 +21,7 @@ from ml_collections import config_flags
 from simgr_jax import config_files
 from simgr_jax.config_files import RUN_CONFIG, ConfigKind
 from simgr_jax.devices import distributed
-from simgr_jax.errors import UserError
+from simgr_jax.errors import Stopped, UserError
 from simgr_jax.run import Run
 
 # The flags that say where a run's files are now, and the config keys that said where they were.
@@ -73,8 +74,11 @@ def run(main: Callable[[], None], kind: ConfigKind = RUN_CONFIG) -> None:
 
     A `UserError` becomes one line on stderr and exit code 2; any other exception is a bug and keeps its traceback.
     If several processes fail alike, only the first says why; one that fails alone does not wait for the others.
+    SIGINT and SIGTERM end the process at once, except in the training loop, which saves a checkpoint first; then the
+    exit code is that of `Stopped`.
     """
     _silence_libraries()
+    _end_at_once()
     app.define_help_flags()
     try:
         _parse(sys.argv, kind)
@@ -89,6 +93,10 @@ def run(main: Callable[[], None], kind: ConfigKind = RUN_CONFIG) -> None:
         if distributed.is_main() or not together:
             print(f"error: {error}", file=sys.stderr, flush=True)
         distributed.leave(2, together)
+    except Stopped as stopped:
+        if distributed.is_main():
+            print(f"{stopped}; give the same command again to continue", file=sys.stderr, flush=True)
+        distributed.leave(Stopped.EXIT_CODE, distributed.fail_together())
     except KeyboardInterrupt:
         distributed.leave(130)
     except Exception:
@@ -109,6 +117,12 @@ def _silence_libraries() -> None:
     sys.unraisablehook = lambda unraisable: None
     report = sys.excepthook
     sys.excepthook = lambda *error: report(*error) if threading.current_thread() is threading.main_thread() else None
+
+
+def _end_at_once() -> None:
+    """Lets SIGINT end the process as SIGTERM does: libraries, and Python's own clean-up, swallow KeyboardInterrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def required(name: str) -> str:

@@ -9,10 +9,8 @@ are finished. A model that fails does not stop the others: the table says why, a
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +28,7 @@ from simgr_jax.config_keys import flat
 from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.errors import UserError
 from simgr_jax.run import Run
+from simgr_jax.workdir import lock
 from simgr_jax.workdir.atomic_write import write_json, write_text
 from simgr_jax.workdir.read_files import read_json_object
 
@@ -45,7 +44,8 @@ SHOWN = (
 def main() -> None:
     cli.required("config")
     config, folder = flags.FLAGS.config, cli.open_workdir(cli.required("workdir"))
-    with _alone(folder):
+    # Two comparisons in one folder would train the same runs.
+    with lock.locked(folder, "a comparison is at work"):
         compare(config, folder, flags.FLAGS.only)
 
 
@@ -73,21 +73,6 @@ def compare(config: ml_collections.ConfigDict, folder: Path, only: Sequence[str]
         _exit(failures)
     if unmeasured:
         raise UserError(f"users/s: not measured: {unmeasured}")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Locks the folder, because two comparisons in it would train the same runs."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder}: another comparison is at work in it; wait for it, or choose another --workdir"
-            ) from error
-        except OSError:
-            pass  # A file system without locks.
-        yield
 
 
 def _load_test(config: ml_collections.ConfigDict, folder: Path) -> EvaluationCases:

@@ -34,6 +34,7 @@ _NOT_NEGATIVE = (
     "training.row_length",
     "training.input_streams",
     "training.checkpoint_every_steps",
+    "optimizer.restart_epoch",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
 )
@@ -64,6 +65,11 @@ def check(config: ml_collections.ConfigDict) -> None:
             if key in values and not allows(values[key]):
                 raise UserError(f"config.{key}: can't be {values[key]!r}; {remedy}")
     where.parse(values.get("data.log.where", ""))
+    if values.get("optimizer.restart_epoch", 0) >= values.get("training.epochs", 1):
+        raise UserError(
+            f"config.optimizer.restart_epoch: {config.optimizer.restart_epoch} leaves no epoch of "
+            f"config.training.epochs = {config.training.epochs}; give fewer, or 0 for no restart"
+        )
     row_length, max_items = values.get("training.row_length"), config.data.max_items
     if row_length and options.history == "item" and row_length < max_items:
         raise UserError(

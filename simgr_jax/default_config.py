@@ -136,6 +136,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "warmup_fraction": 0.05,
                 # The cosine ends at this share of the peak.
                 "final_fraction": 0.0,
+                # From this epoch on, warm-up and cosine begin again, for a run that is trained longer than was planned;
+                # 0 has one cosine over all epochs.
+                "restart_epoch": 0,
                 "beta1": 0.9,
                 "beta2": 0.98,
                 "weight_decay": 0.01,

@@ -1,4 +1,8 @@
-"""The exception for users' mistakes, and the text of libraries' exceptions."""
+"""The exceptions for users' mistakes and for requests to stop, and the text of libraries' exceptions."""
+
+from __future__ import annotations
+
+import os
 
 
 class UserError(Exception):
@@ -10,6 +14,16 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked training to stop. The checkpoint is saved, and the same command continues from it.
+
+    Attributes:
+      EXIT_CODE: that of a binary, on which the launch scripts start it again.
+    """
+
+    EXIT_CODE = os.EX_TEMPFAIL
 
 
 def first_line(error: Exception) -> str:

@@ -17,12 +17,14 @@ from simgr_jax.devices import distributed
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation import predictions
 from simgr_jax.run import SPLITS
+from simgr_jax.workdir.atomic_write import check_target
 
 
 def main() -> None:
     values, output = flags.FLAGS, cli.required_path("output")
     if values.split not in ("", *SPLITS):
         raise UserError(f'--split: "{values.split}" is unknown; choose {" or ".join(SPLITS)}, or leave it out')
+    check_target(output)
     run = cli.open_run()
     cases = run.cases(values.split)
     try:

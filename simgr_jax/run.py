@@ -51,7 +51,9 @@ from simgr_jax.serving.histories import Histories
 from simgr_jax.training import loop
 from simgr_jax.training.checkpoints import Checkpoints
 from simgr_jax.workdir import config_file, trained_on
+from simgr_jax.workdir.atomic_write import one_line_on_a_full_disk, remove_leftovers
 from simgr_jax.workdir.cache import fingerprint
+from simgr_jax.workdir.lock import locked
 from simgr_jax.workdir.read_files import read_json_object, read_text
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ _SEMANTIC_IDS = "semantic_ids.npz"
 # What a run learned, besides its checkpoints and log.
 LEARNED_FILES = (trained_on.FILE_NAME, _SEMANTIC_IDS, "semantic_ids.json")
 SPLITS = ("validation", "test")
+# A temporary file that another process may be writing is left alone for this many seconds.
+_LEFTOVER_AGE = 24 * 3600
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -363,9 +367,28 @@ class Run:
         """Trains the model, continuing from the workdir's latest checkpoint if there is one.
 
         Raises:
-          UserError: the workdir holds a run of another config or other data, or the config can't be trained.
+          UserError: the workdir holds a run of another config or other data, or a run is training in it; the config
+            can't be trained; or the disk is full.
+          Stopped: a signal asked the run to stop, and its checkpoint is saved.
         """
-        saved_config.check_same(self.config, self.workdir)
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        with distributed.main_holds(locked(self.workdir, "a run is training")):
+            if distributed.is_main():
+                self._remove_leftovers()
+            with one_line_on_a_full_disk(self.workdir):
+                self._train()
+
+    def _remove_leftovers(self) -> None:
+        """Removes what killed runs left. Other runs may be writing to a shared cache, and a reader to a report."""
+        own_cache = self.cache_dir.resolve().is_relative_to(self.workdir.resolve())
+        remove_leftovers(self.workdir)
+        for folder in (self.cache_dir, *self.cache_dir.glob("*/")):
+            remove_leftovers(folder, 0 if own_cache else _LEFTOVER_AGE)
+        for split in SPLITS:
+            remove_leftovers(self._report_folder(split), _LEFTOVER_AGE)
+
+    def _train(self) -> None:
+        saved_config.check_same(self.config, self.workdir, may_be_longer=True)
         model, split = self.model, self.split
         learned = self._learned_items() | self._learned_contents()
         learned["training_sequences"] = fingerprint(split.train.values, split.train.offsets)

@@ -13,6 +13,8 @@ from simgr_jax.workdir import config_file
 
 # Keys that say where things are. They may differ when a run continues.
 _PLACES = ("cache_dir", "data.path")
+# Keys that say how long to train. A run that is trained longer may raise them.
+_LENGTHS = ("training.epochs", "training.patience")
 
 
 def load(workdir: Path) -> ml_collections.ConfigDict:
@@ -36,12 +38,20 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
     return config
 
 
-def check_same(config: ml_collections.ConfigDict, workdir: Path, otherwise: str = "choose another --workdir") -> None:
+def check_same(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    otherwise: str = "choose another --workdir",
+    *,
+    may_be_longer: bool = False,
+) -> None:
     """Checks `config` against the one that the workdir's run began with, if there is one. Only keys that the run reads
     count, and places may differ.
 
     Args:
       otherwise: what to do instead of continuing with the same config.
+      may_be_longer: whether `config` may train for longer: with more `training.epochs` or `training.patience`, and
+        with more epochs also from another `optimizer.restart_epoch`.
 
     Raises:
       UserError: the workdir holds a run of another config.
@@ -50,8 +60,11 @@ def check_same(config: ml_collections.ConfigDict, workdir: Path, otherwise: str 
     if not path.exists():
         return
     before, now, ignored = flat(load(workdir)), flat(config), unread(config)
+    longer = {key for key in _LENGTHS if may_be_longer and now[key] > before[key]}
+    if "training.epochs" in longer:
+        longer.add("optimizer.restart_epoch")
     for key in sorted(now):
-        if before[key] != now[key] and key not in _PLACES and key not in ignored:
+        if before[key] != now[key] and key not in _PLACES and key not in ignored and key not in longer:
             raise UserError(
                 f"{path}:{key}: the run here has {before[key]!r}, not {now[key]!r}; "
                 f"continue with the same config, or {otherwise}"

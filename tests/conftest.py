@@ -93,6 +93,7 @@ def run_binary() -> Callable[..., int]:
         with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), warnings.catch_warnings():
             patch.setattr(sys, "argv", [name, *map(str, arguments)])
             patch.setattr(cli, "_silence_libraries", lambda: None)
+            patch.setattr(cli, "_end_at_once", lambda: None)
             warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
             try:
                 runpy.run_module(f"simgr_jax.{name}", run_name="__main__")

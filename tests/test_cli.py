@@ -1,3 +1,6 @@
+import os
+import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -6,7 +9,7 @@ from absl import app, flags
 from absl.testing import flagsaver
 
 from simgr_jax import cli
-from simgr_jax.errors import UserError
+from simgr_jax.errors import Stopped, UserError
 
 CONFIG = "from simgr_jax import default_config\ndef get_config(name=''):\n    config = default_config.get_config()\n"
 CONFIG += "    config.data.name = name\n    return config\n"
@@ -20,6 +23,7 @@ def run(monkeypatch, tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_silence_libraries", lambda: None)
+    monkeypatch.setattr(cli, "_end_at_once", lambda: None)
     app.define_help_flags()
 
     def run(main, *arguments):
@@ -102,6 +106,42 @@ def test_our_mistake_keeps_its_traceback(run):
 def test_interruption_is_exit_code_130_without_a_word(run, capsys):
     assert run(fail(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_was_asked_to_stop_says_where_and_has_its_own_exit_code(run, capsys):
+    assert run(fail(Stopped("stopped after step 3 of 9, which is saved"))) == os.EX_TEMPFAIL == 75
+    assert capsys.readouterr().err == (
+        "stopped after step 3 of 9, which is saved; give the same command again to continue\n"
+    )
+
+
+# Code that an interrupt reaches where errors are swallowed, as in a library or a garbage collector's callback.
+SWALLOWS = """
+import os, signal, sys
+try:
+    os.kill(os.getpid(), signal.{signal})
+    for _ in range(1000):
+        pass
+except BaseException:
+    pass
+"""
+
+
+def test_an_interrupt_during_imports_ends_a_binary(root, tmp_path):
+    """JAX is one of them."""
+    (tmp_path / "jax.py").write_text(SWALLOWS.format(signal="SIGINT") + "os._exit(7)\n")
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"}
+    ended = subprocess.run([sys.executable, "-m", "simgr_jax.train"], env=env, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_outside_the_training_loop_ends_a_binary(root, tmp_path, name):
+    """E.g. while data are prepared, or in an evaluation."""
+    lines = "\n    ".join(SWALLOWS.format(signal=name).splitlines())
+    program = f"from simgr_jax import cli\ndef main():\n    {lines}\n    sys.exit(7)\ncli.run(main)\n"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (-getattr(signal, name), "")
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_two_comparisons_do_not_share_a_folder(run_binary, options, folder, laun
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run_binary("compare", *options, f"--workdir={folder}") == 2
-    assert f"error: {folder}: another comparison is at work in it; wait for it" in capfd.readouterr().err
+    assert f"error: {folder}: a comparison is at work in it already" in capfd.readouterr().err
     assert run_binary("compare", *options, f"--workdir={folder}") == 0
 
 

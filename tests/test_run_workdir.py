@@ -87,6 +87,29 @@ def test_another_config_is_refused_and_its_key_named(config, tmp_path, key, valu
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_a_run_may_be_trained_longer_but_not_shorter(config, tmp_path):
+    save(config, tmp_path)
+    epochs = config.training.epochs
+    config.training.epochs, config.optimizer.restart_epoch = epochs + 5, epochs
+    saved_config.check_same(config, tmp_path, may_be_longer=True)
+    with pytest.raises(UserError, match=r"restart_epoch: the run here has 0, not 30"):
+        saved_config.check_same(config, tmp_path)  # As a comparison does.
+    config.training.epochs = epochs
+    with pytest.raises(UserError, match=r"optimizer\.restart_epoch: the run here has 0, not 30"):
+        saved_config.check_same(config, tmp_path, may_be_longer=True)
+    config.optimizer.restart_epoch, config.training.epochs = 0, epochs - 1
+    with pytest.raises(UserError, match=rf"training\.epochs: the run here has {epochs}, not {epochs - 1}"):
+        saved_config.check_same(config, tmp_path, may_be_longer=True)
+    config.training.epochs, config.training.patience = epochs, config.training.patience + 1
+    saved_config.check_same(config, tmp_path, may_be_longer=True)
+
+
+def test_a_restart_that_leaves_no_epoch_is_refused(config, tmp_path):
+    config.optimizer.restart_epoch = config.training.epochs
+    with pytest.raises(UserError, match=r"^config\.optimizer\.restart_epoch: 30 leaves no epoch of "):
+        Run(config, tmp_path)
+
+
 def test_a_key_that_an_older_run_lacks_has_its_default(config, tmp_path):
     save(config, tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())

@@ -1,9 +1,14 @@
 """`simgr_jax.train`, as the binary."""
 
 import json
+import os
 import shutil
+import time
+import uuid
 
 import pytest
+
+from simgr_jax.workdir.lock import locked
 
 
 def read(file):
@@ -24,6 +29,40 @@ def test_a_workdir_alone_continues_its_run(run_binary, tiny_options, trained_wor
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == len(
         (trained_workdir / "metrics.jsonl").read_text().splitlines()
     )
+
+
+def test_two_runs_do_not_train_in_one_workdir_but_readers_may_read(run_binary, trained_workdir, tmp_path, capfd):
+    workdir = shutil.copytree(trained_workdir, tmp_path / "workdir")
+    with locked(workdir, "a run is training"):
+        assert run_binary("train", f"--workdir={workdir}") == 2
+        assert capfd.readouterr().err == (
+            f"error: {workdir}: a run is training in it already (process {os.getpid()} on {os.uname().nodename}); wait "
+            "for it, or choose another --workdir\n"
+        )
+        assert run_binary("recommend", f"--workdir={workdir}", f"--output={tmp_path / 'lists.jsonl'}") == 0
+
+
+def test_what_killed_runs_left_is_removed(run_binary, trained_workdir, tmp_path):
+    """At once where only this run writes. In a report, which others may be writing, and in a shared cache, after a
+    day."""
+    workdir, shared = shutil.copytree(trained_workdir, tmp_path / "workdir"), tmp_path / "shared"
+    shutil.move(workdir / "cache", shared)
+    (workdir / "cache").mkdir()
+    left = f".{uuid.uuid4().hex}-left"
+    places = [workdir, workdir / "cache", workdir / "report", shared]
+    for place in places:
+        (place / left).touch()
+    train = ("train", "--noreport", f"--workdir={workdir}")
+    assert run_binary(*train) == 0
+    assert [(place / left).exists() for place in places] == [False, False, True, True]
+    config = read(workdir / "config.json")
+    (workdir / "config.json").write_text(json.dumps(config | {"cache_dir": str(shared)}))
+    assert run_binary(*train) == 0
+    assert (shared / left).exists()
+    for place in places[2:]:
+        os.utime(place / left, (time.time() - 25 * 3600,) * 2)
+    assert run_binary(*train) == 0
+    assert not any((place / left).exists() for place in places)
 
 
 def test_a_workdir_without_a_run_needs_a_config(run_binary, tmp_path, capfd):

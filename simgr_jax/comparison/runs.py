@@ -23,9 +23,10 @@ from rich.markup import escape
 from simgr_jax import saved_config
 from simgr_jax.comparison.rows import Row
 from simgr_jax.config_keys import unread, with_values
-from simgr_jax.errors import UserError
+from simgr_jax.errors import Stopped, UserError
 from simgr_jax.evaluation.metrics import SELECTION_METRIC
 from simgr_jax.run import LEARNED_FILES, Run
+from simgr_jax.training.stop_request import SIGNALS
 from simgr_jax.workdir import config_file
 from simgr_jax.workdir.atomic_write import atomic_path, write_json
 from simgr_jax.workdir.read_files import read_json_object, read_text
@@ -366,6 +367,7 @@ def launch(arguments: Sequence[str], workdir: Path, title: str) -> None:
 
     Raises:
       RunFailed: the process failed.
+      Stopped: a signal asked it to stop.
     """
     last = ""
     with (
@@ -379,6 +381,8 @@ def launch(arguments: Sequence[str], workdir: Path, title: str) -> None:
             log.flush()
             last = line.strip() or last
             status.update(escape(f"{title}: {last}"))
+    if process.returncode == Stopped.EXIT_CODE:
+        raise Stopped(f"{title}: stopped by a signal")
     if code := process.returncode:
         reason = f"was ended by {signal.Signals(-code).name}" if code < 0 else last.removeprefix("error: ")
         raise RunFailed(reason, by_user=code == 2)
@@ -386,15 +390,17 @@ def launch(arguments: Sequence[str], workdir: Path, title: str) -> None:
 
 @contextlib.contextmanager
 def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process whose output is read here. It is terminated when this process is."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    """A process whose output is read here. It is terminated when this process is, and may save a checkpoint first."""
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in SIGNALS}
     try:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
-        with subprocess.Popen(command, **pipes) as process:
+        # In a group of its own, so that a terminal's Ctrl-C does not reach it as well: a second signal ends it at once.
+        with subprocess.Popen(command, process_group=0, **pipes) as process:
             try:
                 yield process
             except BaseException:
                 process.terminate()
                 raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

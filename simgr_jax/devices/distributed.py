@@ -248,6 +248,25 @@ def main_first() -> Iterator[None]:
             barrier()
 
 
+@contextlib.contextmanager
+def main_holds(context: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+    """Process 0 is in the context during the block. All processes must call it.
+
+    Raises:
+      UserError: in all processes, if the context raises one in process 0 when it is entered.
+    """
+    with contextlib.ExitStack() as held:
+        problem = ""
+        if is_main():
+            try:
+                held.enter_context(context)
+            except UserError as error:
+                problem = str(error)
+        if problem := all_gather(problem)[0]:
+            raise UserError(problem)
+        yield
+
+
 def all_gather(value: Any) -> list[Any]:
     """Gives every process the values of all processes, in order. All processes must call it.
 

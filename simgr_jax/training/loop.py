@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from simgr_jax.devices import distributed, sharding
-from simgr_jax.errors import UserError
+from simgr_jax.errors import Stopped, UserError
 from simgr_jax.evaluation.metrics import SELECTION_METRIC
 from simgr_jax.inputs.train_batches import train_batches
 from simgr_jax.inputs.training_windows import TrainingWindows
@@ -22,6 +22,7 @@ from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.checkpoints import Checkpoints, Progress
 from simgr_jax.training.metric_writer import MetricWriter
 from simgr_jax.training.state import create_state, make_train_step
+from simgr_jax.training.stop_request import StopRequest
 
 
 class _StepTimer:
@@ -68,6 +69,7 @@ def fit(
 
     Raises:
       UserError: a loss or gradient is not finite, or the batches can't be made.
+      Stopped: a signal asked the run to stop; the step that it was at is in the latest checkpoint.
     """
     began, training = time.monotonic(), config.training
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
@@ -75,15 +77,18 @@ def fit(
     steps_per_epoch = -(-windows.num_inputs // (training.batch_rows * windows.row_length))
     num_steps = training.epochs * steps_per_epoch
     evaluate_every = training.evaluate_every_epochs * steps_per_epoch
+    checkpoint_every = training.checkpoint_every_steps
+    restart_step = config.optimizer.restart_epoch * steps_per_epoch
 
-    optimizer = optimizers.create(config.optimizer, num_steps)
+    optimizer = optimizers.create(config.optimizer, num_steps, restart_step)
     state = create_state(params, optimizer, training.ema_decay)
     batch_like = sharding.batch_like(windows.batch_like(training.batch_rows))
     part = distributed.input_part(batch_like.inputs.sharding, training.batch_rows)
     batches = train_batches(windows, training.batch_rows, config.seed, streams=training.input_streams, part=part)
     progress = Progress()
-    # Always closed, because the interpreter aborts if a prefetching thread outlives it.
-    with closing(batches), Checkpoints(workdir / "checkpoints") as checkpoints:
+    # The batches are always closed, because the interpreter aborts if a prefetching thread outlives it. The request to
+    # stop comes before the checkpoints, because it may arrive while the last one is written.
+    with closing(batches), StopRequest() as stop, Checkpoints(workdir / "checkpoints") as checkpoints:
         if checkpoints.latest_step is not None:
             # Frees the initial values, because there may be no room for two states.
             for leaf in jax.tree.leaves(state):
@@ -99,6 +104,7 @@ def fit(
         step, pending = int(state.step), []
         timer = _StepTimer(progress.step_seconds, progress.targets)
         with MetricWriter(workdir, num_steps, step) as writer:
+            stop.listen()
             timer.start()
             while step < num_steps and progress.since_best < training.patience:
                 state, scalars = train_step(state, rest, sharding.join_batch(next(batches)))
@@ -106,7 +112,8 @@ def fit(
                 pending.append(scalars)
 
                 evaluates = step % evaluate_every == 0 or step == num_steps
-                saves = evaluates or (training.checkpoint_every_steps and step % training.checkpoint_every_steps == 0)
+                stops = stop.at(step, state)
+                saves = evaluates or stops or (checkpoint_every and step % checkpoint_every == 0)
                 if saves or (step % training.log_every_steps == 0 and len(pending) > 1):
                     # Leaves out the newest step, so that the device has work while the host reads the finished ones.
                     # Before a checkpoint reads them all, so that none is taken of a run that has diverged.
@@ -130,8 +137,13 @@ def fit(
                         targets=timer.targets,
                         input=batches.get_state(),
                     )
+                    writer.require_written()
                     checkpoints.save(state, progress, metrics)
                     timer.start()
+                if stops:
+                    break
+    if stop.made:
+        raise Stopped(f"stopped after step {step} of {num_steps}, which is saved")
 
 
 def _finite_means(scalars: list[dict[str, np.ndarray]], step: int) -> dict[str, float]:

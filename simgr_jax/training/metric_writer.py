@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simgr_jax.devices import distributed
+from simgr_jax.errors import UserError
 from simgr_jax.workdir.atomic_write import atomic_path
+
+_FLUSH_SECONDS = 60
 
 
 class MetricWriter:
@@ -20,6 +25,9 @@ class MetricWriter:
     On a terminal the progress is a bar (step, loss, targets/s, time left); elsewhere it is one plain line per `write`.
     A run that continues from `first_step` repeats later steps, so their old lines are dropped. With several processes,
     only the first one writes. Use as a context manager.
+
+    Logging never stops training. Lines that can't be written, e.g. to a full disk, wait for the next `write`;
+    TensorBoard events end with a warning.
     """
 
     def __init__(self, workdir: Path, num_steps: int, first_step: int):
@@ -27,13 +35,10 @@ class MetricWriter:
         self._open = contextlib.ExitStack()
         if not distributed.is_main():
             return
-        from tensorboardX import SummaryWriter  # Imports torch where it is installed, which takes seconds.
-
         file = workdir / "metrics.jsonl"
         _drop_after(first_step, file)
-        self._file = self._open.enter_context(file.open("a", encoding="utf-8"))
-        # TensorBoard hides older events from the purge step on.
-        self._events = self._open.enter_context(SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1))
+        self._lines = self._open.enter_context(contextlib.closing(_Lines(file)))
+        self._events = self._open.enter_context(contextlib.closing(_Events(workdir / "tensorboard", first_step)))
         self._console = Console()
         self._started, self._first_step = time.monotonic(), first_step
         self._bar = None
@@ -54,10 +59,8 @@ class MetricWriter:
         """scalars: by name, `part/metric`, like "train/loss" or "validation/NDCG@10"."""
         if not distributed.is_main():
             return
-        self._file.write(json.dumps({"step": step} | scalars) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        self._lines.add(json.dumps({"step": step} | scalars))
+        self._events.add(step, scalars)
         text = "  ".join(f"{name.removeprefix('train/')} {_short(value)}" for name, value in scalars.items())
         if self._bar is None:
             done = max(step - self._first_step, 1)
@@ -71,11 +74,110 @@ class MetricWriter:
         else:
             self._bar.console.print(f"step {step}  {text}")
 
+    def require_written(self) -> None:
+        """Checks that every line is in the file. Call it before a checkpoint, because a run that continues from there
+        does not write them again.
+
+        Raises:
+          UserError: some can't be written.
+        """
+        if distributed.is_main():
+            self._lines.require_written()
+
     def __enter__(self) -> MetricWriter:
         return self
 
     def __exit__(self, *exception) -> None:
         self._open.close()
+
+
+class _Lines:
+    """Lines that are added to a file. If they can't be written, they wait in memory."""
+
+    def __init__(self, path: Path):
+        self._path, self._waiting, self._warned = path, b"", False
+        self._file = path.open("ab", buffering=0)
+
+    def add(self, line: str) -> None:
+        self._waiting += line.encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            if not self._warned:
+                _warn("%s: can't be written (%s); its lines wait in memory", self._path, error.strerror)
+            self._warned = True
+
+    def require_written(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: can't be written ({error.strerror}); mend that, e.g. free some space, and give the "
+                "same command again"
+            ) from error
+
+    def close(self) -> None:
+        # Lines that still wait are later than the latest checkpoint, so a run that continues writes them again.
+        with contextlib.suppress(OSError):
+            self._write()
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+
+class _Events:
+    """TensorBoard events. They are written here and now, because tensorboardX's `SummaryWriter` has a thread that dies
+    at a full disk, and then blocks whoever adds an event."""
+
+    def __init__(self, folder: Path, first_step: int):
+        # Imports torch where it is installed, which takes seconds.
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._summary, self._event = summary, Event
+        self._folder, self._writer, self._flushed = folder, None, 0.0
+        with self._or_never_again():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"))
+            # TensorBoard hides older events from this step on.
+            self._write(first_step + 1, file_version="brain.Event:2")
+            self._write(first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        with self._or_never_again():
+            for name, value in scalars.items():
+                self._write(step, summary=self._summary.scalar(name, value))
+            if self._writer is not None and time.monotonic() > self._flushed + _FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with self._or_never_again():
+            if self._writer is not None:
+                self._writer.close()
+
+    def _write(self, step: int, **content) -> None:
+        if self._writer is not None:
+            self._writer.write_event(self._event(step=step, wall_time=time.time(), **content))
+
+    @contextlib.contextmanager
+    def _or_never_again(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            writer, self._writer = self._writer, None
+            _warn("%s: can't be written (%s); the run goes on without TensorBoard events", self._folder, error.strerror)
+            with contextlib.suppress(OSError):
+                if writer is not None:
+                    writer.close()
+
+
+def _warn(*arguments: object) -> None:
+    logging.getLogger(__name__).warning(*arguments)
 
 
 def _drop_after(step: int, file: Path) -> None:

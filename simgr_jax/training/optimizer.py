@@ -12,8 +12,15 @@ from simgr_jax.errors import UserError
 _NOT_DECAYED = ("embedding", "scale", "bias")
 
 
-def learning_rate_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
-    """Linear warm-up for `warmup_fraction` of the steps, then a cosine down to `final_fraction` of the peak."""
+def learning_rate_schedule(config: ml_collections.ConfigDict, num_steps: int, restart_step: int = 0) -> optax.Schedule:
+    """Linear warm-up for `warmup_fraction` of the steps, then a cosine down to `final_fraction` of the peak.
+
+    Args:
+      restart_step: the steps before it and the steps from it on each have a schedule of their own; 0 has one for all.
+    """
+    if restart_step:
+        parts = [restart_step, num_steps - restart_step]
+        return optax.join_schedules([learning_rate_schedule(config, part) for part in parts], [restart_step])
     warmup_steps = max(1, round(config.warmup_fraction * num_steps))
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -36,8 +43,11 @@ def decays(params: nnx.State) -> nnx.State:
     return jax.tree_util.tree_map_with_path(is_weight, params)
 
 
-def create(config: ml_collections.ConfigDict, num_steps: int) -> optax.GradientTransformation:
+def create(config: ml_collections.ConfigDict, num_steps: int, restart_step: int = 0) -> optax.GradientTransformation:
     """The optimizer for `num_steps` batches; every `config.accumulate_steps` of them make one update.
+
+    Args:
+      restart_step: the batch from which on the learning rate has a schedule of its own; 0 is none.
 
     Raises:
       UserError: there are too few batches for one update.
@@ -51,7 +61,7 @@ def create(config: ml_collections.ConfigDict, num_steps: int) -> optax.GradientT
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.adamw(
-            learning_rate_schedule(config, num_updates),
+            learning_rate_schedule(config, num_updates, restart_step // config.accumulate_steps),
             b1=config.beta1,
             b2=config.beta2,
             weight_decay=config.weight_decay,

@@ -16,7 +16,7 @@ import pytest
 # The only real tools that the scripts under test can find, so that no test reaches a cloud tool of this machine.
 TOOLS = (
     "bash", "cat", "chmod", "cp", "date", "dirname", "env", "flock", "git", "gzip", "id", "kill", "mkdir", "mv", "rm",
-    "sed", "setsid", "sh", "sleep", "tail", "tar", "true",
+    "sed", "setpriv", "setsid", "sh", "sleep", "tail", "tar", "true",
 )  # fmt: skip
 
 RECORD = """#!{python} -IS

@@ -122,7 +122,7 @@ def test_a_process_that_ignores_sigterm_is_killed(launch):
     running = start(launch)
     stubborn = pids(launch, 2)
     running.terminate()
-    assert running.wait(timeout=20) == 128 + signal.SIGTERM
+    assert running.wait(timeout=60) == 128 + signal.SIGTERM
     assert all(gone(pid) for pid in stubborn)
 
 
@@ -134,6 +134,33 @@ def test_an_interrupt_ends_all_processes(launch):
     assert running.wait(timeout=20) == 128 + signal.SIGINT
     assert all(gone(pid) for pid in interrupted)
     assert not logs(launch)
+
+
+def test_a_killed_script_leaves_no_process_behind(launch):
+    launch.record("python", then=NUMBER + STAYS)
+    running = start(launch)
+    orphans = pids(launch, 2)
+    running.kill()
+    running.wait()
+    deadline = time.monotonic() + 10
+    while not all(gone(pid) for pid in orphans):
+        assert time.monotonic() < deadline, "they still run"
+        time.sleep(0.05)
+
+
+def test_training_may_save_a_checkpoint_when_it_is_told_to_end(launch):
+    """It takes longer than a process that just ends."""
+    saves = (
+        "import signal, time\n"
+        "def save(*_):\n    time.sleep(7)\n    open(f'{sys.argv[0]}.saved{number}', 'w').close()\n    os._exit(75)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+    )
+    launch.record("python", then=NUMBER + saves + STAYS)
+    running = start(launch)
+    pids(launch, 2)
+    running.terminate()
+    assert running.wait(timeout=30) == 128 + signal.SIGTERM
+    assert sorted(file.name for file in launch.bin.glob("python.saved*")) == ["python.saved0", "python.saved1"]
 
 
 def start(launch):

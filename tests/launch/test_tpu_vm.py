@@ -305,6 +305,13 @@ def test_up_restarts_after_a_crash_but_not_forever(cloud):
     assert "doing 1\n" in told.stdout, "it must show the end of the log"
 
 
+def test_up_begins_again_after_a_signal_and_does_not_count_it_as_a_failure(cloud):
+    cloud.plan("75", "75", "0")
+    told = cloud(*UP, "--max_failures=0", *TRAIN)
+    assert told.returncode == 0, told.stderr
+    assert len(cloud.runs()) == 3 and told.stderr.count("stopped with its checkpoint saved") == 2
+
+
 def test_up_does_not_repeat_a_users_mistake(cloud):
     cloud.plan("2")
     told = cloud(*UP, "--delete", *TRAIN)

@@ -18,7 +18,7 @@ def test_run_creates_a_workload(launch, hard_arguments):
     assert call == [
         "xpk", "workload", "create", "--cluster=pods", "--project=mine", "--zone=us-west4-a", "--workload=llm",
         "--tpu-type=v5litepod-16", "--num-slices=2", "--docker-image=registry/simgr_jax:1", "--max-restarts=100",
-        "--restart-on-exit-codes=1", "--storage=bucket", "--priority=high",
+        "--restart-on-exit-codes=1,75", "--storage=bucket", "--priority=high",
     ]  # fmt: skip
     assert command.startswith("--command=exec python -m simgr_jax.train ")
 

@@ -1,4 +1,8 @@
 import dataclasses
+import errno
+import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +17,10 @@ import tiny_run
 from flax import nnx
 
 from simgr_jax.data.dataset import Sequences
-from simgr_jax.errors import UserError
+from simgr_jax.errors import Stopped, UserError
 from simgr_jax.models.simgr import SimGR
 from simgr_jax.run import Run
+from simgr_jax.training import metric_writer
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.checkpoints import Checkpoints
 from simgr_jax.training.metric_writer import MetricWriter
@@ -180,8 +185,7 @@ write = MetricWriter.write
 def killing(self, step, scalars):
     write(self, step, scalars)
     if step == 12:
-        self._file.write('{{"step": 13, "train/lo')
-        self._file.flush()
+        self._lines._file.write(b'{{"step": 13, "train/lo')
         os.kill(os.getpid(), signal.SIGKILL)
 MetricWriter.write = killing
 tiny_run.train(tiny_run.config(), Path({str(tmp_path)!r}))
@@ -189,6 +193,125 @@ tiny_run.train(tiny_run.config(), Path({str(tmp_path)!r}))
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -signal.SIGKILL
     tiny_run.train(finished.config, tmp_path)
     assert_same_run(finished.config, tmp_path, finished, rtol=1e-4)
+
+
+def signal_at(patch, step, number):
+    """Sends a signal while this step's line is logged."""
+    write = MetricWriter.write
+
+    def sending(self, logged_step, scalars):
+        write(self, logged_step, scalars)
+        if logged_step == step:
+            os.kill(os.getpid(), number)
+
+    patch.setattr(MetricWriter, "write", sending)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_and_saves_it(finished, tmp_path, number):
+    """It comes at step 8, whose line is logged when step 8 is done, so step 9 is the one that is saved."""
+    before = signal.getsignal(number)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, 8, number)
+        with pytest.raises(Stopped, match=r"^stopped after step 9 of 20, which is saved$"):
+            tiny_run.train(finished.config, tmp_path)
+    assert signal.getsignal(number) is before
+    assert max(kept_steps(tmp_path)) == 9
+    assert not [thread.name for thread in threading.enumerate() if "prefetch" in thread.name]
+    tiny_run.train(finished.config, tmp_path)
+    assert scores(tmp_path) == scores(finished.workdir)
+    (state, progress), (expected, other) = (
+        final_state(finished.config, workdir) for workdir in (tmp_path, finished.workdir)
+    )
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert (progress.targets, progress.input) == (other.targets, other.input)
+
+
+def test_a_signal_during_an_evaluation_waits_for_its_checkpoint(finished, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        evaluate = tiny_run.evaluate
+
+        def signalled(ranker, model):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return evaluate(ranker, model)
+
+        patch.setattr(tiny_run, "evaluate", signalled)
+        with pytest.raises(Stopped, match=r"^stopped after step 6 of 20"):
+            tiny_run.train(finished.config, tmp_path)
+    assert list(scores(tmp_path)) == [5] and kept_steps(tmp_path) == {5, 6}
+
+
+def test_a_second_signal_does_what_it_did_before_training(finished, tmp_path):
+    """Here Python's own handler raises a KeyboardInterrupt; in a binary the process ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        write = MetricWriter.write
+
+        def sending(self, step, scalars):
+            write(self, step, scalars)
+            if step == 8:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        patch.setattr(MetricWriter, "write", sending)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            tiny_run.train(finished.config, tmp_path)
+    assert not isinstance(caught.value, Stopped)
+    assert kept_steps(tmp_path) == {5}
+
+
+def test_an_ignored_signal_stays_ignored(finished, tmp_path):
+    """As under nohup, and in a shell's background jobs."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            signal_at(patch, 8, signal.SIGINT)
+            tiny_run.train(finished.config, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_same_run(finished.config, tmp_path, finished)
+
+
+def test_a_full_disk_ends_the_run_at_its_last_checkpoint(finished, tmp_path):
+    """Metrics that can't be written would be missing after a checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def full(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        add = metric_writer._Lines.add
+
+        def until_step_7(self, line):
+            if json.loads(line)["step"] >= 7:
+                patch.setattr(metric_writer._Lines, "_write", full)
+            add(self, line)
+
+        patch.setattr(metric_writer._Lines, "add", until_step_7)
+        with pytest.raises(UserError, match=r"metrics\.jsonl: can't be written \(No space left on device\)"):
+            tiny_run.train(finished.config, tmp_path)
+    assert kept_steps(tmp_path) == {5}
+    tiny_run.train(finished.config, tmp_path)
+    assert_same_run(finished.config, tmp_path, finished)
+
+
+def test_a_finished_run_can_be_trained_longer(finished, tmp_path):
+    """With a restart after the fourth epoch it is the run that was planned so from the beginning."""
+    longer = tiny_run.config(epochs=6)
+    longer.optimizer.restart_epoch = 4
+    workdir, planned = tmp_path / "longer", tmp_path / "planned"
+    shutil.copytree(finished.workdir, workdir)
+    tiny_run.train(longer, workdir)
+    tiny_run.train(longer, planned)
+    assert_same_run(longer, workdir, finished._replace(config=longer, workdir=planned))
+    assert list(scores(workdir)) == [5, 10, 15, 20, 25, 30]
+
+
+def test_without_a_restart_a_longer_run_goes_on_at_the_longer_schedules_rate(finished, tmp_path):
+    workdir = tmp_path / "longer"
+    shutil.copytree(finished.workdir, workdir)
+    before = tiny_run.log(workdir)
+    tiny_run.train(tiny_run.config(epochs=6), workdir)
+    log = tiny_run.log(workdir)
+    assert log[: len(before)] == before and log[-1]["step"] == 30
 
 
 def test_a_checkpoint_between_evaluations_is_continued_from_but_never_the_best(finished, tmp_path):

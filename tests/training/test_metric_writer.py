@@ -1,5 +1,8 @@
+import errno
 import io
 import json
+import logging
+import os
 import struct
 
 import pytest
@@ -7,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from tensorboardX.proto import event_pb2
 
+from simgr_jax.errors import UserError
 from simgr_jax.training import metric_writer
 from simgr_jax.training.metric_writer import MetricWriter
 
@@ -45,6 +49,74 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     with MetricWriter(tmp_path, 20, 0) as writer:
         writer.write(5, TRAIN)
         assert log(tmp_path) == [{"step": 5} | TRAIN]
+
+
+class FullDisk:
+    """A file that takes `room` more bytes."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = self.file.write(data[: self.room])
+        self.room -= taken
+        return taken
+
+    def close(self):
+        self.file.close()
+
+
+def test_lines_wait_while_the_disk_is_full_and_none_is_lost(tmp_path, caplog):
+    """The first line is written in part."""
+    with MetricWriter(tmp_path, 20, 0) as writer, caplog.at_level(logging.WARNING):
+        disk = writer._lines._file = FullDisk(writer._lines._file, room=10)
+        writer.write(5, TRAIN)
+        writer.write(10, VALIDATION)
+        full = f"{tmp_path}/metrics.jsonl: can't be written (No space left on device); "
+        assert caplog.messages == [f"{full}its lines wait in memory"]
+        with pytest.raises(UserError) as caught:
+            writer.require_written()
+        assert str(caught.value).startswith(full)
+        disk.room = 1000
+        writer.require_written()
+        assert log(tmp_path) == [{"step": 5} | TRAIN, {"step": 10} | VALIDATION]
+
+
+def test_a_writer_closes_on_a_full_disk(tmp_path):
+    """Without an error, which would hide the one that ended training."""
+    with MetricWriter(tmp_path, 20, 0) as writer:
+        writer._lines._file = FullDisk(writer._lines._file, room=0)
+        writer.write(5, TRAIN)
+    assert log(tmp_path) == []
+
+
+@pytest.mark.parametrize("broken", ["write", "flush"])
+def test_tensorboard_never_stops_training(tmp_path, monkeypatch, caplog, broken):
+    """Many more events than a queue holds."""
+    from tensorboardX import record_writer
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with MetricWriter(tmp_path, 100, 0) as writer, caplog.at_level(logging.WARNING):
+        monkeypatch.setattr(record_writer.RecordWriter, broken, full)
+        for step in range(1, 101):
+            writer.write(step, TRAIN)
+    assert len(log(tmp_path)) == 100
+    folder = tmp_path / "tensorboard"
+    assert caplog.messages == [
+        f"{folder}: can't be written (No space left on device); the run goes on without TensorBoard events"
+    ]
+
+
+def test_a_run_trains_without_a_place_for_tensorboard(tmp_path, caplog):
+    (tmp_path / "tensorboard").touch()
+    with caplog.at_level(logging.WARNING), MetricWriter(tmp_path, 20, 0) as writer:
+        writer.write(5, TRAIN)
+    assert log(tmp_path) == [{"step": 5} | TRAIN]
+    assert [message.partition("; ")[2] for message in caplog.messages] == ["the run goes on without TensorBoard events"]
 
 
 def test_a_run_that_continues_drops_the_lines_that_it_will_write_again(tmp_path):

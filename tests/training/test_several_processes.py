@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -84,6 +85,24 @@ def test_a_killed_run_of_four_processes_continues_with_two(run, alone, tmp_path)
     assert_same(lines(workdir), alone[: len(lines(workdir))])
     finishes(run(workdir, 2))  # From step 12.
     assert_same(lines(workdir), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("only", [{}, {"kill_only": 1}])
+def test_a_preempted_run_of_two_processes_loses_no_step(run, alone, tmp_path, only):
+    """SIGTERM comes to both, or to the one that writes nothing; both stop at the same step."""
+    workdir = tmp_path / "workdir"
+    ended = run(workdir, 2, kill_at=14, kill_with="SIGTERM", **only)
+    assert [code for code, _, _ in ended] == [75, 75], "\n".join(err for _, _, err in ended)
+    step = int(re.search(r"stopped after step (\d+) of 24, which is saved", ended[0][2])[1])
+    assert 14 <= step < 24 and (workdir / "checkpoints" / str(step)).is_dir()
+    (continued,) = run(workdir, 1)
+    assert continued[0] == 0, continued[2]
+    logged = [int(number) for number in re.findall(r"step (\d+)/24", continued[1])]
+    assert min(logged) == step + 2, "the line of a step is logged after the next step"
+    # The line at the stop also has the step that the next line would have had.
+    others = [[line for line in log if line["step"] not in (step, step + 1)] for log in (lines(workdir), alone)]
+    assert_same(*others)
 
 
 @pytest.mark.slow
