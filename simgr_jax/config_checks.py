@@ -26,6 +26,7 @@ _POSITIVE = (
     "training.log_every_steps",
     "training.evaluate_every_epochs",
     "training.patience",
+    "training.max_bad_steps",
     "evaluation.batch_size",
 )
 _NOT_NEGATIVE = (

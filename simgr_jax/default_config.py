@@ -167,6 +167,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "checkpoint_every_steps": 0,
                 # Training stops after this many evaluations without a better validation NDCG@10.
                 "patience": 5,
+                # A step whose loss or gradient is not finite is skipped. Training stops after this many in a row.
+                "max_bad_steps": 10,
             },
             "evaluation": {
                 "batch_size": 512,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ from simgr_jax.workdir import config_file, trained_on
 from simgr_jax.workdir.atomic_write import one_line_on_a_full_disk, remove_leftovers
 from simgr_jax.workdir.cache import fingerprint
 from simgr_jax.workdir.lock import locked
-from simgr_jax.workdir.read_files import read_json_object, read_text
+from simgr_jax.workdir.read_files import read_json_object, read_log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -609,16 +608,7 @@ class Run:
         Raises:
           UserError: a line can't be read.
         """
-        file = self.workdir / "metrics.jsonl"
-        if not self.options.is_trained:
-            return []
-        lines = []
-        for number, line in enumerate(read_text(file).splitlines(), start=1):
-            try:
-                lines.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(f"{file}:{number}: is not JSON ({error}); remove the line") from error
-        return lines
+        return read_log(self.workdir / "metrics.jsonl") if self.options.is_trained else []
 
     def report(self, split: str = "test") -> dict[str, Any]:
         """The metrics.json of a report that was written before.

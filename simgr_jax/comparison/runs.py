@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import shutil
 import signal
 import subprocess
@@ -29,7 +28,7 @@ from simgr_jax.run import LEARNED_FILES, Run
 from simgr_jax.training.stop_request import SIGNALS
 from simgr_jax.workdir import config_file
 from simgr_jax.workdir.atomic_write import atomic_path, write_json
-from simgr_jax.workdir.read_files import read_json_object, read_text
+from simgr_jax.workdir.read_files import read_json_object, read_log
 
 SCORE = f"validation/{SELECTION_METRIC}"
 _TRIAL_FILE = "trial.json"
@@ -329,8 +328,7 @@ def _train_trial(config: ml_collections.ConfigDict, workdir: Path, title: str) -
     launch(["simgr_jax.train", "--noreport", f"--workdir={workdir}"], workdir, title)
     log = workdir / "metrics.jsonl"
     if log.exists():
-        lines = map(json.loads, read_text(log).splitlines())
-        return max(line[SCORE] for line in lines if SCORE in line)
+        return max(line[SCORE] for line in read_log(log) if SCORE in line)
     # A model without parameters is not evaluated during training.
     launch(["simgr_jax.evaluate", "--split=validation", f"--workdir={workdir}"], workdir, title)
     return read_json_object(workdir / "report_validation" / "metrics.json")[SELECTION_METRIC]

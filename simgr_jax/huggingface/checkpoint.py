@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")
+# More than any model has. Transformers and the mapping of parameters make a list of this length from a config.
+_MOST_COUNTED = 10_000
+_COUNTS = ("num_hidden_layers", "n_layer", "num_experts", "num_local_experts")
 _NOT_QUANTISED = "quantised weights are not supported, use the float32, float16 or bfloat16 checkpoint"
 
 
@@ -120,11 +123,24 @@ def read_config(folder: Path) -> PretrainedConfig:
     families.require_supported(values.get("model_type"), path)
     if values.get("quantization_config"):
         raise UserError(f"{path}:quantization_config: {_NOT_QUANTISED}")
+    _check_counts(values, path)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Transformers checks a config's values in many places and raises many kinds of exceptions.
     except Exception as error:
         raise UserError(f"{path}: Transformers rejects it ({error}); copy the model's config again") from error
+
+
+def _check_counts(values: dict[str, Any], path: Path) -> None:
+    """
+    Raises:
+      UserError: the config, or one within it, counts more layers or experts than a model can have.
+    """
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _check_counts(value, path)
+        elif key in _COUNTS and isinstance(value, int | float) and value > _MOST_COUNTED:
+            raise UserError(f"{path}:{key}: can't be more than {_MOST_COUNTED:,}; copy the model's config again")
 
 
 def _read_headers(folder: Path) -> tuple[Path, dict[str, _Tensor]]:
@@ -137,6 +153,10 @@ def _read_headers(folder: Path) -> tuple[Path, dict[str, _Tensor]]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index}:weight_map: does not map tensors to files; copy the file again from its source")
+    for name in weight_map.values():
+        # A hub's download has links, so the file that a name leads to says nothing.
+        if name != Path(name).name or name == ".." or "\\" in name:
+            raise UserError(f"{index}:weight_map: {name!r} is not a file's name; copy the file again from its source")
     shards = {name: _read_header(folder / name, index) for name in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in shards[shard]:

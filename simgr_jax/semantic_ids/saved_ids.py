@@ -1,7 +1,8 @@
-"""Semantic IDs on disk: the codes in NAME.npz, and their quality report beside it in NAME.json."""
+"""Semantic IDs on disk: the codes and their quality report in NAME.npz; NAME.json shows the report to people."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ def write(file: Path, semantic_ids: SemanticIds, report: dict[str, Any]) -> None
     Raises:
       UserError: the folder can't be written.
     """
-    # The report comes first, so that codes on disk always have one.
     write_json(file.with_suffix(".json"), report)
+    sizes, text = np.array(semantic_ids.codebook_sizes), np.frombuffer(json.dumps(report).encode(), np.uint8)
     with atomic_path(file) as temporary:
-        np.savez(temporary, codes=semantic_ids.codes, codebook_sizes=np.array(semantic_ids.codebook_sizes))
+        np.savez(temporary, codes=semantic_ids.codes, codebook_sizes=sizes, report=text)
 
 
 def read(file: Path) -> tuple[SemanticIds, dict[str, Any]]:
@@ -35,5 +36,9 @@ def read(file: Path) -> tuple[SemanticIds, dict[str, Any]]:
     Raises:
       UserError: a file is missing or damaged.
     """
-    arrays, report = load_arrays(file), read_json_object(file.with_suffix(".json"))
+    arrays = load_arrays(file)
+    # Older files have it beside them only, where nothing finds a changed digit.
+    report = (
+        json.loads(arrays["report"].tobytes()) if "report" in arrays else read_json_object(file.with_suffix(".json"))
+    )
     return SemanticIds(arrays["codes"], tuple(arrays["codebook_sizes"].tolist())), report

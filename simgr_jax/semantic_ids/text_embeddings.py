@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,12 @@ from threadpoolctl import threadpool_limits
 
 from simgr_jax.errors import UserError
 from simgr_jax.hub import local_folder
+from simgr_jax.workdir.read_files import read_json, read_json_object
+
+# The modules of sentence-transformers that a text encoder may have. None runs code that its files name, except Dense,
+# whose activation function is checked.
+_MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout")
+_DEFAULT_ACTIVATION = "torch.nn.modules.activation.Tanh"
 
 
 def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
@@ -102,10 +107,31 @@ def _refuse_unsafe(folder: Path) -> None:
             raise UserError(f"{key}: {weights} is a pickle without safetensors beside it; convert it to safetensors")
     modules = folder / "modules.json"
     if modules.exists():
-        for module in json.loads(modules.read_text()):
-            # sentence-transformers before 6 runs such code from a local folder even with trust_remote_code=False.
-            if not str(module.get("type")).startswith("sentence_transformers."):
-                raise UserError(f"{modules}: module {module.get('type')} is the model's own code; give another model")
+        _check_modules(folder, modules)
+
+
+def _check_modules(folder: Path, listing: Path) -> None:
+    """
+    Raises:
+      UserError: a module of the model is not among those known to run no code that its files name, or is not in its
+        folder.
+    """
+    modules = read_json(listing)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise UserError(f"{listing}: is not a list of modules; copy it again from its source")
+    for module in modules:
+        kind, path = str(module.get("type")), str(module.get("path"))
+        if not kind.startswith("sentence_transformers.") or kind.split(".")[-1] not in _MODULES:
+            known = ", ".join(_MODULES)
+            raise UserError(f"{listing}: module {kind} could run the model's own code; give a model of {known}")
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise UserError(f"{listing}: module {path} is outside the model's folder; give another model")
+        if kind.endswith(".Dense"):
+            config = folder / path / "config.json"
+            activation = str(read_json_object(config).get("activation_function", _DEFAULT_ACTIVATION))
+            # sentence-transformers imports whatever is named here.
+            if not activation.startswith("torch.nn.modules."):
+                raise UserError(f"{config}:activation_function: {activation} is not PyTorch's; give another model")
 
 
 def load_npy(path: Path, num_items: int) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -50,6 +51,20 @@ class _StepTimer:
         return targets / seconds
 
 
+class _BadSteps:
+    """Counts the steps that were skipped because their loss or gradient was not finite."""
+
+    def __init__(self, most: int):
+        """most: as many in a row are too many."""
+        self.in_a_row, self.too_many = 0, False
+        self._most = most
+
+    def count(self, are_finite: Iterable[bool]) -> None:
+        for is_finite in are_finite:
+            self.in_a_row = 0 if is_finite else self.in_a_row + 1
+            self.too_many |= self.in_a_row >= self._most
+
+
 def fit(
     model: Recommender,
     windows: TrainingWindows,
@@ -68,8 +83,9 @@ def fit(
       config: `training`, `optimizer` and `seed` are read.
 
     Raises:
-      UserError: a loss or gradient is not finite, or the batches can't be made.
-      Stopped: a signal asked the run to stop; the step that it was at is in the latest checkpoint.
+      UserError: the losses or gradients of `training.max_bad_steps` steps in a row are not finite, or the batches can't
+        be made.
+      Stopped: a signal asked the run to stop; its last step is saved, unless that was skipped.
     """
     began, training = time.monotonic(), config.training
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
@@ -103,6 +119,7 @@ def fit(
 
         step, pending = int(state.step), []
         timer = _StepTimer(progress.step_seconds, progress.targets)
+        bad_steps = _BadSteps(training.max_bad_steps)
         with MetricWriter(workdir, num_steps, step) as writer:
             stop.listen()
             timer.start()
@@ -116,14 +133,25 @@ def fit(
                 saves = evaluates or stops or (checkpoint_every and step % checkpoint_every == 0)
                 if saves or (step % training.log_every_steps == 0 and len(pending) > 1):
                     # Leaves out the newest step, so that the device has work while the host reads the finished ones.
-                    # Before a checkpoint reads them all, so that none is taken of a run that has diverged.
+                    # Before a checkpoint reads them all, to know whether the newest is bad.
                     finished, pending = (pending, []) if saves else (pending[:-1], pending[-1:])
                     finished = jax.device_get(finished)
-                    timer.targets += sum(int(scalars.pop("targets")) for scalars in finished)
-                    scalars = _finite_means(finished, step) | {"targets_per_second": timer.lap()}
+                    good = [scalars for scalars in finished if scalars["is_finite"]]
+                    bad_steps.count(scalars["is_finite"] for scalars in finished)
+                    timer.targets += sum(int(scalars["targets"]) for scalars in good)
+                    scalars = _means(good) | {"bad_steps": len(finished) - len(good)}
+                    scalars |= {"targets_per_second": timer.lap()}
                     writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
+                    if len(good) < len(finished):
+                        skipped = f"{len(finished) - len(good)} of the last {len(finished)} steps were skipped"
+                        _warn(f"step {step}: {skipped}, because their loss or gradient was not finite")
+                    if bad_steps.too_many:
+                        raise _diverged(training.max_bad_steps, step, workdir, checkpoints.latest_step)
 
-                if saves:
+                if saves and bad_steps.in_a_row and step < num_steps:
+                    # The step before the bad ones may have ruined the parameters.
+                    _warn(f"step {step}: no checkpoint, because this step was skipped; the next one is tried again")
+                elif saves:
                     jax.block_until_ready(state)
                     timer.stop()
                     metrics = None
@@ -142,16 +170,27 @@ def fit(
                     timer.start()
                 if stops:
                     break
+        saved = checkpoints.latest_step
     if stop.made:
-        raise Stopped(f"stopped after step {step} of {num_steps}, which is saved")
+        kept = "which is saved" if saved == step else f"of which step {saved or 'none'} is saved"
+        raise Stopped(f"stopped after step {step} of {num_steps}, {kept}")
 
 
-def _finite_means(scalars: list[dict[str, np.ndarray]], step: int) -> dict[str, float]:
-    """The mean of each scalar over steps; a loss or gradient that is not finite ends the run."""
-    means = {name: float(np.mean([one[name] for one in scalars])) for name in scalars[0]}
-    if not np.isfinite([means["loss"], means["gradient_norm"]]).all():
-        raise UserError(
-            f"config.optimizer.learning_rate: the loss or its gradient was not finite before step {step + 1}; lower it "
-            "or raise the model's temperature, and train in a new workdir"
-        )
-    return means
+def _means(scalars: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """The mean of each scalar over steps, without those that count or flag. Of no steps there is none."""
+    names = [name for name in scalars[0] if name not in ("targets", "is_finite")] if scalars else []
+    return {name: float(np.mean([one[name] for one in scalars])) for name in names}
+
+
+def _warn(message: str) -> None:
+    if distributed.is_main():
+        logging.getLogger(__name__).warning(message)
+
+
+def _diverged(count: int, step: int, workdir: Path, latest: int | None) -> UserError:
+    good = "there is none" if latest is None else f"it is {workdir / 'checkpoints' / str(latest)}"
+    return UserError(
+        f"config.optimizer.learning_rate: the loss or its gradient was not finite in {count} steps in a row, before "
+        f"step {step + 1}, so training stops at the last good checkpoint ({good}); lower the learning rate or raise "
+        "the model's temperature, and train in a new workdir"
+    )

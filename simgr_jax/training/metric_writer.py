@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from simgr_jax.devices import distributed
 from simgr_jax.errors import UserError
 from simgr_jax.workdir.atomic_write import atomic_path
+from simgr_jax.workdir.read_files import read_log_line
 
 _FLUSH_SECONDS = 60
 
@@ -181,18 +182,17 @@ def _warn(*arguments: object) -> None:
 
 
 def _drop_after(step: int, file: Path) -> None:
-    """Drops the lines of later steps, and a line that was cut short."""
+    """Drops the lines of later steps, and a last line that was cut short.
 
-    def is_kept(line: str) -> bool:
-        try:
-            return json.loads(line)["step"] <= step
-        except ValueError:
-            return False
-
+    Raises:
+      UserError: another line can't be read.
+    """
     if file.exists():
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        *lines, _ = file.read_bytes().split(b"\n")  # Every line that was written to its end has a newline.
+        numbered = enumerate(lines, start=1)
+        kept = [line for number, line in numbered if read_log_line(line, f"{file}:{number}")["step"] <= step]
         with atomic_path(file) as path:
-            path.write_text("".join(filter(is_kept, lines)), encoding="utf-8")
+            path.write_bytes(b"".join(line + b"\n" for line in kept))
 
 
 def _short(value: float) -> str:

@@ -65,6 +65,8 @@ def make_train_step(
     """The compiled step (state, catalog, batch) -> (state, scalars), for states like `state`. It reuses the old state's
     buffers.
 
+    A step whose loss or gradient is not finite is skipped: only `step` changes. The scalar `is_finite` says so.
+
     Args:
       seed: for dropout and negatives (see `random_keys`).
     """
@@ -74,17 +76,21 @@ def make_train_step(
             return nnx.merge(graphdef, params, catalog).loss(batch, step_rngs(seed, state.step))
 
         (loss, scalars), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        # Counted here, where the whole batch is known: each process has only its own rows.
+        scalars = {"targets": jnp.sum(batch.valid)} | scalars
+        scalars |= {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(scalars["gradient_norm"])
+        keep_if_not = partial(jax.tree.map, partial(jnp.where, is_finite))
+
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        optimizer_state = keep_if_not(optimizer_state, state.optimizer_state)
+        params = keep_if_not(optax.apply_updates(state.params, updates), state.params)
         averaged = state.averaged_params
         if averaged is not None:
             # Early steps average over the steps so far, so that the random initial values are soon forgotten.
             decay = jnp.minimum(ema_decay, (state.step + 1) / (state.step + 10))
-            averaged = optax.incremental_update(params, averaged, 1 - decay)
-        # Counted here, where the whole batch is known: each process has only its own rows.
-        scalars = {"targets": jnp.sum(batch.valid)} | scalars
-        scalars |= {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
-        return TrainState(state.step + 1, params, averaged, optimizer_state), scalars
+            averaged = optax.incremental_update(params, averaged, jnp.where(is_finite, 1 - decay, 0))
+        return TrainState(state.step + 1, params, averaged, optimizer_state), scalars | {"is_finite": is_finite}
 
     # The new state is split as the old one was.
     return jax.jit(train_step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))

@@ -7,9 +7,10 @@ it with `atomic_path`, so that a killed run never leaves half a file under the f
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,29 @@ def fingerprint(*parts: Any) -> str:
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Loads the arrays of an npz file that this package wrote.
 
+    All bytes of an array are checked against its checksum before it is used: `np.load` would not come to the checksum
+    if a damaged header asked for fewer numbers.
+
     Raises:
       UserError: the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {name.removesuffix(".npy"): _load_array(archive.read(name)) for name in archive.namelist()}
+        if len(arrays) != (count := _count_members(path)):
+            raise ValueError(f"{len(arrays)} of {count} arrays are found")
+    except Exception as error:  # Damage makes zipfile and NumPy raise many kinds of exceptions.
         raise UserError(f"{path}: is damaged ({error}); remove it, and it will be made again") from error
+    return arrays
+
+
+def _load_array(data: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def _count_members(path: Path) -> int:
+    """The number of files that a zip file says it has. zipfile does not compare it, and a damaged entry of the list can
+    swallow those after it."""
+    with path.open("rb") as file:
+        file.seek(-22, io.SEEK_END)  # The record at the end of a zip file without a comment.
+        return struct.unpack("<H", file.read(22)[10:12])[0]

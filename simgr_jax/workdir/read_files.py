@@ -74,6 +74,18 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
       UserError: as `read_text`; or the file is not JSON or not an object, or an object in it repeats a key.
     """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: has a JSON {type(value).__name__} instead of an object; check the file's format")
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+      UserError: as `read_json_object`, without the object.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -84,13 +96,41 @@ def read_json_object(path: Path) -> dict[str, Any]:
         return result
 
     try:
-        value = json.loads(read_text(path), object_pairs_hook=unique)
+        return json.loads(read_text(path), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{error.lineno}: not JSON ({error.msg}); copy the file again from its source"
         ) from error
     except RecursionError as error:
         raise UserError(f"{path}: JSON nested too deeply to read; check that it is the right file") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: has a JSON {type(value).__name__} instead of an object; check the file's format")
+    except ValueError as error:  # An integer of thousands of digits, which Python refuses to convert.
+        raise UserError(f"{path}: has a number too long to read ({error}); check that it is the right file") from error
+
+
+def read_log_line(line: bytes, where: str) -> dict[str, Any]:
+    """A line of metrics.jsonl: an object with the whole number `step`.
+
+    Args:
+      where: FILE:LINE, for the message.
+
+    Raises:
+      UserError: it is not.
+    """
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is not JSON in UTF-8 ({error}); remove the line") from error
+    if not isinstance(value, dict) or type(value.get("step")) is not int:
+        raise UserError(f"{where}: is not an object with a number `step`; remove the line")
     return value
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl.
+
+    Raises:
+      UserError: it is missing or empty, or a line is not an object with the whole number `step`.
+    """
+    require_file(path)
+    lines = path.read_bytes().splitlines()
+    return [read_log_line(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]

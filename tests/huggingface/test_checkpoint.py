@@ -139,6 +139,18 @@ BROKEN = {
         "config.json:model_type: 'x' is not supported; use .*llama",
     ),
     "refused by Transformers": (config(hidden_size="big"), "config.json: Transformers rejects it .*hidden_size.*; "),
+    "a hundred million layers": (
+        config(num_hidden_layers=100_000_000),
+        "config.json:num_hidden_layers: can't be more than 10,000; copy the model's config again",
+    ),
+    "a hundred million experts in a config within": (
+        config(model_type="gemma3", text_config={"num_experts": 1e8}),
+        "config.json:num_experts: can't be more than 10,000; copy the model's config again",
+    ),
+    "an integer of 5,000 digits": (
+        text("config.json", f'{{"model_type": "llama", "vocab_size": {"1" * 5000}}}'),
+        "config.json: has a number too long to read .*; check",
+    ),
     "quantised": (
         config(quantization_config={"quant_method": "fp8"}),
         "config.json:quantization_config: quantised weights are not supported, use the float32",
@@ -154,6 +166,18 @@ BROKEN = {
     "index of numbers": (
         text(INDEX, '{"weight_map": {"a": 1}}'),
         "index.json:weight_map: does not map tensors to files; copy",
+    ),
+    "index leads out of the folder": (
+        lambda folder: write_index(folder, {"half": f"../{folder.name}/{FIRST}"}),
+        f"index.json:weight_map: '../.*/{FIRST}' is not a file's name; copy",
+    ),
+    "index leads to a path": (
+        lambda folder: write_index(folder, {"half": str(folder / FIRST)}),
+        f"index.json:weight_map: '/.*/{FIRST}' is not a file's name; copy",
+    ),
+    "index leads to the folder above": (
+        lambda folder: write_index(folder, {"half": ".."}),
+        "index.json:weight_map: '..' is not a file's name; copy",
     ),
     "missing shard": (remove(SECOND), f"{SECOND}: no such file; copy it there .*index.json lists it"),
     "index lists a missing shard": (

@@ -11,6 +11,7 @@ import pytest
 from simgr_jax.errors import UserError
 from simgr_jax.semantic_ids import text_embeddings
 
+TANH = "torch.nn.modules.activation.Tanh"
 TEXTS = ["red apple fruit", "green apple fruit", "steel hammer tool", "wooden hammer tool", "", "blue ocean water"]
 
 
@@ -85,6 +86,55 @@ def test_models_that_would_unpickle_or_run_code_are_refused(tmp_path):
     (tmp_path / "2_Dense/model.safetensors").touch()
     (tmp_path / "modules.json").write_text(json.dumps([{"type": "evil.Module"}]))
     with pytest.raises(UserError, match="own code"):
+        text_embeddings._refuse_unsafe(tmp_path)
+
+
+def sentence_transformer(folder, *modules, **files):
+    (folder / "model.safetensors").touch()
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense/config.json").write_text(json.dumps(files))
+
+
+def module(kind, path=""):
+    return {"type": f"sentence_transformers.models.{kind}", "path": path}
+
+
+@pytest.mark.parametrize("kind", ["Transformer", "Pooling", "Normalize"])
+def test_known_modules_are_accepted(tmp_path, kind):
+    new = {"type": f"sentence_transformers.base.modules.x.{kind}", "path": "1_x"}
+    sentence_transformer(tmp_path, module(kind), new, module("Dense", "2_Dense"), activation_function=TANH)
+    text_embeddings._refuse_unsafe(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["Router", "Asym", "WordEmbeddings", "models"])
+def test_modules_that_could_run_a_models_own_code_are_refused(tmp_path, kind):
+    sentence_transformer(tmp_path, module("Transformer"), module(kind))
+    with pytest.raises(
+        UserError, match=rf"modules\.json: module .*\.{kind} could run the model's own code; give a mod"
+    ):
+        text_embeddings._refuse_unsafe(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["activation.Evil", "torch_evil.Tanh", "torch.hub.load"])
+def test_an_activation_function_that_is_not_pytorchs_is_refused(tmp_path, name):
+    sentence_transformer(tmp_path, module("Dense", "2_Dense"), activation_function=name)
+    with pytest.raises(UserError, match=rf"2_Dense/config\.json:activation_function: {name} is not PyTorch's"):
+        text_embeddings._refuse_unsafe(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../other", "/other", "a/../../other"])
+def test_a_module_outside_the_models_folder_is_refused(tmp_path, path):
+    sentence_transformer(tmp_path, module("Transformer", path))
+    with pytest.raises(UserError, match=rf"modules\.json: module {path} is outside the model's folder"):
+        text_embeddings._refuse_unsafe(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", "[" + "1" * 5000 + "]"])
+def test_a_broken_list_of_modules_is_one_line(tmp_path, text):
+    sentence_transformer(tmp_path)
+    (tmp_path / "modules.json").write_text(text)
+    with pytest.raises(UserError, match=r"modules\.json:"):
         text_embeddings._refuse_unsafe(tmp_path)
 
 

@@ -1,14 +1,20 @@
+import json
+import logging
 import shutil
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import tiny_run
 from flax import nnx
 
 from simgr_jax.errors import UserError
+from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.checkpoints import Checkpoints, Progress
 from simgr_jax.training.state import create_state
+from simgr_jax.workdir import digests
 
 # When one of Orbax's reading threads fails, the others complain.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -33,18 +39,161 @@ def test_another_models_checkpoint_is_refused(finished):
             checkpoints.restore_best(params_of(other))
 
 
-def test_a_damaged_checkpoint_is_named(finished, tmp_path):
-    folder = tmp_path / "checkpoints"
-    shutil.copytree(finished.workdir / "checkpoints", folder)
-    with Checkpoints(folder) as checkpoints:
-        best = folder / str(checkpoints.best_step)
-        for file in (best / "model").rglob("*"):
-            if file.is_file():
-                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        with pytest.raises(UserError) as error:
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of a run's checkpoints: the best, of step 15, and the latest, of step 20."""
+    return shutil.copytree(finished.workdir / "checkpoints", tmp_path / "checkpoints")
+
+
+def state_like(config):
+    return create_state(params_of(config), optimizers.create(config.optimizer, 20), config.training.ema_decay)
+
+
+def restored(folder, config):
+    """What training and evaluation read."""
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        return *checkpoints.restore_latest(state_like(config)), checkpoints.restore_best(params_of(config))
+
+
+def bulk_file(item):
+    """The largest file, which holds the numbers."""
+    return max((file for file in item.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def flip(file, place=None):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 if place is None else place] ^= 1
+    file.write_bytes(data)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def remove(file):
+    file.unlink()
+
+
+def best_and_latest(folder):
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        return folder / str(checkpoints.best_step), folder / str(checkpoints.latest_step)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, empty, remove])
+@pytest.mark.parametrize("item", ["model", "metrics"])
+def test_evaluation_refuses_a_damaged_best_checkpoint_and_names_the_file(finished, folder, damage, item):
+    best, latest = best_and_latest(folder)
+    assert best != latest
+    file = bulk_file(best / item)
+    damage(file)
+    with pytest.raises(UserError) as error:
+        with Checkpoints(folder, read_only=True) as checkpoints:
             checkpoints.restore_best(params_of(finished.config))
-    assert str(error.value).startswith(f"{best}: can't be restored (")
-    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{file}: is ") and f"checkpoint {best.name} is damaged" in str(error.value)
+    assert best.exists()
+
+
+def test_evaluation_takes_no_other_checkpoint_when_the_best_one_is_removed(finished, folder):
+    best, _ = best_and_latest(folder)
+    shutil.rmtree(best)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        with pytest.raises(
+            UserError, match=r"checkpoints: the best checkpoint, of validation NDCG@10 0\.\d+, is not the"
+        ):
+            checkpoints.restore_best(params_of(finished.config))
+
+
+@pytest.mark.parametrize("damage", [flip, cut, empty, remove])
+def test_training_goes_back_to_the_newest_whole_checkpoint_and_says_what_is_lost(folder, damage, caplog):
+    best, latest = best_and_latest(folder)
+    file = bulk_file(latest / "state")
+    damage(file)
+    damaged = file.read_bytes() if file.exists() else None
+    with caplog.at_level(logging.WARNING, "simgr_jax"), Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest_step == checkpoints.best_step == int(best.name)
+    aside = folder.parent / "damaged_checkpoints" / latest.name
+    moved = aside / file.relative_to(latest)
+    assert (moved.read_bytes() if moved.exists() else None) == damaged
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{file}: is ") and "\n" not in message
+    lost = f"steps {int(best.name) + 1} to {latest.name} are lost, and done again"
+    assert f"was moved to {aside}: {lost}; training goes on from step {best.name}" in message
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_and_nothing_is_moved(folder):
+    for step in folder.iterdir():
+        flip(bulk_file(step / "model"))
+    with pytest.raises(UserError, match="is not what was written there; no checkpoint here is whole: copy one back"):
+        Checkpoints(folder)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_damaged_best_checkpoint_is_lost_but_not_what_was_trained_since(folder, caplog):
+    best, latest = best_and_latest(folder)
+    flip(best / "progress" / "metadata")
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest_step == int(latest.name)
+    assert f"it is lost; training goes on from step {latest.name}" in caplog.text
+
+
+def test_a_checkpoint_has_its_digests_when_it_appears(finished, tmp_path, monkeypatch):
+    """A run that is killed while it writes them leaves no checkpoint of that step."""
+
+    def killed(folder, without):
+        assert folder.name.startswith("5.orbax-checkpoint-tmp") and (folder / "model").is_dir()
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(digests, "write", killed)
+    state = create_state(params_of(finished.config), optax.sgd(0.1), 0)._replace(step=jnp.int32(5))
+    with pytest.raises(RuntimeError, match="killed"), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, Progress(), None)
+    assert not (tmp_path / "5").exists()
+
+
+def test_every_file_that_is_read_has_a_digest(folder):
+    for step in folder.iterdir():
+        files = {str(file.relative_to(step)) for file in step.rglob("*") if file.is_file()}
+        assert files - set(json.loads((step / "digests.json").read_text())) <= {
+            "digests.json",
+            "_CHECKPOINT_METADATA",
+            "commit_success.txt",
+        }
+
+
+def test_a_checkpoint_without_digests_is_damaged(finished, folder):
+    best, _ = best_and_latest(folder)
+    (best / "digests.json").unlink()
+    with pytest.raises(
+        UserError, match=rf"{best.name}/digests.json: .*; checkpoint {best.name} is damaged: copy it back"
+    ):
+        restored(folder, finished.config)
+
+
+@pytest.mark.slow
+def test_no_flipped_byte_is_read_as_another_number(finished, folder):
+    """At 200 random places of both checkpoints, weighted by files, so that small ones are hit as well."""
+    expected, generator = restored(folder, finished.config), np.random.default_rng(0)
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
+    detected = 0
+    for _ in range(200):
+        file = files[generator.integers(len(files))]
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        damaged[generator.integers(len(whole))] ^= int(generator.integers(1, 256))
+        file.write_bytes(damaged)
+        try:
+            found = restored(folder, finished.config)
+        except UserError as error:
+            assert str(folder) in str(error)
+            detected += 1
+        else:
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+        file.write_bytes(whole)
+    assert detected > 100
 
 
 def test_a_reader_leaves_checkpoints_alone_that_are_being_written(finished, tmp_path):

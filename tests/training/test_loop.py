@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -17,14 +18,17 @@ import tiny_run
 from flax import nnx
 
 from simgr_jax.data.dataset import Sequences
+from simgr_jax.devices import sharding
 from simgr_jax.errors import Stopped, UserError
+from simgr_jax.inputs.train_batches import train_batches
 from simgr_jax.models.simgr import SimGR
 from simgr_jax.run import Run
 from simgr_jax.training import metric_writer
 from simgr_jax.training import optimizer as optimizers
+from simgr_jax.training import state as state_module
 from simgr_jax.training.checkpoints import Checkpoints
 from simgr_jax.training.metric_writer import MetricWriter
-from simgr_jax.training.state import create_state
+from simgr_jax.training.state import create_state, make_train_step
 
 STEPS_PER_EPOCH = 5
 
@@ -386,6 +390,68 @@ def test_gradients_that_are_not_finite_end_the_run_although_the_loss_is(tmp_path
     with pytest.raises(UserError, match=r"^config\.optimizer\.learning_rate: the loss or its gradient was not finite"):
         tiny_run.train(tiny_run.config(log_every_steps=2), tmp_path)
     assert not kept_steps(tmp_path)
+
+
+def spoil(monkeypatch, is_bad):
+    """Makes the loss NaN in the steps, counted from 1, of which `is_bad` is true."""
+    steps, step_rngs, loss = [], state_module.step_rngs, SimGR.loss
+
+    def recording(seed, step):
+        steps.append(step + 1)
+        return step_rngs(seed, step)
+
+    def spoiled(*arguments):
+        value, scalars = loss(*arguments)
+        return jnp.where(is_bad(steps[-1]), jnp.nan, value), scalars
+
+    monkeypatch.setattr(state_module, "step_rngs", recording)
+    monkeypatch.setattr(SimGR, "loss", spoiled)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_steps_number(monkeypatch):
+    spoil(monkeypatch, lambda step: step == 2)
+    config = tiny_run.config(ema_decay=0.9)
+    graphdef, params, rest = nnx.split(tiny_run.make_model(config), nnx.Param, ...)
+    optimizer = optimizers.create(config.optimizer, 20)
+    state = create_state(params, optimizer, 0.9)
+    train_step = make_train_step(graphdef, optimizer, 0.9, config.seed, state)
+    states, are_finite = [jax.device_get(state)], []
+    with closing(train_batches(tiny_run.make_windows(config), config.training.batch_rows, config.seed)) as batches:
+        for _ in range(3):
+            state, scalars = train_step(state, rest, sharding.join_batch(next(batches)))
+            states.append(jax.device_get(state))
+            are_finite.append(bool(scalars["is_finite"]))
+    assert are_finite == [True, False, True]
+    _, first, second, third = states
+    assert [int(state.step) for state in states] == [0, 1, 2, 3]
+    jax.tree.map(np.testing.assert_array_equal, second._replace(step=first.step), first)
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), third.params, second.params)
+    assert any(jax.tree.leaves(changed))
+
+
+def test_bad_steps_are_counted_and_do_not_stop_a_run(tmp_path, monkeypatch, caplog):
+    """Step 10 is one of them, so the checkpoint and evaluation of that step are left out."""
+    spoil(monkeypatch, lambda step: (step == 6) | (step == 10))
+    tiny_run.train(tiny_run.config(), tmp_path)
+    lines = tiny_run.log(tmp_path)
+    counted = {line["step"]: line["train/bad_steps"] for line in lines if "train/bad_steps" in line}
+    assert counted == {4: 0, 5: 0, 8: 1, 10: 1, 12: 0, 15: 0, 20: 0}
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    assert list(scores(tmp_path)) == [5, 15, 20]
+    assert "step 10: no checkpoint, because this step was skipped" in caplog.text
+    assert "step 8: 1 of the last 2 steps were skipped, because their loss or gradient was not finite" in caplog.text
+
+
+def test_many_bad_steps_in_a_row_stop_the_run_at_the_last_good_checkpoint(tmp_path, monkeypatch):
+    spoil(monkeypatch, lambda step: step > 7)
+    with pytest.raises(UserError) as error:
+        tiny_run.train(tiny_run.config(max_bad_steps=3), tmp_path)
+    assert str(error.value).startswith(
+        "config.optimizer.learning_rate: the loss or its gradient was not finite in 3 steps in a row, before step 11, "
+        f"so training stops at the last good checkpoint (it is {tmp_path}/checkpoints/5); "
+    )
+    assert kept_steps(tmp_path) == {5}
+    assert [line["train/bad_steps"] for line in tiny_run.log(tmp_path) if line["step"] == 10] == [3]
 
 
 def test_sequences_of_single_items_are_refused(tmp_path):

@@ -13,6 +13,7 @@ from tensorboardX.proto import event_pb2
 from simgr_jax.errors import UserError
 from simgr_jax.training import metric_writer
 from simgr_jax.training.metric_writer import MetricWriter
+from simgr_jax.workdir.read_files import read_log
 
 TRAIN = {"train/loss": 2.5, "train/targets_per_second": 12345.6}
 VALIDATION = {"validation/NDCG@10": 0.125}
@@ -128,6 +129,17 @@ def test_a_run_that_continues_drops_the_lines_that_it_will_write_again(tmp_path)
     with MetricWriter(tmp_path, 20, 10) as writer:
         writer.write(15, TRAIN)
     assert log(tmp_path) == [{"step": 5} | VALIDATION, {"step": 10} | VALIDATION, {"step": 15} | TRAIN]
+
+
+@pytest.mark.parametrize("line", [b"{}", b"[]", b"1", b'{"step": "5"}', b"\xff", b'{"step": 1' + b"0" * 5000 + b"}"])
+def test_a_line_that_is_not_a_steps_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 5}\n' + line + b"\n")
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: is not .*; remove the line"):
+        MetricWriter(tmp_path, 20, 10)
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: is not .*; remove the line"):
+        read_log(tmp_path / "metrics.jsonl")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_without_a_terminal_it_prints_plain_lines(tmp_path, capsys):

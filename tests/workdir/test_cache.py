@@ -163,3 +163,35 @@ def test_a_damaged_file_is_named_with_a_remedy(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match=r"codes\.npz: is damaged .*; remove it"):
         load_arrays(path)
+
+
+def test_no_flipped_byte_of_a_cached_array_is_read_as_another_value(tmp_path):
+    """At every place of a small file."""
+    path, generator = tmp_path / "cached.npz", np.random.default_rng(0)
+    arrays = {"values": np.arange(5000, 5040), "offsets": np.array([0.5, 1.5], np.float32), "texts": np.uint8([65, 66])}
+    np.savez(path, **arrays)
+    whole = path.read_bytes()
+    detected = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= int(generator.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            found = load_arrays(path)
+        except UserError as error:
+            assert str(error).startswith(f"{path}: is damaged") and "remove it" in str(error)
+            detected += 1
+        else:
+            assert found.keys() == arrays.keys()
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(found[name], array, strict=True)
+    assert detected > len(whole) // 2
+
+
+def test_a_header_that_asks_for_fewer_numbers_is_damage(tmp_path):
+    """NumPy reads as many as it is asked for, and never comes to the checksum."""
+    path = tmp_path / "cached.npz"
+    np.savez(path, codes=np.arange(5000))
+    path.write_bytes(path.read_bytes().replace(b"(5000,)", b"(1000,)"))
+    with pytest.raises(UserError, match=r"cached\.npz: is damaged .*; remove it"):
+        load_arrays(path)
