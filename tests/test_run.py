@@ -174,6 +174,7 @@ def test_export_writes_the_folder(run, tmp_path):
         ({"training.epochs": "many"}, "config.training.epochs: 'many' is not of type int; give a value like 10"),
         ({"model": "sasrec", "simgr.temperature": 5.0}, 'config.simgr.temperature: is not read by model "sasrec"'),
         ({"data.log.items_id": "sku"}, "config.data.log.items_id: is not read without config.data."),
+        ({"data.recbole.user": "id"}, "config.data.recbole.user: is not read without config.data.format=recbole"),
         ({"model": "vae"}, 'config.model: "vae" is unknown; choose one of simgr,'),
         ({"evaluation.ks": (1, 5)}, "config.evaluation.ks: can't be (1, 5); give different whole numbers"),
         ({"optimizer.learning_rate": None}, "config.optimizer.learning_rate: None is not of type float"),
