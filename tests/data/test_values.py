@@ -4,6 +4,7 @@ import datetime
 import json
 import logging
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -88,6 +89,26 @@ def test_floats_in_an_items_file_are_the_integers_of_the_log(tmp_path):
     for name in ("items.parquet", "items.jsonl"):
         items = {"items_file": str(tmp_path / name), "items_id": "id", "items_text": ("title",)}
         assert log.read(tmp_path / "log.csv", "x", **COLUMNS, **items).item_texts == ["seven"]
+
+
+def test_damaged_parquet_files_are_one_line(tmp_path):
+    """Flips, cuts and inserts bytes: the file is read, or refused with one line, and never a panic."""
+    read(tmp_path, item=["a", "b", "c"] * 20)
+    path, rng = tmp_path / "log.parquet", np.random.default_rng(0)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(3_000):
+        data = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            place, size = rng.integers(len(data)), rng.integers(3)
+            data[place : place + size] = rng.bytes(rng.integers(1, 3))
+        path.write_bytes(data)
+        try:
+            log.read(path, "x", **COLUMNS)
+        except UserError as error:
+            refused += 1
+            assert "log.parquet" in str(error)
+    assert refused > 1_000
 
 
 NEW_YEAR = 1_577_836_800

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from simgr_jax.data.item_text import join_fields
 from simgr_jax.data.readers import delimited, json_lines
@@ -119,11 +121,15 @@ def read_texts(path: Path, item: str, fields: Sequence[str], remedy: str, separa
 
 
 def _read_parquet(path: Path, columns: Mapping[str, str], remedy: str) -> Table:
+    """Reads with PyArrow: polars panics on some damaged files, with pages on stderr."""
     try:
-        scanned = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-        names = scanned.collect_schema().names()
-        places = find(names, columns, str(path), remedy)
-        frame = scanned.select(pl.col(names[i]).alias(ours) for ours, i in places.items()).collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            places = find(names, columns, str(path), remedy)
+            read = file.read(list(dict.fromkeys(names[i] for i in places.values())))
+        read.validate(full=True)  # that strings are UTF-8, for one
+        # Column by column, because polars panics on damaged metadata of a schema.
+        frame = pl.DataFrame({ours: pl.from_arrow(read[names[i]]) for ours, i in places.items()})
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a Parquet file ({first_line(error)}); copy it again from its source") from error
     return Table(frame, {ours: names[i] for ours, i in places.items()}, path, lambda row: f"row {row + 1}")
