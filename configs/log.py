@@ -1,4 +1,4 @@
-"""SimGR on your own log, a CSV, TSV or Parquet file with one row per interaction (docs/data.md).
+"""SimGR on your own log, a CSV, TSV, JSON Lines or Parquet file with one row per interaction (docs/data.md).
 
     python -m simgr_jax.train --config=configs/log.py --config.data.path=FILE --workdir=DIR
 

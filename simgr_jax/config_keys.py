@@ -20,7 +20,7 @@ from simgr_jax.semantic_ids import build
 # The shared groups of which a model reads only some keys.
 _SHARED = ("backbone", "prompt", "lora", "semantic_ids", "optimizer", "training")
 # Groups of `config.data` that only one format reads.
-_FORMAT_GROUPS = ("log", "amazon_reviews", "synthetic")
+_FORMAT_GROUPS = ("log", "recbole", "amazon_reviews", "synthetic")
 
 
 def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:

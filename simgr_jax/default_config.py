@@ -37,11 +37,13 @@ def get_config() -> ml_collections.ConfigDict:
                 "test_fraction": 0.1,
                 # The model sees this many of a history's newest items; longer training sequences are cut into windows.
                 "max_items": 20,
-                # Format "log": the columns of a CSV or Parquet file, and a file of item texts if there is one.
+                # Format "log": the columns of the file, and a file of item texts if there is one.
                 "log": {
                     "user": "user",
                     "item": "item",
                     "timestamp": "timestamp",
+                    # What is between two fields of a CSV file, e.g. ";"; "" goes by its header.
+                    "separator": "",
                     "items_file": "",
                     "items_id": "item",
                     "items_text": ("title",),
@@ -51,6 +53,8 @@ def get_config() -> ml_collections.ConfigDict:
                     # Which rows count, like 'event = "purchase" and rating >= 4'; "" for all.
                     "where": "",
                 },
+                # Format "recbole": the columns of `*.inter`; "" looks for the names that published files use.
+                "recbole": {"user": "", "item": "", "timestamp": ""},
                 # Format "amazon_reviews": version "2014", "2018" or "2023", category as in the file names.
                 "amazon_reviews": {"version": "2023", "category": "All_Beauty"},
                 # Format "synthetic": the size of the generated shop.

@@ -181,6 +181,7 @@ def test_export_writes_the_folder(run, tmp_path):
             {"data.format": "log", "data.log.keep_cold_items": True},
             "config.data.log.keep_cold_items: is not read without config.data.log.items_file",
         ),
+        ({"data.recbole.user": "id"}, "config.data.recbole.user: is not read without config.data.format=recbole"),
         ({"model": "vae"}, 'config.model: "vae" is unknown; choose one of simgr,'),
         ({"evaluation.ks": (1, 5)}, "config.evaluation.ks: can't be (1, 5); give different whole numbers"),
         ({"optimizer.learning_rate": None}, "config.optimizer.learning_rate: None is not of type float"),

@@ -25,7 +25,7 @@ FORMATS = ("p5", "lcrec", "minionerec", "recbole", "log", "amazon_reviews", "syn
 SPLITS = ("leave_one_out", "temporal", "given")
 
 # Part of the cache key: increment it when the readers' results change.
-PREPARED_VERSION = 2
+PREPARED_VERSION = 3
 # The fields of a dataset that are stored as JSON.
 _STRINGS = ("name", "user_ids", "item_ids", "item_texts", "codebook_sizes", "notes")
 
@@ -36,8 +36,8 @@ def load(config: ml_collections.ConfigDict, cache_dir: Path) -> tuple[Dataset, S
     Args:
       config: `config.data`: `format` (see FORMATS), `path` (a folder, or the file of a log), `name` ("" takes the
         folder's), `k_core` (0 keeps everything), `split` (see SPLITS), `validation_fraction` and `test_fraction` (of a
-        temporal split), and the options of single formats: `log` (arguments of `log.read`), `amazon_reviews`
-        (`version`, `category`), `synthetic` (arguments of `synthetic.ensure`).
+        temporal split), and the options of single formats: `log` and `recbole` (arguments of their readers'
+        `read`), `amazon_reviews` (`version`, `category`), `synthetic` (arguments of `synthetic.ensure`).
       cache_dir: where prepared data is kept, under a hash of the files' contents and the options that affect it.
 
     Raises:
@@ -122,8 +122,10 @@ def _source(config: ml_collections.ConfigDict, cache_dir: Path) -> _Source:
         case "minionerec":
             return _sequences(minionerec, path, config.k_core)
         case "recbole":
-            name = path.resolve().name
-            return _Source(name, recbole.files(path), {}, lambda: recbole.read(path, name, config.k_core))
+            name, arguments = path.resolve().name, config.recbole.to_dict()
+            return _Source(
+                name, recbole.files(path), arguments, lambda: recbole.read(path, name, config.k_core, **arguments)
+            )
         case "log":
             arguments = config.log.to_dict()
             files = log.files(path, arguments["items_file"])

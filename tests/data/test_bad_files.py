@@ -112,15 +112,18 @@ def test_mistakes_in_minionerec_files_are_named(tmp_path, changed, message):
     [
         ({}, "no file *.inter;"),
         ({"a.inter": ""}, "a.inter: the file is empty"),
-        ({"a.inter": "user_id:token\titem_id:token\nu\ta\n"}, "a.inter:1: no column 'timestamp:float' (it has user_id"),
+        (
+            {"a.inter": "user_id:token\titem_id:token\nu\ta\n"},
+            "a.inter:1: no column timestamp or time or date",
+        ),
         ({"a.inter": "user_id:token\titem_id:token\ttimestamp:float\n"}, "a.inter: has no interactions"),
         ({"a.inter": INTER + "u\tb\tnoon\n"}, "a.inter:3: timestamp:float 'noon' is not a number"),
         ({"a.inter": INTER + "u\tb\tnan\n"}, "a.inter:3: timestamp:float 'nan' is not a number"),
         ({"a.inter": INTER + "u\tb\n"}, "a.inter:3: no timestamp:float"),
         ({"a.inter": INTER + "\tb\t2\n"}, "a.inter:3: no user_id:token"),
         ({"a.inter": INTER + "u\tb\t2\t5\n"}, "a.inter:3: 4 fields where line 1 has 3"),
-        ({"a.inter": INTER, "a.item": "title:token_seq\nx\n"}, "a.item:1: no column 'item_id:token'"),
-        ({"a.inter": INTER, "a.item": "item_id:token\tt:token\na\tx\na\ty\n"}, "a.item: item a has more than one row"),
+        ({"a.inter": INTER, "a.item": "title:token_seq\nx\n"}, "a.item:1: no column item_id (it has title"),
+        ({"a.inter": INTER, "a.item": "item_id:token\tt:token\na\tx\na\ty\n"}, "a.item:3: item a has an earlier row"),
     ],
 )
 def test_mistakes_in_recbole_files_are_named(tmp_path, files, message):
@@ -148,15 +151,15 @@ def test_mistakes_in_recbole_files_are_named(tmp_path, files, message):
             {"items.csv": "id,name\na,x\n"},
             "items.csv:1: no column 'title' (it has id, name); set config.data.log.items",
         ),
-        ({"items.csv": "id,title\n\n,x\n"}, "items.csv: row 2: no 'id'"),
-        ({"items.csv": "id,title\na,x\na,y\n"}, "items.csv: row 2: item a has an earlier row"),
+        ({"items.csv": "id,title\n\n,x\n"}, "items.csv:3: no id"),
+        ({"items.csv": "id,title\na,x\na,y\n"}, "items.csv:3: item a has an earlier row"),
         ({"items.csv": "id,title\nb,x\n"}, "items.csv: no row for item a of"),
         ({"items.jsonl": JSONL + '{"id": "b", "title"\n'}, "items.jsonl:2: not JSON"),
         ({"items.jsonl": JSONL + "\n[1]\n"}, "items.jsonl:3: not an object"),
         ({"items.jsonl": JSONL + '{"title": "x"}\n'}, "items.jsonl:2: no 'id'"),
         ({"items.jsonl": JSONL + JSONL}, "items.jsonl:2: item a has an earlier row"),
         ({"items.jsonl": b'{"id": "a", "title": "caf\xe9"}'}, "items.jsonl:1: not UTF-8"),
-        ({"items.txt": "a"}, "items.txt: the name ends in none of .csv, .tsv, .parquet"),
+        ({"items.txt": "a"}, "items.txt: the name ends in none of .csv, .tsv, .jsonl, .parquet"),
     ],
 )
 def test_mistakes_in_a_log_are_named(tmp_path, files, message):

@@ -31,6 +31,7 @@ def config_of(**changes):
                 "items_id": "item",
                 "items_text": ("title",),
             },
+            "recbole": {"user": "", "item": "", "timestamp": ""},
             "amazon_reviews": {"version": "2014", "category": "Beauty"},
             "synthetic": {"num_users": 50, "num_items": 200, "seed": 3},
         }

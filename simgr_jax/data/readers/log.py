@@ -1,28 +1,31 @@
-"""Reads a plain log: a CSV, TSV or Parquet table with one row per interaction, and optionally a file of items."""
+"""Reads a plain log, one row per interaction, and optionally a file of items: CSV, TSV, JSON Lines or Parquet."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+
+import polars as pl
 
 from simgr_jax.data.dataset import Dataset
 from simgr_jax.data.interactions import from_frame
 from simgr_jax.data.item_text import join_fields
+from simgr_jax.data.readers import json_lines
 from simgr_jax.data.readers import where as where_rows
-from simgr_jax.data.readers.tables import read_columns, read_interactions
+from simgr_jax.data.readers.columns import matches
+from simgr_jax.data.readers.tables import read_interactions, read_texts, require_interactions, suffix
+from simgr_jax.data.readers.values import Notes
 from simgr_jax.errors import UserError
-from simgr_jax.workdir.read_files import read_text, require_file
+from simgr_jax.workdir.read_files import require_file
+
+_KINDS = "a CSV, TSV, JSON Lines or Parquet file, or a folder of Parquet files"
 
 
 def files(path: Path, items_file: str = "") -> list[Path]:
-    log = require_file(path, "set config.data.path to the log, a CSV, TSV or Parquet file")
-    if not items_file:
-        return [log]
-    return [log, require_file(Path(os.path.expanduser(items_file)), "check config.data.log.items_file")]
+    return [*_parts(path), *_items(items_file)]
 
 
 def read(
@@ -33,73 +36,104 @@ def read(
     user: str,
     item: str,
     timestamp: str,
+    separator: str = "",
     items_file: str = "",
     items_id: str = "",
     items_text: Sequence[str] = (),
     keep_cold_items: bool = False,
     where: str = "",
 ) -> Dataset:
-    """Reads a log (see `from_frame`). Timestamps keep the log's unit; dates in a Parquet file become seconds.
+    """Reads a log (see `from_frame`). Timestamps keep the log's unit; dates, also as ISO strings, become seconds.
 
     Args:
-      user, item, timestamp: the names of the log's columns.
-      items_file: CSV, TSV, Parquet or JSONL file with one row per item; "" for none.
-      items_id: its column (JSONL: key) of item ids, spelled as in the log.
-      items_text: its columns (JSONL: keys) that make up an item's text, in this order.
+      path: the file, which may be compressed (.gz, .zst), or a folder of Parquet files.
+      user, item, timestamp: the names of the log's columns (JSON Lines: keys).
+      separator: what is between two fields of a CSV file; "" goes by its header.
+      items_file: a file with one row per item, of any of these formats; "" for none.
+      items_id: its column (JSON Lines: key) of item ids, spelled as in the log.
+      items_text: its columns (JSON Lines: keys) that make up an item's text, in this order.
       keep_cold_items: whether the catalog also holds the items of `items_file` that no interaction is left of.
       where: which rows of the log count (see `where.parse`); "" for all.
 
     Raises:
-      UserError: a file is missing, not UTF-8 or malformed, or lacks a column or a value; a timestamp is not a number;
-        an item has no row or two rows in the items file; `where` is malformed; or nothing is left after filtering.
+      UserError: a file is missing, not UTF-8 or malformed, or lacks a column or a value; a timestamp is not a number
+        or a date; an item has no row or two rows in the items file; `where` is malformed; or nothing is left after
+        filtering.
     """
     conditions = where_rows.parse(where)
-    _, *items = files(path, items_file)
     columns = {"user": user, "item": item, "timestamp": timestamp, **where_rows.columns(conditions)}
-    frame = read_interactions(path, columns, "set config.data.log.user, .item and .timestamp to the log's columns")
-    frame, notes = where_rows.keep(frame, conditions, path, where)
-    texts = _read_texts(*items, items_id, items_text) if items else None
+    remedy = "set config.data.log.user, .item and .timestamp to the log's columns"
+    separator = _known_separator(separator, path)
+    frames, notes = zip(*(read_interactions(part, columns, remedy, separator) for part in _parts(path)), strict=True)
+    frame = require_interactions(pl.concat(frames, how="vertical_relaxed"), path)
+    frame, where_notes = where_rows.keep(frame, conditions, path, where)
+    texts, text_notes = _read_texts(*_items(items_file), items_id, items_text) if items_file else (None, ())
     dataset = from_frame(frame, name, k_core, texts, keep_cold_items)
-    dataset = dataclasses.replace(dataset, notes=notes + dataset.notes)
+    dataset = dataclasses.replace(dataset, notes=sum(notes, ()) + text_notes + where_notes + dataset.notes)
     if texts is None:
         return dataset
     unknown = next((item for item in dataset.item_ids if item not in texts), None)
     if unknown is not None:
-        raise UserError(f"{items_file}: no row for item {unknown} of {path}; add it, or remove the item from the log")
+        near = _near(unknown, texts)
+        hint = "" if near is None else f", but for {near!r}"
+        remedy = "spell ids alike in both files" if hint else "add it, or remove the item from the log"
+        raise UserError(f"{items_file}: no row for item {unknown} of {path}{hint}; {remedy}")
     return dataset
 
 
-def _read_texts(path: Path, items_id: str, items_text: Sequence[str]) -> dict[str, str]:
+def _parts(path: Path) -> list[Path]:
+    """The files of a log. Of a folder, those that Spark and others do not hide from readers."""
+    if not path.is_dir():
+        return [require_file(path, f"set config.data.path to the log, {_KINDS}")]
+    found = sorted(part for part in path.rglob("*.parquet") if part.is_file())
+    parts = [part for part in found if not any(name[0] in "._" for name in part.relative_to(path).parts)]
+    if not parts:
+        raise UserError(f"{path}: is a folder without *.parquet files; set config.data.path to the log, {_KINDS}")
+    return [require_file(part) for part in parts]
+
+
+def _items(items_file: str) -> list[Path]:
+    if not items_file:
+        return []
+    return [require_file(Path(os.path.expanduser(items_file)), "check config.data.log.items_file")]
+
+
+def _known_separator(separator: str, path: Path) -> str:
+    key = "config.data.log.separator"
+    if separator and (path.is_dir() or suffix(path) in (".jsonl", ".parquet")):
+        raise UserError(f"{key}: is not read for {path.name}, whose format has no separators; leave it out")
+    separator = "\t" if separator == "\\t" else separator
+    if len(separator.encode()) > 1 or separator in ('"', "\n", "\r", "\0"):
+        raise UserError(f'{key}: {separator!r} can\'t separate fields; give one character such as ";" or "|"')
+    return separator
+
+
+def _read_texts(path: Path, items_id: str, items_text: Sequence[str]) -> tuple[dict[str, str], Notes]:
     if not items_text:
         raise UserError("config.data.log.items_text: is empty; name the columns that make up an item's text")
-    rows = _json_rows(path, items_id) if path.suffix == ".jsonl" else _table_rows(path, items_id, items_text)
-    texts = {}
-    for where, row in rows:
-        item = row.get(items_id)
-        if item is None:
-            raise UserError(f"{where}: no {items_id!r}; add it, or set config.data.log.items_id to the id's name")
-        if str(item) in texts:
-            raise UserError(f"{where}: item {item} has an earlier row; keep one of the two")
-        texts[str(item)] = join_fields(row.get(name) for name in items_text)
-    return texts
-
-
-def _table_rows(path: Path, items_id: str, items_text: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     remedy = "set config.data.log.items_id and .items_text to the file's columns"
-    table = read_columns(path, {name: name for name in (items_id, *items_text)}, remedy)
-    for number, row in enumerate(table.iter_rows(named=True), start=1):
-        if any(value is not None for value in row.values()):  # polars reads a blank line as a row
-            yield f"{path}: row {number}", row
+    if suffix(path) != ".jsonl":
+        return read_texts(path, items_id, items_text, remedy)
+    texts, missing = {}, dict.fromkeys(items_text)
+    for line, row in json_lines.rows(path):
+        keys = list(row)
+        row |= {name: row[keys[i]] for name in (items_id, *items_text) for i in matches(keys, name)[:1]}
+        item = json_lines.text(row.get(items_id), items_id, f"{path}:{line}")
+        if item is None or not item.strip():
+            raise UserError(f"{path}:{line}: no {items_id!r}; add it, or set config.data.log.items_id to the id's name")
+        if item in texts:
+            raise UserError(f"{path}:{line}: item {item} has an earlier row; keep one of the two")
+        texts[item] = join_fields(row.get(name) for name in items_text)
+        missing = [name for name in missing if name not in row]
+    if texts and missing:
+        raise UserError(f"{path}: no line has the key {missing[0]!r}; {remedy}")
+    return texts, ()
 
 
-def _json_rows(path: Path, items_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not JSON ({error}); correct or remove the line") from error
-        if not isinstance(row, dict):
-            raise UserError(f'{path}:{number}: not an object; write e.g. {{"{items_id}": "...", "title": "..."}}')
-        yield f"{path}:{number}", row
+def _near(item: str, others: Iterable[str]) -> str | None:
+    """Another spelling of an item: zeros in front or a `.0` behind, as number columns get them, case, or blanks."""
+
+    def bare(name: str) -> str:
+        return re.sub(r"\.0+$", "", name.strip()).lstrip("0").casefold()
+
+    return next((other for other in others if bare(other) == bare(item)), None)

@@ -1,145 +1,139 @@
-"""Reads columns of a CSV, TSV or Parquet table with polars. Errors name the line that is wrong."""
+"""Reads columns of a table: CSV, TSV, JSON Lines or Parquet. Errors name the line that is wrong."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from simgr_jax.data.item_text import join_fields
+from simgr_jax.data.readers import delimited, json_lines
+from simgr_jax.data.readers.columns import Table, find
+from simgr_jax.data.readers.delimited import RowSign
+from simgr_jax.data.readers.values import Notes, ids, times
 from simgr_jax.errors import UserError, first_line
 from simgr_jax.workdir.read_files import require_file
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+# A time looks like no prose. An item's id is one word, with digits if other ids have digits.
+_TIME = RowSign("timestamp", lambda value, _: bool(re.fullmatch(r"[-+]?\d[-+:.\dTZe ]*", value)))
+_ITEM = RowSign("id", lambda value, other: bool(re.fullmatch(r"\S+", value) and (not _digit(other) or _digit(value))))
+_digit = re.compile(r"\d").search
 
 
-def read_columns(path: Path, columns: Mapping[str, str], remedy: str, separator: str | None = None) -> pl.DataFrame:
-    """Reads some columns of a table. CSV and TSV columns are strings, with null for an empty field.
+def suffix(path: Path) -> str:
+    """The suffix that tells the format, ".csv" of "log.csv.gz"."""
+    name = path.name
+    for compression in delimited.COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return Path(name).suffix.lower()
+
+
+def read_columns(path: Path, columns: Mapping[str, str], remedy: str, sign: RowSign, separator: str = "") -> Table:
+    """Reads some columns of a table. Columns of text files are strings, with null for an empty field.
 
     Args:
       columns: from the names of the result's columns to their names in the file.
       remedy: what to do if a column is missing, for the error message.
-      separator: "\\t" for a tab-separated table without quoting, whatever the file's name; None to go by its suffix.
+      sign: see `delimited.read_columns`.
+      separator: what is between two fields of a text file; "" goes by its header, and the format by the file's name.
 
     Raises:
       UserError: the file is missing, empty or malformed, or lacks a column.
     """
     require_file(path)
-    try:
-        table = _scan(path, separator)
-        names = table.collect_schema().names()
-        for name in columns.values():
-            if name not in names:
-                raise UserError(f"{path}:1: no column {name!r} (it has {', '.join(names)}); {remedy}")
-        return table.select(pl.col(name).alias(ours) for ours, name in columns.items()).collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _located(path, separator, error) from error
+    kind = suffix(path)
+    if not separator and kind not in SUFFIXES:
+        raise UserError(f"{path}: the name ends in none of {', '.join(SUFFIXES)}; convert or rename the file")
+    if not separator and kind == ".parquet":
+        return _read_parquet(path, columns, remedy)
+    if not separator and kind == ".jsonl":
+        return json_lines.read_columns(path, columns, remedy)
+    return delimited.read_columns(path, columns, remedy, separator, "\t" if kind == ".tsv" else ",", sign)
 
 
-def column_names(path: Path, separator: str | None = None) -> list[str]:
-    require_file(path)
-    try:
-        return _scan(path, separator).collect_schema().names()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _located(path, separator, error) from error
+def column_names(path: Path, separator: str) -> list[str]:
+    """The columns of a text file.
+
+    Raises:
+      UserError: the file is missing, empty or not UTF-8.
+    """
+    return delimited.column_names(require_file(path), separator)
 
 
 def read_interactions(
-    path: Path, columns: Mapping[str, str], remedy: str, separator: str | None = None
-) -> pl.DataFrame:
+    path: Path, columns: Mapping[str, str], remedy: str, separator: str = ""
+) -> tuple[pl.DataFrame, Notes]:
     """Reads a log as `from_frame` takes it: `user` and `item` (strings), `timestamp` (Int64 or Float64), no nulls.
 
     Args: see `read_columns`; `columns` names user, item and timestamp.
 
+    Other columns that `columns` names are kept as they are in the file.
+
+    Returns:
+      The log, and notes on what may be wrong with it.
+
     Raises:
-      UserError: as `read_columns`; or the log has no rows, or a row lacks a user, an item or a numeric timestamp.
+      UserError: as `read_columns`; or a row lacks a user, an item or a time.
     """
-    frame = read_columns(path, columns, remedy, separator)
-    nested = next((name for ours, name in columns.items() if frame[ours].dtype.is_nested()), None)
-    if nested is not None:
-        raise UserError(f"{path}: column {nested!r} holds lists or records; {remedy}")
-    written = frame["timestamp"]
-    blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()  # polars reads a blank line as a row
-    frame = frame.with_columns(pl.col("user", "item").cast(pl.String), timestamp=_numbers(written))
-    for column in ("user", "item", "timestamp"):
-        bad = frame[column].is_null() & ~blank
-        if not bad.any():
-            continue
-        where = f"{path}:{_place(path, separator, bad.arg_max())}"
-        value = written[bad.arg_max()]
-        if column != "timestamp" or value is None:
-            raise UserError(f"{where}: no {columns[column]}; complete or remove the row")
-        raise UserError(
-            f"{where}: {columns[column]} {value!r:.40} is not a number; give the seconds since 1970, or correct the row"
-        )
-    if blank.all():
+    table = read_columns(path, columns, remedy, _TIME, separator)
+    users, user_notes = ids(table, "user")
+    items, item_notes = ids(table, "item")
+    timestamps, time_notes = times(table, "timestamp")
+    frame = table.frame.with_columns(user=users, item=items, timestamp=timestamps)
+    return frame, user_notes + item_notes + time_notes
+
+
+def require_interactions(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """The frame as it is.
+
+    Raises:
+      UserError: it has no rows.
+    """
+    if frame.is_empty():
         raise UserError(f"{path}: has no interactions; copy the file again from its source")
-    return frame.filter(~blank)
+    return frame
 
 
-def _numbers(column: pl.Series) -> pl.Series:
-    """Int64 if all values are integers, else Float64 with null for values that are not finite numbers."""
-    if column.dtype in (pl.Date, pl.Datetime):
-        column = column.dt.epoch("us") / 1_000_000
-    integers = column.cast(pl.Int64, strict=False) if not column.dtype.is_float() else None
-    if integers is not None and integers.null_count() == column.null_count():
-        return integers
-    numbers = column.cast(pl.Float64, strict=False)
-    return numbers.set(~numbers.is_finite(), None)
+def read_texts(
+    path: Path, item: str, fields: Sequence[str], remedy: str, separator: str = ""
+) -> tuple[dict[str, str], Notes]:
+    """Reads the texts of items, by id.
+
+    Args: see `read_columns`; `item` names the column of ids, `fields` the columns that make up a text, in this order.
+
+    Returns:
+      The texts, and notes on what may be wrong with the ids.
+
+    Raises:
+      UserError: as `read_columns`; or a row lacks an id, or has the id of an earlier row.
+    """
+    texts = [f"text{i}" for i in range(len(fields))]
+    columns = {"id": item, **dict(zip(texts, fields, strict=True))}
+    table = read_columns(path, columns, remedy, _ITEM, separator)
+    item_ids, notes = ids(table, "id")
+    repeats = ~item_ids.is_first_distinct()
+    if repeats.any():
+        row = repeats.arg_max()
+        raise UserError(f"{table.where(row)}: item {item_ids[row]} has an earlier row; keep one of the two")
+    rows = table.frame.select(texts).iter_rows()
+    return {item: join_fields(row) for item, row in zip(item_ids, rows, strict=True)}, notes
 
 
-def _scan(path: Path, separator: str | None) -> pl.LazyFrame:
-    if separator is None and path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: the name ends in none of {', '.join(SUFFIXES)}; convert or rename the file")
-    if separator is None and path.suffix == ".parquet":
-        return pl.scan_parquet(path)
-    return pl.scan_csv(path, infer_schema=False, **_dialect(path, separator))
-
-
-def _dialect(path: Path, separator: str | None) -> dict:
-    if separator is not None:
-        return {"separator": separator, "quote_char": None}
-    return {"separator": "\t" if path.suffix == ".tsv" else ",", "quote_char": '"'}
-
-
-def _is_text(path: Path, separator: str | None) -> bool:
-    return separator is not None or path.suffix != ".parquet"
-
-
-def _csv_rows(path: Path, separator: str | None) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number, fields) of each row, the header first. Slow: for error messages only."""
-    dialect = _dialect(path, separator)
-    quoting = csv.QUOTE_NONE if dialect["quote_char"] is None else csv.QUOTE_MINIMAL
-    # Bytes that are not UTF-8 become lone surrogates, which UTF-8 text never holds.
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        reader, ended = csv.reader(file, delimiter=dialect["separator"], quoting=quoting), 0
-        try:
-            for fields in reader:
-                yield (ended := reader.line_num), fields
-        except csv.Error as error:
-            # The field never ends, because its quote is not closed.
-            raise UserError(
-                f"{path}:{ended + 1}: can't be read ({error}); close the quote, or correct the row"
-            ) from error
-
-
-def _place(path: Path, separator: str | None, row: int) -> str:
-    """The line number of data row `row` (from 0), or "row N" (from 1) in a Parquet file."""
-    if not _is_text(path, separator):
-        return f"row {row + 1}"
-    return next(str(line) for i, (line, _) in enumerate(_csv_rows(path, separator)) if i == row + 1)
-
-
-def _located(path: Path, separator: str | None, error: Exception) -> UserError:
-    """Turns a polars error into one that names the line."""
-    if not _is_text(path, separator):
-        return UserError(f"{path}: not a Parquet file ({first_line(error)}); copy it again from its source")
-    width = None
-    for line, fields in _csv_rows(path, separator):
-        if any("\udc80" <= c <= "\udcff" for field in fields for c in field):
-            return UserError(f"{path}:{line}: not UTF-8 text; convert the file, e.g. with iconv -t UTF-8")
-        width = len(fields) if width is None else width
-        if len(fields) > width:
-            return UserError(f"{path}:{line}: {len(fields)} fields where line 1 has {width}; quote or correct the row")
-    return UserError(f"{path}: can't be read ({first_line(error)}); check that it is the right file")
+def _read_parquet(path: Path, columns: Mapping[str, str], remedy: str) -> Table:
+    """Reads with PyArrow: polars panics on some damaged files, with pages on stderr."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            places = find(names, columns, str(path), remedy)
+            read = file.read(list(dict.fromkeys(names[i] for i in places.values())))
+        read.validate(full=True)  # that strings are UTF-8, for one
+        # Column by column, because polars panics on damaged metadata of a schema.
+        frame = pl.DataFrame({ours: pl.from_arrow(read[names[i]]) for ours, i in places.items()})
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a Parquet file ({first_line(error)}); copy it again from its source") from error
+    return Table(frame, {ours: names[i] for ours, i in places.items()}, path, lambda row: f"row {row + 1}")

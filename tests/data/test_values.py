@@ -1,0 +1,180 @@
+"""Ids and times mean the same in every format; what can't be kept exactly is refused or said."""
+
+import datetime
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from simgr_jax.data.readers import log
+from simgr_jax.errors import UserError
+
+COLUMNS = {"user": "user", "item": "item", "timestamp": "time"}
+
+
+def read(folder, **columns):
+    """Reads a Parquet log with these columns in place of plain ones."""
+    size = max(len(values) for values in columns.values())
+    plain = {"user": ["u"] * size, "item": [f"i{i}" for i in range(size)], "time": list(range(size))}
+    pl.DataFrame({**plain, **columns}).write_parquet(folder / "log.parquet")
+    return log.read(folder / "log.parquet", "x", **COLUMNS)
+
+
+def sequence(dataset):
+    return [dataset.item_ids[i] for i in dataset.sequences.values]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (pl.Series([1.0, 20.0], dtype=pl.Float64), ["1", "20"]),
+        (pl.Series([1.0, 20.0], dtype=pl.Float32), ["1", "20"]),
+        (pl.Series([2**53], dtype=pl.Int64), [str(2**53)]),
+        (pl.Series([b"a", "é".encode()]), ["a", "é"]),
+        (pl.Series(["b", "a"], dtype=pl.Categorical), ["b", "a"]),
+        (pl.Series(["1", "20"]).cast(pl.Decimal(10, 2)), ["1", "20"]),
+    ],
+)
+def test_ids_of_any_type_are_strings(tmp_path, ids, expected):
+    assert sequence(read(tmp_path, item=ids)) == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (pl.Series([1.0, None]), "log.parquet:row 2: no item"),
+        (pl.Series([1.0, float("nan")]), "log.parquet:row 2: no item"),
+        (pl.Series([1.0, 1.5]), "log.parquet:row 2: item 1.5 is a floating-point number"),
+        (pl.Series([1.0, 2.0**54]), "log.parquet:row 2: item 1.8014398509481984e+16 is a floating-point number"),
+        (pl.Series([2.0**25], dtype=pl.Float32), "log.parquet:row 1: item 33554432.0 is a floating-point number"),
+        (pl.Series([1.0, float("inf")]), "log.parquet:row 2: item inf is a floating-point number"),
+        (pl.Series(["a", ""]), "log.parquet:row 2: no item"),
+        (pl.Series(["a", "  "]), "log.parquet:row 2: no item"),
+        (pl.Series([b"a", b"\xff"]), "log.parquet: column 'item' holds bytes that are not UTF-8"),
+    ],
+)
+def test_ids_that_can_not_be_told_are_refused(tmp_path, ids, message):
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, item=ids)
+    assert message in str(caught.value)
+
+
+def test_ids_that_differ_by_blanks_alone_are_said(tmp_path):
+    dataset = read(tmp_path, item=["a", "a ", "b"])
+    assert sequence(dataset) == ["a", "a ", "b"]
+    (note,) = dataset.notes
+    assert "log.parquet has ids that differ by blanks alone" in note and "'a' and 'a '" in note
+    assert not read(tmp_path, item=["a", "b c", " d"]).notes
+
+
+@pytest.mark.parametrize(("item", "near"), [("7", "007"), ("007", "7"), ("7", "7.0"), ("b7", "B7"), ("a", "a ")])
+def test_an_item_that_is_spelled_otherwise_is_named(tmp_path, item, near):
+    (tmp_path / "log.csv").write_text(f"user,item,time\nu,{item},1\n")
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps({"id": i, "title": ""}) + "\n" for i in ("x", near)))
+    items = {"items_file": str(tmp_path / "items.jsonl"), "items_id": "id", "items_text": ("title",)}
+    with pytest.raises(UserError, match=f"no row for item {item} of .*, but for '{near}'; spell ids alike"):
+        log.read(tmp_path / "log.csv", "x", **COLUMNS, **items)
+
+
+def test_floats_in_an_items_file_are_the_integers_of_the_log(tmp_path):
+    (tmp_path / "log.csv").write_text("user,item,time\nu,7,1\n")
+    pl.DataFrame({"id": [7.0, 8.0], "title": ["seven", "eight"]}).write_parquet(tmp_path / "items.parquet")
+    (tmp_path / "items.jsonl").write_text('{"id": 7.0, "title": "seven"}\n')
+    for name in ("items.parquet", "items.jsonl"):
+        items = {"items_file": str(tmp_path / name), "items_id": "id", "items_text": ("title",)}
+        assert log.read(tmp_path / "log.csv", "x", **COLUMNS, **items).item_texts == ["seven"]
+
+
+def test_damaged_parquet_files_are_one_line(tmp_path):
+    """Flips, cuts and inserts bytes: the file is read, or refused with one line, and never a panic."""
+    read(tmp_path, item=["a", "b", "c"] * 20)
+    path, rng = tmp_path / "log.parquet", np.random.default_rng(0)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(3_000):
+        data = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            place, size = rng.integers(len(data)), rng.integers(3)
+            data[place : place + size] = rng.bytes(rng.integers(1, 3))
+        path.write_bytes(data)
+        try:
+            log.read(path, "x", **COLUMNS)
+        except UserError as error:
+            refused += 1
+            assert "log.parquet" in str(error)
+    assert refused > 1_000
+
+
+NEW_YEAR = 1_577_836_800
+
+
+@pytest.mark.parametrize(
+    ("kind", "times", "said"),
+    [
+        (pl.Float32, [1_700_000_203, 1_700_000_202, 1_700_000_201], True),
+        (pl.Float32, [16_777_216, 5, 7], False),
+        (pl.Float64, [2**53 + 2, 5, 7], True),
+        (pl.Float64, [1_700_000_203.25, 5, 7], False),
+        (pl.Int64, [2**62, 5, 7], False),
+    ],
+)
+def test_times_that_their_type_has_rounded_are_said(tmp_path, kind, times, said):
+    notes = read(tmp_path, time=pl.Series(times, dtype=kind, strict=False)).notes
+    assert ["log.parquet holds floating-point numbers above" in note for note in notes] == [True] * said
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (pl.Series([1, 2**63], dtype=pl.UInt64), "log.parquet:row 2: time 9.22337e+18 is beyond 64-bit integers"),
+        (pl.Series(["1", "-99999999999999999999"]), "log.parquet:row 2: time -1e+20 is beyond 64-bit integers"),
+        (pl.Series([1.0, 1e300]), "log.parquet:row 2: time 1e+300 is beyond 64-bit integers"),
+        (pl.Series([1.0, float("inf")]), "log.parquet:row 2: time inf is not a number"),
+        (pl.Series([1.0, None]), "log.parquet:row 2: no time"),
+        (pl.Series([True, False]), "log.parquet: column 'time' is of type Boolean"),
+        (pl.Series([datetime.timedelta(1)]), "log.parquet: column 'time' is of type Duration"),
+        (pl.Series(["2020-01-01", "2020-02-30", "2020-01-03"]), "row 2: time '2020-02-30' is not an ISO date"),
+        (pl.Series(["2020-01-01", "01/02/2020", "2020-01-03"]), "row 2: time '01/02/2020' is not an ISO date"),
+        (pl.Series(["2020-01-01", "2020-01-02 25:00", "2020-01-03"]), "row 2: time '2020-01-02 25:00' is not an ISO"),
+        (pl.Series(["5", "2020-01-01", "7"]), "row 2: time '2020-01-01' is not a number"),
+    ],
+)
+def test_times_that_can_not_be_told_are_refused(tmp_path, times, message):
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, time=times)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2020-01-01", 0),
+        ("2020-01-01T00:01", 60),
+        ("2020-01-01 00:00:07", 7),
+        ("2020-01-01T00:00:07Z", 7),
+        ("2020-01-01 00:00:07 UTC", 7),
+        ("2020-01-01T02:00:07+02:00", 7),
+        ("2019-12-31T18:30:00-0530", 0),
+        ("2020-01-01 01:00:00+01", 0),
+        ("1969-12-31T23:59:59", -NEW_YEAR - 1),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_iso_dates_are_seconds(tmp_path, suffix, text, seconds):
+    path, frame = tmp_path / f"log{suffix}", pl.DataFrame({"user": ["u"], "item": ["a"], "time": [text]})
+    {".csv": frame.write_csv, ".jsonl": frame.write_ndjson, ".parquet": frame.write_parquet}[suffix](path)
+    assert log.read(path, "x", **COLUMNS).timestamps.tolist() == [NEW_YEAR + seconds]
+
+
+def test_fractions_of_iso_seconds_keep_the_order(tmp_path):
+    times = ["2020-01-01T00:00:07.000002Z", "2020-01-01T00:00:07.000001Z", "2020-01-01T00:00:07"]
+    assert sequence(read(tmp_path, item=["c", "b", "a"], time=times)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_moments_keep_their_order(tmp_path, unit):
+    times = pl.Series([NEW_YEAR * 1000 + 2, NEW_YEAR * 1000 + 1]).cast(pl.Datetime("ms")).cast(pl.Datetime(unit))
+    dataset = read(tmp_path, item=["b", "a"], time=times)
+    assert sequence(dataset) == ["a", "b"]
+    np.testing.assert_allclose(dataset.timestamps, [NEW_YEAR + 0.001, NEW_YEAR + 0.002], rtol=0, atol=1e-6)
