@@ -27,8 +27,9 @@ TINY = f"--config={ROOT}/tests/tiny_config.py"
 
 def pytest_configure(config):
     """Tests compile much, many programs again and again, and compute little; half of compiling is optimizing."""
-    # XLA's emitters of fused loops take half of what is left.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    # XLA's emitters of fused loops take half of what is left; small programs aren't worth many parallel compilations.
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # The workers of pytest-xdist share their parent's.
     if not (folder and hasattr(config, "workerinput")):
         temporary = tempfile.TemporaryDirectory(prefix="compiled-")

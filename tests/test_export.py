@@ -1,5 +1,6 @@
 """`simgr_jax.export`, as the binary: what leaves is what was trained, and recommends as the run does."""
 
+import functools
 import json
 import runpy
 import shutil
@@ -118,25 +119,33 @@ def write_llm(folder, family, config, around):
 
 
 # One run shows titles and templates, one adapters and the LLM's items; the others take as long each.
-SLOW = ("adapters, bare codes", "from scratch, codes that collide, history left out")
+TITLES, BARE, VECTORS, SCRATCH = RUNS
+SLOW = (BARE, SCRATCH)
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RUNS]
-)
-def exported(request, run_binary, root, tmp_path_factory):
-    """The workdir of a run and the folder that it was exported to."""
+def each(runs):
+    return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in runs]
+
+
+@pytest.fixture(scope="module")
+def export(run_binary, root, tmp_path_factory):
+    """A function from the name of a run to its workdir and the folder that it was exported to."""
     pytest.importorskip("torch")
-    llm, config, options = RUNS[request.param]
-    folder = tmp_path_factory.mktemp("run")
-    if llm:
-        write_llm(folder / "llm", *llm)
-        options += (f"--config.backbone.checkpoint={folder / 'llm'}",)
-    workdir, output = folder / "workdir", folder / "new" / "exported"
-    assert run_binary("train", f"--config={root}/configs/{config}", *DATA, *options, f"--workdir={workdir}") == 0
-    assert run_binary("export", f"--workdir={workdir}", f"--output={output}", *filtering(request.param)) == 0
-    assert [path.name for path in output.parent.iterdir()] == ["exported"]
-    return workdir, output
+
+    @functools.cache
+    def export(name):
+        llm, config, options = RUNS[name]
+        folder = tmp_path_factory.mktemp("run")
+        if llm:
+            write_llm(folder / "llm", *llm)
+            options += (f"--config.backbone.checkpoint={folder / 'llm'}",)
+        workdir, output = folder / "workdir", folder / "new" / "exported"
+        assert run_binary("train", f"--config={root}/configs/{config}", *DATA, *options, f"--workdir={workdir}") == 0
+        assert run_binary("export", f"--workdir={workdir}", f"--output={output}", *filtering(name)) == 0
+        assert [path.name for path in output.parent.iterdir()] == ["exported"]
+        return workdir, output
+
+    return export
 
 
 def filtering(name):
@@ -158,11 +167,12 @@ def scores(monkeypatch, capsys):
     return run
 
 
-def test_transformers_computes_the_hidden_states_that_were_trained(exported):
+@pytest.mark.parametrize("name", each(RUNS))
+def test_transformers_computes_the_hidden_states_that_were_trained(export, name):
     import torch
     from transformers import AutoModel
 
-    workdir, output = exported
+    workdir, output = export(name)
     run = Run.load(workdir)
     trained, config, prompt = run.best_model(), run.config, run.prompt
     (batch, _), *_ = rank_batches(run.cases().take(range(USERS)), prompt, USERS, config.data.max_items, run.row_length)
@@ -187,19 +197,19 @@ def test_transformers_computes_the_hidden_states_that_were_trained(exported):
         np.testing.assert_allclose(theirs, states[:length], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("exported", [name for name, run in RUNS.items() if run[0]], indirect=True)
-def test_it_is_the_trained_weights_that_are_exported(exported):
-    workdir, output = exported
-    name = "model.layers.1.self_attn.q_proj.weight"
-    before, after = (load_file(folder / "model.safetensors")[name] for folder in (workdir.parent / "llm", output))
+@pytest.mark.parametrize("name", each([TITLES, BARE, VECTORS]))
+def test_it_is_the_trained_weights_that_are_exported(export, name):
+    workdir, output = export(name)
+    weight = "model.layers.1.self_attn.q_proj.weight"
+    before, after = (load_file(folder / "model.safetensors")[weight] for folder in (workdir.parent / "llm", output))
     assert not np.allclose(before, after, atol=1e-4)
 
 
-def test_the_exported_program_recommends_what_the_run_does(exported, request, scores, run_binary, tmp_path):
-    workdir, output = exported
-    options = filtering(request.node.callspec.params["exported"])
-    assert run_binary("recommend", f"--workdir={workdir}", f"--output={tmp_path / 'lists.jsonl'}", *options) == 0
-    expected = [json.loads(line) for line in (tmp_path / "lists.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize("name", each(RUNS))
+def test_the_exported_program_recommends_what_the_run_does(export, name, scores, run_binary, tmp_path):
+    (workdir, output), lists = export(name), tmp_path / "lists.jsonl"
+    assert run_binary("recommend", f"--workdir={workdir}", f"--output={lists}", *filtering(name)) == 0
+    expected = [json.loads(line) for line in lists.read_text().splitlines()]
     (data,) = (workdir / "cache").glob("synthetic-*/")
     histories = dict(line.split(maxsplit=1) for line in (data / "user_sequence.txt").read_text().splitlines())
     for line in expected[:: len(expected) // USERS]:
@@ -208,9 +218,8 @@ def test_the_exported_program_recommends_what_the_run_does(exported, request, sc
         assert printed == sorted(printed, reverse=True)
 
 
-@pytest.mark.parametrize("exported", ["adapters, bare codes"], indirect=True)
-def test_the_program_runs_anywhere(exported, tmp_path):
-    _, output = exported
+def test_the_program_runs_anywhere(export, tmp_path):
+    _, output = export(VECTORS)
     moved = shutil.copytree(output, tmp_path / "moved")
     item = json.loads((moved / "item_index" / "item_ids.json").read_text())[3]
     command = [sys.executable, moved / "item_index" / "score.py", item]
@@ -218,9 +227,8 @@ def test_the_program_runs_anywhere(exported, tmp_path):
     assert len(lines) == 10
 
 
-@pytest.mark.parametrize("exported", ["adapters, bare codes"], indirect=True)
-def test_a_base_model_that_was_moved_is_told_in_one_line(exported, run_binary, tmp_path, capfd):
-    workdir = shutil.copytree(exported[0], tmp_path / "workdir")
+def test_a_base_model_that_was_moved_is_told_in_one_line(export, run_binary, tmp_path, capfd):
+    workdir = shutil.copytree(export(VECTORS)[0], tmp_path / "workdir")
     config = json.loads((workdir / "config.json").read_text())
     config["backbone"]["checkpoint"] = str(tmp_path / "moved")
     (workdir / "config.json").write_text(json.dumps(config))

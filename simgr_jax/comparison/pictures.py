@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
-from simgr_jax.evaluation.report import STYLE
+from simgr_jax.evaluation.report_pictures import STYLE
 from simgr_jax.workdir.atomic_write import atomic_path
 
 # The colors of families, in order.

@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
-from sklearn.preprocessing import normalize
 
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.semantic_ids import (
     collisions,
-    interaction_embeddings,
     product_quantization,
     quality,
     residual_kmeans,
     rqvae,
     saved_ids,
-    text_embeddings,
 )
 from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.workdir.atomic_write import atomic_path
@@ -130,6 +127,10 @@ def _embedding_fingerprint(name: str, config: ConfigDict, dataset: Dataset, trai
 
 def _embeddings(config: ConfigDict, dataset: Dataset, train: Sequences, cache_dir: Path, seed: int) -> np.ndarray:
     """float32 [N, D]: the named embeddings concatenated, each with rows of norm `weight` (or zero rows)."""
+    from sklearn.preprocessing import normalize  # Takes seconds to import, as what imports it does.
+
+    from simgr_jax.semantic_ids import interaction_embeddings, text_embeddings
+
     options = config.embeddings
     makers: dict[str, Callable[[], np.ndarray]] = {
         "tfidf": lambda: text_embeddings.tfidf_svd(dataset.item_texts, options.dim, seed),

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from simgr_jax.data.dataset import EvaluationCases, Sequences
 from simgr_jax.errors import UserError
-from simgr_jax.evaluation import metrics, report
+from simgr_jax.evaluation import metrics, report, report_pictures
 from simgr_jax.evaluation.protocols import FILTERED, LEFT_IN
 from simgr_jax.evaluation.report import Judged
 from simgr_jax.models import popularity
@@ -139,7 +139,7 @@ def test_a_table_of_three_rankings_fits_80_columns(judged):
 
 
 def test_learning_curves_mark_the_best_validation_and_skip_values_that_are_not_finite():
-    loss_axes, accuracy_axes = report.draw_learning_curves(LOG).axes
+    loss_axes, accuracy_axes = report_pictures.draw_learning_curves(LOG).axes
     assert loss_axes.lines[0].get_xydata().tolist() == [[10, 3.0]]
     assert [text.get_text() for text in accuracy_axes.texts] == ["best NDCG@10 0.3000\nat step 30"]
 
@@ -156,12 +156,12 @@ def test_without_a_log_there_are_no_learning_curves(tmp_path, judged):
 
 
 def test_gini_of_known_distributions():
-    assert report.gini(np.full(100, 7)) == pytest.approx(0)
-    assert report.gini(np.eye(100, dtype=int)[3] * 50) == pytest.approx(0.99)
+    assert report_pictures.gini(np.full(100, 7)) == pytest.approx(0)
+    assert report_pictures.gini(np.eye(100, dtype=int)[3] * 50) == pytest.approx(0.99)
     # The definition: the mean absolute difference of all pairs, divided by twice the mean.
     counts = np.random.default_rng(0).integers(0, 20, size=31)
     pairs = np.abs(counts[:, None] - counts).mean() / (2 * counts.mean())
-    assert report.gini(counts) == pytest.approx(pairs)
+    assert report_pictures.gini(counts) == pytest.approx(pairs)
 
 
 def test_a_folder_that_cannot_be_written_is_a_users_error(tmp_path, judged):

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.semantic_ids import build as build_module
+from simgr_jax.semantic_ids import text_embeddings
 from simgr_jax.semantic_ids.build import build
 
 WORDS = ("red green blue steel wood glass hammer saw lamp chair table cup plate brush soap towel").split()  # noqa: SIM905
@@ -86,14 +87,14 @@ def test_second_build_reads_the_cache(tmp_path, monkeypatch):
 
 def test_another_quantizer_reuses_the_embeddings(tmp_path, monkeypatch):
     build(make_config(), DATASET, TRAIN, tmp_path, seed=0)
-    monkeypatch.setattr(build_module.text_embeddings, "tfidf_svd", None)
+    monkeypatch.setattr(text_embeddings, "tfidf_svd", None)
     build(make_config(**{"quantizer.name": "pq"}), DATASET, TRAIN, tmp_path, seed=0)
 
 
 def test_cache_holds_only_plain_arrays_and_json(tmp_path):
     _, report = build(make_config(), DATASET, TRAIN, tmp_path, seed=0)
     (codes,) = tmp_path.glob("codes-*.npz")
-    assert set(np.load(codes, allow_pickle=False)) == {"codes", "codebook_sizes"}
+    assert set(np.load(codes, allow_pickle=False)) == {"codes", "codebook_sizes", "report"}
     (quality,) = tmp_path.glob("codes-*.json")
     assert json.loads(quality.read_text()) == report
     assert not list(tmp_path.glob(".*"))
