@@ -25,8 +25,8 @@ from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.workdir.atomic_write import atomic_path
 from simgr_jax.workdir.cache import fingerprint, load_arrays
 
-# Part of every fingerprint: increment it when the same inputs give different codes.
-VERSION = 2
+# Part of every fingerprint: increment it when the same inputs give different codes, or files of another form.
+VERSION = 3
 KEY = "config.semantic_ids"
 EMBEDDINGS = ("tfidf", "text_encoder", "npy", "interactions")
 QUANTIZERS = ("residual_kmeans", "rqvae", "opq", "pq")

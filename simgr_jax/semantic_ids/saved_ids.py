@@ -11,7 +11,6 @@ import numpy as np
 from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.workdir.atomic_write import atomic_path, write_json
 from simgr_jax.workdir.cache import load_arrays
-from simgr_jax.workdir.read_files import read_json_object
 
 
 def write(file: Path, semantic_ids: SemanticIds, report: dict[str, Any]) -> None:
@@ -34,11 +33,8 @@ def read(file: Path) -> tuple[SemanticIds, dict[str, Any]]:
     """Reads what `write` wrote.
 
     Raises:
-      UserError: a file is missing or damaged.
+      UserError: the file is missing or damaged.
     """
     arrays = load_arrays(file)
-    # Older files have it beside them only, where nothing finds a changed digit.
-    report = (
-        json.loads(arrays["report"].tobytes()) if "report" in arrays else read_json_object(file.with_suffix(".json"))
-    )
+    report = json.loads(arrays["report"].tobytes())
     return SemanticIds(arrays["codes"], tuple(arrays["codebook_sizes"].tolist())), report

@@ -45,12 +45,3 @@ def test_no_flipped_byte_changes_the_ids_or_their_report(tmp_path):
                 assert (ids.codebook_sizes, found) == (IDS.codebook_sizes, report)
         file.write_bytes(whole)
     assert detected > 100
-
-
-def test_the_report_of_an_older_file_is_beside_it(tmp_path):
-    np.savez(tmp_path / "ids.npz", codes=IDS.codes, codebook_sizes=np.array(IDS.codebook_sizes))
-    (tmp_path / "ids.json").write_text('{"collisions": 3}')
-    assert saved_ids.read(tmp_path / "ids.npz")[1] == {"collisions": 3}
-    (tmp_path / "ids.json").write_text("{")
-    with pytest.raises(UserError, match=r"ids\.json:1: not JSON"):
-        saved_ids.read(tmp_path / "ids.npz")
