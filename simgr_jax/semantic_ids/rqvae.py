@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -128,10 +129,7 @@ def _start_codebooks(model: RQVAE, data: Float[Array, "N D"], seed: int) -> None
 
 
 def _train(model: RQVAE, data: Float[Array, "N D"], seed: int, options: Options) -> None:
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, options.learning_rate, max(1, options.steps // 20), max(2, options.steps)
-    )
-    optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, _adam(options.learning_rate, options.steps), wrt=nnx.Param)
     batch_size = min(options.batch_size, len(data))
     keys = jax.random.split(jax.random.key(seed), options.steps)
     uses = jnp.zeros(model.codebooks.shape[:2], jnp.int32)
@@ -140,6 +138,11 @@ def _train(model: RQVAE, data: Float[Array, "N D"], seed: int, options: Options)
         if (step + 1) % REVIVAL_INTERVAL == 0 and step + REVIVAL_INTERVAL < options.steps:
             _revive(model, uses, residuals)
             uses = jnp.zeros_like(uses)
+
+
+@functools.cache  # The steps are compiled anew for another one.
+def _adam(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), max(2, steps)))
 
 
 @nnx.jit(static_argnums=(5, 6))
@@ -167,13 +170,14 @@ def _revive(model, uses, residuals):
     model.codebooks[...] = jnp.stack(codebooks)
 
 
-def _encode(model: RQVAE, data: Float[Array, "N D"], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    @nnx.jit
-    def encode(model, x):
-        codes, _, chosen = model.quantize(model.encoder(x))
-        return codes, model.decoder(chosen.sum(axis=0))
+@nnx.jit
+def _encode_batch(model: RQVAE, x: Float[Array, "B D"]) -> tuple[Int[Array, "B L"], Float[Array, "B D"]]:
+    codes, _, chosen = model.quantize(model.encoder(x))
+    return codes, model.decoder(chosen.sum(axis=0))
 
-    parts = [encode(model, data[start : start + batch_size]) for start in range(0, len(data), batch_size)]
+
+def _encode(model: RQVAE, data: Float[Array, "N D"], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    parts = [_encode_batch(model, data[start : start + batch_size]) for start in range(0, len(data), batch_size)]
     codes, reconstruction = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in (0, 1))
     return codes.astype(np.int32), reconstruction
 

@@ -308,7 +308,7 @@ def test_a_bidirectional_encoder_reads_a_history_anew_for_each_target():
     assert Options(encoder="causal").windows == "history"
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", [pytest.param("bidirectional", marks=pytest.mark.slow), "causal"])
 def test_learns_more_than_popularity(encoder, tmp_path):
     config = tiny_run.config("tiger", epochs=10, row_length=24, evaluate_every_epochs=10)
     config.tiger.encoder, config.tiger.decoder_layers = encoder, 1
