@@ -120,8 +120,9 @@ def read_texts(
     if repeats.any():
         row = repeats.arg_max()
         raise UserError(f"{table.where(row)}: item {item_ids[row]} has an earlier row; keep one of the two")
-    rows = table.frame.select(texts).iter_rows()
-    return {item: join_fields(row) for item, row in zip(item_ids, rows, strict=True)}, notes
+    # There may be no texts, and a frame without columns has no rows.
+    rows = table.frame.select("id", *texts).iter_rows()
+    return {item: join_fields(row) for item, (_, *row) in zip(item_ids, rows, strict=True)}, notes
 
 
 def _read_parquet(path: Path, columns: Mapping[str, str], remedy: str) -> Table:
