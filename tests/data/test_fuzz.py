@@ -269,7 +269,7 @@ def num_rows(kind, files):
     """The number of interactions that the files hold, counted without the readers; None if that can't be told."""
     name, data = next(iter(files.items()))
     if kind == "parquet":
-        return len(ROWS)  # Every page has a checksum.
+        return len(ROWS)  # Every page has a checksum, and the footer says their number in several places.
     text = decompressed(name, data).decode("utf-8-sig")
     match kind:
         case "p5":
@@ -375,3 +375,32 @@ def test_a_damaged_file_is_named_or_read_whole(kind, tmp_path, capfd):
         whole = fuzz(kind, tmp_path, range(CASES))
     # Much damage, e.g. within a title, is none to the format.
     assert 0.02 < whole / CASES < 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("files", VALID["parquet"])
+def test_no_flipped_byte_of_a_parquet_log_changes_an_interaction(files, tmp_path):
+    """At every place of a file whose pages have checksums. Its footer has none."""
+    generator, path = np.random.default_rng(0), tmp_path / "log.parquet"
+    whole, expected, detected = files["log.parquet"], None, 0
+    for place in (None, *range(len(whole))):
+        damaged = bytearray(whole)
+        if place is not None:
+            damaged[place] ^= int(generator.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            found = interactions(read("parquet", tmp_path, ["log.parquet"]))
+        except UserError as error:
+            assert str(error).startswith(f"{path}: ")
+            detected += 1
+        else:
+            expected = expected or found
+            assert found == expected, f"place {place}"
+    assert detected > len(whole) // 2
+
+
+def interactions(dataset):
+    """The triples (user, item, time), sorted."""
+    users = np.repeat(dataset.user_ids, dataset.sequences.lengths)
+    items = np.array(dataset.item_ids)[dataset.sequences.values]
+    return sorted(zip(users.tolist(), items.tolist(), dataset.timestamps.tolist(), strict=True))
