@@ -56,7 +56,7 @@ def from_frame(
         keep = _k_core_or_error(users, items, k_core)
         users, items, timestamps = users[keep], items[keep], timestamps[keep]
     users, user_exists = _renumber(users, len(user_ids))
-    items, item_exists = _renumber(items, len(item_ids), item_ids.is_in(cold_items).to_numpy())
+    items, item_exists = _renumber(items, len(item_ids), item_ids.is_in(cold_items.implode()).to_numpy())
     notes += _k_core_note(k_core, before, (user_exists.sum(), item_exists.sum(), len(users)))
     item_ids = item_ids.filter(pl.Series(item_exists)).to_list()
     return Dataset(

@@ -38,12 +38,26 @@ def unless_missing(text: str) -> str:
     return "" if text in _MISSING else text
 
 
-def _flatten(field: Any) -> Iterable[str]:
-    if isinstance(field, str) and field[:1] == "[" and field[-1:] == "]":
-        field = _parse_list(field)
-    if isinstance(field, list | tuple):
-        return [text for part in field for text in _flatten(part)]
-    return [] if field is None else [str(field)]
+def _flatten(field: Any) -> list[str]:
+    texts, waiting = [], [field]  # Not by recursion, because JSON may be nested as deeply as Python's stack is.
+    while waiting:
+        field = waiting.pop()
+        if isinstance(field, str) and field[:1] == "[" and field[-1:] == "]":
+            field = _parse_list(field)
+        if isinstance(field, list | tuple):
+            waiting += reversed(field)
+        elif field is not None:
+            texts.append(_string(field))
+    return texts
+
+
+def _string(value: Any) -> str:
+    """The value as a string; "" for an integer of thousands of digits or an object nested very deeply, which Python
+    refuses to convert."""
+    try:
+        return str(value)
+    except (ValueError, RecursionError):
+        return ""
 
 
 def _parse_list(text: str) -> Any:

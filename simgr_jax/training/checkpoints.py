@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ from simgr_jax.workdir.read_files import read_json_object
 # Where training puts damaged checkpoints, beside the folder of the others.
 DAMAGED_FOLDER = "damaged_checkpoints"
 _METRICS = "metrics"
+# Where Orbax moves a checkpoint that is not kept any more. It is removed from there, so that a run that is killed
+# meanwhile leaves no half of a checkpoint under its step.
+_REMOVED_FOLDER = ".removed"
 # Orbax adds the time to it when it renames the folder. Nothing of it is read that could change what is restored.
 _COMMITTED = "_CHECKPOINT_METADATA"
 
@@ -81,6 +85,7 @@ class Checkpoints:
             for step in steps:
                 self._check(step, _METRICS)
         else:
+            self._remove_old()
             steps = _set_damaged_aside(self._folder, steps)
         self._scores = {step: score for step in steps if (score := _score(self._folder / str(step))) is not None}
         self._manager = ocp.CheckpointManager(
@@ -90,6 +95,7 @@ class Checkpoints:
                 read_only=read_only,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
+                todelete_subdir=None if read_only else _REMOVED_FOLDER,
                 save_interval_steps=0 if read_only else 1,
                 # Orbax would read files here that nobody has checked.
                 lightweight_initialize=True,
@@ -118,6 +124,7 @@ class Checkpoints:
             checkpoint without an evaluation, which is only kept while it is the latest.
         """
         self._manager.wait_until_finished()  # The last checkpoint's writer reads what is set here.
+        self._remove_old()
         self._saving = step = int(state.step)
         items = {
             "state": ocp.args.StandardSave(state._asdict()),
@@ -134,6 +141,11 @@ class Checkpoints:
         to its step."""
         (written,) = self._folder.glob(f"{self._saving}{ocp.path.atomicity.TMP_DIR_SUFFIX}*")
         digests.write(written, without=[_COMMITTED])
+
+    def _remove_old(self) -> None:
+        """Removes the checkpoints that are not kept any more."""
+        if distributed.is_main():
+            shutil.rmtree(self._folder / _REMOVED_FOLDER, ignore_errors=True)
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress]:
         """The newest state, in the shapes and shardings of `like`, and its progress."""
@@ -215,6 +227,8 @@ class Checkpoints:
     def __exit__(self, *exception) -> None:
         """Waits until everything is written."""
         self._manager.close()
+        if not self._read_only:
+            self._remove_old()
 
 
 def _steps(folder: Path) -> list[int]:

@@ -107,6 +107,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: has a number too long to read ({error}); check that it is the right file") from error
 
 
+def is_text(string: str) -> bool:
+    """Whether a string can be written as UTF-8. JSON can hold one half of a character of two UTF-16 units."""
+    try:
+        string.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_log_line(line: bytes, where: str) -> dict[str, Any]:
     """A line of metrics.jsonl: an object with the whole number `step`.
 

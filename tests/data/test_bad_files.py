@@ -46,6 +46,7 @@ def expect(message, read, *args, **kwargs):
         ({"user_sequence.txt": "u a", "item_plain_text.txt": ""}, "item_plain_text.txt: the file is empty"),
         ({"user_sequence.txt": b"u a\nv caf\xe9\n"}, "user_sequence.txt:2: not UTF-8"),
         ({"user_sequence.txt/x": "u a"}, "user_sequence.txt: is a folder"),
+        ({"user_sequence.txt": "u a b\rv a b\n"}, "user_sequence.txt:1: ends lines in carriage returns alone"),
     ],
 )
 def test_mistakes_in_p5_files_are_named(tmp_path, files, message):
@@ -67,6 +68,9 @@ def test_mistakes_in_p5_files_are_named(tmp_path, files, message):
         ({"a.inter.json": {"u": [0], "v": []}}, "a.inter.json:v: the user has no items"),
         ({"a.inter.json": {"u": [0], "v": "01"}}, "a.inter.json:v: '01' is not a list of items"),
         ({"a.inter.json": {"v": [0, None]}}, "a.inter.json:v: [0, None] is not a list of items"),
+        ({"a.inter.json": '{"v": ["\\ud83d"]}'}, "a.inter.json:v: ['\\ud83d'] is not a list of items"),
+        ({"a.inter.json": '{"\\ud83d": ["a"]}'}, "a.inter.json: user '\\ud83d' has half a character"),
+        ({"a.inter.json": {"v": ["a"]}, "a.item.json": '{"\\ud83d": {}}'}, "a.item.json: item '\\ud83d' has half a"),
         ({"a.inter.json": {"v": [0, 2]}, "a.item.json": ITEMS}, "a.inter.json:v: item 2 is not in"),
         ({"a.inter.json": {"v": [0]}, "a.item.json": {"0": "title"}}, "a.item.json:0: not an object"),
         ({"a.inter.json": {"v": [0, 2]}, "a.index.json": {"0": ["<a_1>"]}}, "a.inter.json:v: item 2 is not in"),
@@ -95,6 +99,10 @@ def test_mistakes_in_lcrec_files_are_named(tmp_path, files, message):
         ),
         ({"train/a.csv": ROW + 'v,"[0]",\n'}, "train/a.csv:3: a row without user_id or item_id"),
         ({"train/a.csv": ROW + 'v,"[0]"x,1\n'}, "train/a.csv:3: not CSV"),
+        ({"train/a.csv": '""' + ROW}, "train/a.csv:1: not CSV"),
+        ({"train/a.csv": ROW + 'v,"[0]",1,2\n'}, "train/a.csv:3: more fields than line 1 has"),
+        ({"train/a.csv": "user_id," + ROW}, "train/a.csv:1: two columns are called user_id"),
+        ({"train/a.csv": ROW + "v,[0x" + "f" * 4_000 + "],1\n"}, "train/a.csv:3: history_item_id '[0xff"),
         ({"train/a.csv": ROW + 'v,"[0]",7\n'}, "train/a.csv:3: item 7 is not in"),
         ({"test/a.csv": TABLES["valid/a.csv"]}, "test/a.csv:2: the history does not match the earlier rows of user u"),
         ({"test/a.csv": TABLES["test/a.csv"].replace("[0, 1, 0]", "[1, 1, 0]")}, "test/a.csv:2: the history does not"),
@@ -169,6 +177,14 @@ def test_mistakes_in_a_log_are_named(tmp_path, files, message):
     if items:
         arguments |= {"items_file": str(tmp_path / items), "items_id": "id", "items_text": ("title",)}
     expect(message, log.read, tmp_path / "log.csv", "x", **arguments)
+
+
+@pytest.mark.parametrize("user", ["NaN", '"\\ud83d"'])
+def test_a_user_of_a_json_log_that_is_no_text_is_named(tmp_path, user):
+    """A program that cuts a string in a character of two UTF-16 units writes such a half; pandas' missing value is
+    NaN."""
+    write(tmp_path, {"log.jsonl": f'{{"user": {user}, "item": "a", "time": 1}}\n'})
+    expect("log.jsonl:1: ", log.read, tmp_path / "log.jsonl", "x", user="user", item="item", timestamp="time")
 
 
 def test_mistakes_in_a_parquet_log_are_named(tmp_path):

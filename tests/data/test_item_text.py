@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from simgr_jax.data.item_text import clean, join_fields
@@ -29,6 +31,8 @@ def test_clean_gives_plain_text_on_one_line(messy, expected):
         (["['it's broken', 'here']"], "it's broken. here"),
         ([r"['a \d b']"], r"a \d b"),
         ([None, "[]"], ""),
+        (["x", json.loads("[" * 900 + "3, 4" + "]" * 900)], "x. 3. 4"),
+        (["x", "[0x" + "f" * 4_000 + "]"], "x"),
         (["NaN", float("nan"), "None", " null ", "nan", "NULL"], ""),
         (["Naan", "None of the above", "['null', 'Null Bock']", "<td>NaN</td>"], "Naan. None of the above. Null Bock"),
     ],

@@ -100,6 +100,12 @@ def test_lcrec_files_may_be_the_sequences_alone(tmp_path):
     assert dataset.item_texts is None and dataset.codes is None
 
 
+def test_an_id_of_more_digits_than_python_converts_is_no_number(tmp_path):
+    items = ["9" * 5_000, "10", "9"]
+    (tmp_path / "x.inter.json").write_text(json.dumps({"u": items}))
+    assert lcrec_files.read(tmp_path, "x").item_ids == items
+
+
 @needs_real_data
 def test_real_lcrec_files_are_read():
     dataset = lcrec_files.read(SHARED / "amazon_instruments", "x")
@@ -202,6 +208,12 @@ def test_recbole_files_are_read(tmp_path):
 
 ROWS = {"user": ["v", "u", "u", "u"], "item": ["1", "10", "2", "1"], "time": [5, 7, 7, 6]}
 EXPECTED = {"u": ["1", "10", "2"], "v": ["1"]}  # Items 2 and 10 are at the same time, so a hash orders them.
+
+
+def test_a_recbole_item_file_may_have_no_text(tmp_path):
+    (tmp_path / "x.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\ta\t1\n")
+    (tmp_path / "x.item").write_text("item_id:token\tprice:float\na\t2.5\n")
+    assert recbole.read(tmp_path, "x").item_texts == [""]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])

@@ -1,6 +1,9 @@
 import json
 import logging
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +181,7 @@ def test_no_flipped_byte_is_read_as_another_number(finished, folder):
     """At 200 random places of both checkpoints, weighted by files, so that small ones are hit as well."""
     expected, generator = restored(folder, finished.config), np.random.default_rng(0)
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
+    listed = {step: json.loads((step / "digests.json").read_text()) for step in folder.iterdir()}
     detected = 0
     for _ in range(200):
         file = files[generator.integers(len(files))]
@@ -188,7 +192,9 @@ def test_no_flipped_byte_is_read_as_another_number(finished, folder):
         try:
             found = restored(folder, finished.config)
         except UserError as error:
-            assert str(folder) in str(error)
+            checkpoint = folder / file.relative_to(folder).parts[0]
+            has_digest = str(file.relative_to(checkpoint)) in listed[checkpoint]
+            assert str(error).startswith(f"{file}: " if has_digest else str(checkpoint))
             detected += 1
         else:
             jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -217,6 +223,42 @@ def test_a_run_removes_a_checkpoint_that_another_left_unfinished(finished, tmp_p
         checkpoints.save(state, Progress(), None)
     assert not half_written.exists()
     assert (folder / "25" / "model").is_dir()
+
+
+def test_a_run_that_is_killed_while_it_removes_a_checkpoint_leaves_no_half_of_it(finished, tmp_path, root, caplog):
+    """It is killed when the first file is gone of the checkpoint that the second one has replaced."""
+    folder = tmp_path / "checkpoints"
+    program = f"""
+import os, signal, sys
+sys.path[:0] = {[str(root / "tests" / "training"), str(root)]}
+import jax.numpy as jnp
+import optax
+import tiny_run
+from flax import nnx
+from pathlib import Path
+from simgr_jax.training.checkpoints import Checkpoints, Progress
+from simgr_jax.training.state import create_state
+
+def killing(path, *arguments, unlink=os.unlink, **options):
+    unlink(path, *arguments, **options)
+    if "dir_fd" in options or "/checkpoints/" in str(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.unlink = killing
+state = create_state(nnx.state(tiny_run.make_model(tiny_run.config()), nnx.Param), optax.sgd(0.1), 0)
+with Checkpoints(Path({str(folder)!r})) as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(state._replace(step=jnp.int32(step)), Progress(), {{"NDCG@10": step / 10}})
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.best_step == 2
+        checkpoints.restore_best(params_of(finished.config))
+    with caplog.at_level(logging.WARNING, "simgr_jax"), Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest_step == 2
+    assert not caplog.text and not (tmp_path / "damaged_checkpoints").exists()
+    assert [path.name for path in folder.iterdir()] == ["2"]
 
 
 def test_a_reader_is_told_that_a_run_replaced_the_checkpoint(finished, tmp_path):

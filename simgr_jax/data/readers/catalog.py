@@ -11,10 +11,12 @@ import numpy as np
 from simgr_jax.data.item_text import join_fields
 from simgr_jax.data.readers.index_json import read_index_json
 from simgr_jax.errors import UserError
-from simgr_jax.workdir.read_files import read_json_object
+from simgr_jax.workdir.read_files import is_text, read_json_object
 
 # The fields that make up an item's text, in this order. Files may lack some.
 TEXT_FIELDS = ("title", "brand", "categories", "description")
+# Python refuses to convert strings of more than 4,300 digits.
+_MOST_DIGITS = 4_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Catalog:
             raise UserError(f"{where}: item {item} is not in {self.source}; add it there, or remove it here") from None
 
 
+def _is_number(item: str) -> bool:
+    return item.isdecimal() and len(item) <= _MOST_DIGITS
+
+
 def read_catalog(item_file: Path | None, index_file: Path | None, seen: Iterable[str]) -> Catalog:
     """Reads the items of `*.item.json`, else of `*.index.json`, else takes `seen`. Numeric ids are sorted by number.
 
@@ -57,7 +63,9 @@ def read_catalog(item_file: Path | None, index_file: Path | None, seen: Iterable
     items = read_json_object(item_file) if item_file else None
     source = item_file or index_file
     ids = items if items is not None else read_json_object(index_file) if index_file else dict.fromkeys(seen)
-    item_ids = sorted(ids, key=int) if all(item.isdecimal() for item in ids) else list(ids)
+    item_ids = sorted(ids, key=int) if all(map(_is_number, ids)) else list(ids)
+    if bad := next((item for item in item_ids if not is_text(item)), None):
+        raise UserError(f"{source}: item {bad!r} has half a character; correct it")
     texts = None
     if items is not None:
         texts = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 from simgr_jax.data.readers.columns import Table, find
 from simgr_jax.data.readers.delimited import UTF16_MARKS, open_bytes
 from simgr_jax.errors import UserError, first_line
+from simgr_jax.workdir.read_files import is_text
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -53,14 +55,16 @@ def read_columns(path: Path, columns: Mapping[str, str], remedy: str) -> Table:
 
 
 def text(value: Any, name: str, where: str) -> str | None:
-    """An id or a time as a string; integers that pandas turned into floats become integers again.
+    """An id or a time as a string; integers that pandas turned into floats become integers again, and its NaN is None.
 
     Raises:
-      UserError: it is a list, an object or a truth value.
+      UserError: it is a list, an object or a truth value, or a string that is no Unicode text.
     """
-    if isinstance(value, list | dict | bool):
+    if isinstance(value, list | dict | bool) or (isinstance(value, str) and not is_text(value)):
         raise UserError(f"{where}: {name} {value!r:.40} is not a string or a number; correct the row")
     if isinstance(value, float):
+        if math.isnan(value):
+            return None
         return str(int(value)) if value.is_integer() else repr(value)
     return None if value in (None, "") else str(value)
 

@@ -9,7 +9,7 @@ from typing import Any
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.data.readers.catalog import read_catalog
 from simgr_jax.errors import UserError
-from simgr_jax.workdir.read_files import find_file, read_json_object, require_folder
+from simgr_jax.workdir.read_files import find_file, is_text, read_json_object, require_folder
 
 
 def files(folder: Path) -> list[Path]:
@@ -31,6 +31,8 @@ def read(folder: Path, name: str) -> Dataset:
     rows = {user: _items(items, f"{path}:{user}") for user, items in read_json_object(path).items()}
     if not rows:
         raise UserError(f"{path}: has no users; copy the file again from its source")
+    if bad := next((user for user in rows if not is_text(user)), None):
+        raise UserError(f"{path}: user {bad!r} has half a character; correct it")
     seen = (item for items in rows.values() for item in items)
     catalog = read_catalog(find_file(folder, "*.item.json"), find_file(folder, "*.index.json"), seen)
     return Dataset(
@@ -45,7 +47,7 @@ def read(folder: Path, name: str) -> Dataset:
 
 
 def _items(value: Any, where: str) -> list[str]:
-    if not isinstance(value, list) or not all(type(item) in (int, str) for item in value):
+    if not isinstance(value, list) or not all(type(item) in (int, str) and is_text(str(item)) for item in value):
         raise UserError(f"{where}: {value!r:.80} is not a list of items; write e.g. [3, 14, 15]")
     if not value:
         raise UserError(f"{where}: the user has no items; remove the user")

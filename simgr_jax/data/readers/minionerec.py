@@ -12,6 +12,7 @@ import ast
 import csv
 import dataclasses
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.data.readers.catalog import read_catalog
 from simgr_jax.errors import UserError
-from simgr_jax.workdir.read_files import find_file, read_text, require_folder
+from simgr_jax.workdir.read_files import find_file, is_text, read_text, require_folder
 
 PARTS = ("train", "valid", "test")
 COLUMNS = ("user_id", "history_item_id", "item_id")
@@ -50,7 +51,8 @@ def read(folder: Path, name: str) -> Dataset:
       UserError: a file is missing, not UTF-8 or malformed; a row's history contradicts the user's earlier rows; or an
         item is not in the catalog, or has no semantic ID in `*.index.json`.
     """
-    rows = [row for part, path in enumerate(files(folder)[: len(PARTS)]) for row in _rows(path, part)]
+    with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # of "\\d" and the like in a history
+        rows = [row for part, path in enumerate(files(folder)[: len(PARTS)]) for row in _rows(path, part)]
     cut = max((len(row.history) for row in rows), default=0)
     seen = (item for row in rows for item in [*row.history, row.item])
     catalog = read_catalog(*_item_files(folder), seen)
@@ -87,14 +89,17 @@ def _item_files(folder: Path) -> tuple[Path | None, Path | None]:
 
 
 def _rows(path: Path, part: int) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    missing = set(COLUMNS) - set(reader.fieldnames or ())
-    if missing:
-        raise UserError(f"{path}:1: no column {', '.join(sorted(missing))}; check the file's format")
-    rows = []
+    rows, reader = [], csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
+        names = reader.fieldnames or ()
+        if missing := set(COLUMNS) - set(names):
+            raise UserError(f"{path}:1: no column {', '.join(sorted(missing))}; check the file's format")
+        if twice := next((name for name in COLUMNS if names.count(name) > 1), None):
+            raise UserError(f"{path}:1: two columns are called {twice}; rename one")
         for fields in reader:
             where = f"{path}:{reader.line_num}"
+            if None in fields:  # It has those that are too many.
+                raise UserError(f"{where}: more fields than line 1 has; quote or correct the row")
             user, history, item = (fields[column] for column in COLUMNS)
             if not user or not item:
                 raise UserError(f"{where}: a row without user_id or item_id; complete or remove it")
@@ -109,8 +114,10 @@ def _rows(path: Path, part: int) -> list[Row]:
 def _parse_history(text: str | None, where: str) -> list[str]:
     try:
         history = ast.literal_eval(text)
+        if isinstance(history, list) and all(type(item) in (int, str) for item in history):
+            items = [str(item) for item in history]
+            if all(map(is_text, items)):
+                return items
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        history = None
-    if not isinstance(history, list) or not all(type(item) in (int, str) for item in history):
-        raise UserError(f"{where}: history_item_id {text!r:.60} is not a list of items; write e.g. [3, 14, 15]")
-    return [str(item) for item in history]
+        pass
+    raise UserError(f"{where}: history_item_id {text!r:.60} is not a list of items; write e.g. [3, 14, 15]")

@@ -51,6 +51,8 @@ def _lines(path: Path, kind: str):
     """
     first_lines = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if "\r" in line.removesuffix("\r"):
+            raise UserError(f"{path}:{number}: ends lines in carriage returns alone; convert them to newlines")
         if not line.strip():
             continue
         word, *rest = line.split(maxsplit=1)

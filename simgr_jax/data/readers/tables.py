@@ -120,8 +120,9 @@ def read_texts(
     if repeats.any():
         row = repeats.arg_max()
         raise UserError(f"{table.where(row)}: item {item_ids[row]} has an earlier row; keep one of the two")
-    rows = table.frame.select(texts).iter_rows()
-    return {item: join_fields(row) for item, row in zip(item_ids, rows, strict=True)}, notes
+    # There may be no texts, and a frame without columns has no rows.
+    rows = table.frame.select("id", *texts).iter_rows()
+    return {item: join_fields(row) for item, (_, *row) in zip(item_ids, rows, strict=True)}, notes
 
 
 def _read_parquet(path: Path, columns: Mapping[str, str], remedy: str) -> Table:
@@ -131,6 +132,9 @@ def _read_parquet(path: Path, columns: Mapping[str, str], remedy: str) -> Table:
             names = file.schema_arrow.names
             places = find(names, columns, str(path), remedy)
             read = file.read(list(dict.fromkeys(names[i] for i in places.values())))
+            num_rows = file.metadata.num_rows
+        if len(read) != num_rows:
+            raise UserError(f"{path}: {len(read)} rows can be read of {num_rows}; copy it again from its source")
         read.validate(full=True)  # that strings are UTF-8, for one
         # Column by column, because polars panics on damaged metadata of a schema.
         frame = pl.DataFrame({ours: pl.from_arrow(read[names[i]]) for ours, i in places.items()})
