@@ -293,7 +293,7 @@ BAD = {
         (),
         "workdir/checkpoints: is not there; train in this workdir first",
     ),
-    "damaged": (damaged, (), "can't be restored"),
+    "damaged": (damaged, (), "is not what was written there; checkpoint 2 is damaged: copy it back, or train"),
     "output": (lambda _, tmp: (tmp / "out").mkdir(), (), "out: exists already; remove it, or choose another"),
     "no folder": (
         lambda _, tmp: (tmp / "file").touch(),

@@ -37,6 +37,13 @@ def test_the_separator_goes_by_the_header(tmp_path, separator, name, quoted):
     assert lists_of(log.read(tmp_path / name, "x", **COLUMNS)) == EXPECTED
 
 
+@pytest.mark.parametrize("title", ["x", '"x"'])
+@pytest.mark.parametrize("rows", [" u,b,7,{}\n u,a,6,{}\nv,a,5,{}\n", "u,  b, 7,{}\nu,a,6,{}\nv,a,5,{}\n"])
+def test_blanks_before_the_fields_of_a_csv_file_are_none(tmp_path, rows, title):
+    (tmp_path / "log.csv").write_text("user,item,time,title\n" + rows.format(title, "x", "x"))
+    assert lists_of(log.read(tmp_path / "log.csv", "x", **COLUMNS)) == EXPECTED
+
+
 def test_a_named_separator_is_taken(tmp_path):
     (tmp_path / "log.csv").write_text(text("^"))
     assert lists_of(log.read(tmp_path / "log.csv", "x", **COLUMNS, separator="^")) == EXPECTED

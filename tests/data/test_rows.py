@@ -67,6 +67,8 @@ def test_a_tsv_has_no_quotes(tmp_path):
         ("u,a,1,x,y\n", "log.csv:2: 5 fields where line 1 has 4"),
         ("u,a,1,x\n" * 3_000 + "u,a,1,x,y\n", "log.csv:3002: 5 fields where line 1 has 4"),
         ('u,"a\rb",1,x\nu,c\rd,1,x\n', "log.csv:3: can't be read"),
+        # Without it, this user would be another one.
+        ("u,a,1,x\n\nu\r,a,1,x\n", "log.csv:4: a field ends in a carriage return"),
     ],
 )
 def test_a_file_that_would_lose_rows_is_refused_with_the_line(tmp_path, rows, message):

@@ -60,6 +60,18 @@ def test_ids_that_can_not_be_told_are_refused(tmp_path, ids, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_ids_that_are_strings_are_kept_as_they_are_spelled(tmp_path, suffix):
+    path, frame = tmp_path / f"log{suffix}", pl.DataFrame({"user": "u", "item": ["007", "7.0", "7"], "time": "5"})
+    if suffix == ".parquet":
+        frame.write_parquet(path)
+    elif suffix == ".jsonl":
+        frame.write_ndjson(path)
+    else:
+        frame.write_csv(path, separator="\t" if suffix == ".tsv" else ",")
+    assert log.read(path, "x", **COLUMNS).item_ids == ["007", "7", "7.0"]
+
+
 def test_ids_that_differ_by_blanks_alone_are_said(tmp_path):
     dataset = read(tmp_path, item=["a", "a ", "b"])
     assert sequence(dataset) == ["a", "a ", "b"]

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from simgr_jax.workdir import lock
 from tests import virtual_devices
 
 
@@ -43,7 +44,7 @@ def test_only_one_process_prints_and_writes(trained):
     assert steps == [2, 2]
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     assert {"config.json", "semantic_ids.json", "checkpoints", "report"} <= {path.name for path in workdir.iterdir()}
-    assert not [path for path in workdir.rglob(".*") if path.name.startswith(".")], "a file is half written"
+    assert [path.name for path in workdir.rglob(".*")] == [lock.FILE_NAME], "a file is half written"
 
 
 def test_a_users_mistake_is_one_line(launch, tiny_options, tmp_path):

@@ -118,6 +118,7 @@ def test_lists_are_as_long_as_is_asked_for(tmp_path):
         ('{"user": "bob", "items": [', "is not valid JSON in UTF-8"),
         (b'{"user": "b\xffb", "items": []}', "is not valid JSON in UTF-8"),
         ("[" * 100_000, "is not valid JSON in UTF-8"),
+        ('{"user": 1' + "0" * 5_000 + "}", "is not valid JSON in UTF-8"),
         ('["bob"]', "is not a JSON object"),
         ('{"items": []}', "has no 'user'"),
         ('{"user": "bob"}', "has no 'items'"),

@@ -61,7 +61,8 @@ class _Lines:
 
     num_filled: int  # lines that are not blank
     has_quotes: bool
-    has_blanks: bool  # after separators
+    has_blanks: bool  # before fields
+    has_returns: bool  # before separators
     most_separators: int  # in a line
 
 
@@ -143,7 +144,7 @@ def _split_header(path: Path, number: int, text: str, separator: str) -> list[st
 
 
 def _survey(path: Path, separator: str) -> _Lines:
-    num_filled, has_quotes, has_blanks, most_separators = 0, False, False, 0
+    num_filled, has_quotes, has_blanks, has_returns, most_separators = 0, False, False, False, 0
     separators_before = 0  # of the line that the chunk continues
     before = b"\n\n"  # the two bytes before the chunk: the file's first byte begins a line
     with open_bytes(path) as file:
@@ -155,13 +156,14 @@ def _survey(path: Path, separator: str) -> _Lines:
             begins = ends[1:-1] | (returns[1:-1] & ends[:-2])
             num_filled += np.count_nonzero(begins & ~ends[2:] & ~returns[2:])
             has_quotes = has_quotes or b'"' in chunk
-            has_blanks = has_blanks or separator.encode() + b" " in data
+            has_blanks = has_blanks or separator.encode() + b" " in data or b"\n " in data
+            has_returns = has_returns or b"\r" + separator.encode() in data
             separators = np.cumsum(values[2:] == ord(separator), dtype=np.int32)
             per_line = np.diff(separators[np.append(np.flatnonzero(ends[2:]), -1)], prepend=-separators_before)
             most_separators = max(most_separators, per_line.max())
             separators_before = per_line[-1]
             before = data[-2:]
-    return _Lines(num_filled, has_quotes, has_blanks, most_separators)
+    return _Lines(num_filled, has_quotes, has_blanks, has_returns, most_separators)
 
 
 def _read_plain(header: _Header, places: Mapping[str, int], lines: _Lines) -> pl.DataFrame:
@@ -169,6 +171,8 @@ def _read_plain(header: _Header, places: Mapping[str, int], lines: _Lines) -> pl
     names = [str(i) for i in range(len(header.names))]
     if lines.most_separators >= len(names):
         raise _located(header, pl.exceptions.ComputeError("a line has too many fields"))
+    if lines.has_returns:
+        raise _ends_in_a_return(header)
     try:
         scanned = pl.scan_csv(
             header.path,
@@ -289,6 +293,12 @@ def _lost(header: _Header, places: Mapping[str, int], found: int, expected: int)
             name = header.names[next(iter(places.values()))]
             return UserError(f"{header.path}:{line}: no {name}; complete or remove the row")
     return UserError(f"{header.path}: {found} rows can be read of {expected}; write the file as Parquet")
+
+
+def _ends_in_a_return(header: _Header) -> UserError:
+    """Polars would drop such a return, and two ids could become one."""
+    line = next(line for line, fields in _plain_rows(header) if any(field.endswith("\r") for field in fields[:-1]))
+    return UserError(f"{header.path}:{line}: a field ends in a carriage return; remove it")
 
 
 def _located(header: _Header, error: Exception) -> UserError:
