@@ -54,6 +54,22 @@ def test_paths_of_the_repository_exist(page):
 
 
 @pytest.mark.parametrize("page", CURRENT_PAGES, ids=name)
+def test_named_tests_exist(page):
+    for file, test in re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text(encoding="utf-8")):
+        assert (ROOT / file).is_file(), f"{file}: no such file"
+        defined = re.search(rf"^def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+        assert defined, f"{file}::{test}: no such test"
+
+
+def test_every_fault_has_a_test():
+    rows = re.findall(r"^\| .*", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"), re.MULTILINE)
+    faults = [row for row in rows if row != "| fault | what happens now | test |"]
+    assert len(faults) > 50
+    for row in faults:
+        assert re.fullmatch(r"\|[^|]+\|[^|]+\|( `tests/[\w/]+\.py::test_\w+`,?)+ \|", row), row
+
+
+@pytest.mark.parametrize("page", CURRENT_PAGES, ids=name)
 def test_commands_are_modules(page):
     for module in re.findall(r"python -m ([\w.]+)", page.read_text(encoding="utf-8")):
         if module.partition(".")[0] in ("simgr_jax", "benchmarks"):
