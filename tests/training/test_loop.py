@@ -9,6 +9,7 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -313,7 +314,9 @@ def test_without_a_restart_a_longer_run_goes_on_at_the_longer_schedules_rate(fin
     workdir = tmp_path / "longer"
     shutil.copytree(finished.workdir, workdir)
     before = tiny_run.log(workdir)
-    tiny_run.train(tiny_run.config(epochs=6), workdir)
+    with mock.patch.object(optimizers, "create", wraps=optimizers.create) as create:
+        tiny_run.train(tiny_run.config(epochs=6), workdir)
+    create.assert_called_once_with(mock.ANY, 30, 0)  # One schedule for all 30 steps, of which 20 are done.
     log = tiny_run.log(workdir)
     assert log[: len(before)] == before and log[-1]["step"] == 30
 
