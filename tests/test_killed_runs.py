@@ -21,8 +21,9 @@ from simgr_jax.errors import Stopped
 from simgr_jax.workdir.cache import load_arrays
 
 RUNS = 20
+# On a busy machine, where a run takes longer than half a minute, a third of its time.
 SECONDS_TO_STOP = 10
-SECONDS_TO_END = 300
+SECONDS_TO_END = 600
 STEPS = 12
 # Twelve steps, of which every second is validated. There are checkpoints after these and after every third step.
 OPTIONS = ("--config.training.epochs=6", "--config.training.checkpoint_every_steps=3")
@@ -63,11 +64,10 @@ class Process:
         if not steps:
             latest = max((int(path.name) for path in (self.workdir / "checkpoints").glob("[0-9]*")), default=0)
             return "reporting" if latest == STEPS else "compiling"
-        validated = " validation/" in steps[-1]
         number = int(steps[-1].split()[1].partition("/")[0])
-        if number == STEPS and validated:
+        if number == STEPS:  # The loop may have ended since this was read.
             return "reporting"
-        return "validating" if number % 2 == 0 and not validated else "training"
+        return "validating" if number % 2 == 0 and " validation/" not in steps[-1] else "training"
 
     def phase_at(self, moment: float) -> str:
         """Waits until this many seconds after the start, or the end. Returns what the process does then."""
@@ -75,9 +75,9 @@ class Process:
             time.sleep(min(left, 0.05))
         return self.phase()
 
-    def kill(self, number: signal.Signals) -> tuple[int, str]:
+    def kill(self, number: signal.Signals, seconds: float) -> tuple[int, str]:
         self._process.send_signal(number)
-        return self.end(SECONDS_TO_STOP)
+        return self.end(seconds)
 
     def end(self, seconds: float = SECONDS_TO_END) -> tuple[int, str]:
         """Waits for the end. Returns the exit code and what is on stderr. No process may be left."""
@@ -101,8 +101,8 @@ def check_end(number: signal.Signals, phase: str, code: int, err: str) -> int | 
         return int(first.removeprefix("stopped after step "))
     # A process that had just ended could not be killed.
     assert code in (-number, 0) and not err, told
-    # A training loop stops by itself. What is seen of it may lie a little in the past.
-    assert number == signal.SIGKILL or phase not in ("validating", "training") or code == 0, told
+    # A training loop stops by itself.
+    assert number == signal.SIGKILL or phase not in ("validating", "training"), told
     return None
 
 
@@ -152,7 +152,8 @@ def assert_same_run(workdir: Path, expected: Path, stops: list[int]) -> None:
 
 @pytest.fixture(scope="module")
 def unkilled(root, tmp_path_factory):
-    """The workdir of a run that nobody killed, and the seconds after the start of another such run, by phase.
+    """The workdir of a run that nobody killed, the seconds after the start of another such run, by phase, and how many
+    seconds a run has to stop.
 
     The first compiles all programs, and the second finds them in the compilation cache, as those that are killed do.
     """
@@ -162,17 +163,24 @@ def unkilled(root, tmp_path_factory):
     while phase := process.phase():
         moments[phase].append(process.seconds)
         time.sleep(0.02)
+    limit = max(SECONDS_TO_STOP, process.seconds / 3)
     assert process.end() == (0, "")
     assert set(moments) == set(PHASES)
     # Python itself answers a signal in its first moments.
     moments["importing"] = [moment for moment in moments["importing"] if moment > 1]
     assert_same_run(second, first, [])
-    return first, moments
+    return first, moments, limit
 
 
-def killed_run(root: Path, workdir: Path, moments: dict[str, list[float]], seed: int) -> tuple[list[str], list[int]]:
+def killed_run(
+    root: Path, workdir: Path, moments: dict[str, list[float]], limit: float, seed: int
+) -> tuple[list[str], list[int]]:
     """Kills a run two or three times, and lets it end. Returns the phases that it was killed in, and the steps that it
-    stopped at."""
+    stopped at.
+
+    Args:
+      limit: the most seconds from a signal to the end.
+    """
     generator, phases, stops = np.random.default_rng(seed), [], []
     for _ in range(generator.integers(2, 4)):
         process = Process(root, workdir)
@@ -180,7 +188,7 @@ def killed_run(root: Path, workdir: Path, moments: dict[str, list[float]], seed:
         number = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[generator.integers(3)]
         if phase:
             phases.append(f"{phase} {number.name}")
-            stopped = check_end(number, phase, *process.kill(number))
+            stopped = check_end(number, phase, *process.kill(number, limit))
             stops += [] if stopped is None else [stopped]
         else:
             assert process.end() == (0, "")
@@ -194,12 +202,14 @@ def killed_run(root: Path, workdir: Path, moments: dict[str, list[float]], seed:
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_ends_as_if_nothing_had_happened(root, unkilled, tmp_path):
     """As many runs at a time as there are cores."""
-    expected, moments = unkilled
+    expected, moments, limit = unkilled
     workdirs = [tmp_path / str(number) / "workdir" for number in range(RUNS)]
     for workdir in workdirs:
         workdir.parent.mkdir()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        runs = [threads.submit(killed_run, root, workdir, moments, seed) for seed, workdir in enumerate(workdirs)]
+        runs = [
+            threads.submit(killed_run, root, workdir, moments, limit, seed) for seed, workdir in enumerate(workdirs)
+        ]
     seen = collections.Counter()
     for run, workdir in zip(runs, workdirs, strict=True):
         phases, stops = run.result()

@@ -199,7 +199,7 @@ def test_no_flipped_byte_is_read_as_another_number(finished, folder):
         else:
             jax.tree.map(np.testing.assert_array_equal, found, expected)
         file.write_bytes(whole)
-    assert detected > 100
+    assert detected > 50  # No reader reads all of both.
 
 
 def test_a_reader_leaves_checkpoints_alone_that_are_being_written(finished, tmp_path):
