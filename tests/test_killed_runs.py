@@ -157,6 +157,8 @@ def unkilled(root, tmp_path_factory):
 
     The first compiles all programs, and the second finds them in the compilation cache, as those that are killed do.
     """
+    # A shell's background jobs ignore it, and so would the runs.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     first, second = (tmp_path_factory.mktemp("unkilled") / "workdir" for _ in range(2))
     assert Process(root, first).end() == (0, "")
     process, moments = Process(root, second), collections.defaultdict(list)
@@ -169,7 +171,8 @@ def unkilled(root, tmp_path_factory):
     # Python itself answers a signal in its first moments.
     moments["importing"] = [moment for moment in moments["importing"] if moment > 1]
     assert_same_run(second, first, [])
-    return first, moments, limit
+    yield first, moments, limit
+    signal.signal(signal.SIGINT, before)
 
 
 def killed_run(
