@@ -185,9 +185,10 @@ def killed_run(
       limit: the most seconds from a signal to the end.
     """
     generator, phases, stops = np.random.default_rng(seed), [], []
-    for _ in range(generator.integers(2, 4)):
+    # Every phase is the first of some run. A run that continues is shorter, and may end before a later moment.
+    for planned in (PHASES[seed % len(PHASES)], *generator.choice(PHASES, generator.integers(1, 3))):
         process = Process(root, workdir)
-        phase = process.phase_at(generator.choice(moments[generator.choice(PHASES)]))
+        phase = process.phase_at(generator.choice(moments[planned]))
         number = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[generator.integers(3)]
         if phase:
             phases.append(f"{phase} {number.name}")
