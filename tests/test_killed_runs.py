@@ -157,6 +157,8 @@ def unkilled(root, tmp_path_factory):
 
     The first compiles all programs, and the second finds them in the compilation cache, as those that are killed do.
     """
+    # A shell's background jobs ignore it, and so would the runs.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     first, second = (tmp_path_factory.mktemp("unkilled") / "workdir" for _ in range(2))
     assert Process(root, first).end() == (0, "")
     process, moments = Process(root, second), collections.defaultdict(list)
@@ -169,7 +171,8 @@ def unkilled(root, tmp_path_factory):
     # Python itself answers a signal in its first moments.
     moments["importing"] = [moment for moment in moments["importing"] if moment > 1]
     assert_same_run(second, first, [])
-    return first, moments, limit
+    yield first, moments, limit
+    signal.signal(signal.SIGINT, before)
 
 
 def killed_run(
@@ -182,9 +185,10 @@ def killed_run(
       limit: the most seconds from a signal to the end.
     """
     generator, phases, stops = np.random.default_rng(seed), [], []
-    for _ in range(generator.integers(2, 4)):
+    # Every phase is the first of some run. A run that continues is shorter, and may end before a later moment.
+    for planned in (PHASES[seed % len(PHASES)], *generator.choice(PHASES, generator.integers(1, 3))):
         process = Process(root, workdir)
-        phase = process.phase_at(generator.choice(moments[generator.choice(PHASES)]))
+        phase = process.phase_at(generator.choice(moments[planned]))
         number = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[generator.integers(3)]
         if phase:
             phases.append(f"{phase} {number.name}")
