@@ -39,6 +39,7 @@ def pytest_configure(config):
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_traceback_in_locations_limit": 0,
     }
     for option in options.items():
         set_option(*option)
