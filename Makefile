@@ -19,7 +19,7 @@ quickstart: $(VENV)/run.stamp
 	$(VENV)/bin/python -m simgr_jax.train --config=quickstart --workdir=workdirs/quickstart
 
 test: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
 test-slow: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -m slow
