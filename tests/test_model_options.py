@@ -225,7 +225,10 @@ def keys_of(*groups: str) -> list[str]:
     return [key for key in flat(load_run_config("quickstart")) if key.partition(".")[0] in groups]
 
 
-SLOW = ("simgr with an RQ-VAE", "simgr with an LLM that reads items", "lcrec with an LLM", "rpg with graph search")
+SLOW = (
+    *("simgr with an RQ-VAE", "simgr with an LLM", "simgr with an LLM that reads items"),
+    *("lcrec with an LLM", "rpg with graph search"),
+)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])

@@ -104,7 +104,7 @@ def test_damaged_parquet_files_are_one_line(tmp_path):
     path, rng = tmp_path / "log.parquet", np.random.default_rng(0)
     whole = path.read_bytes()
     refused = 0
-    for _ in range(3_000):
+    for _ in range(1_000):
         data = bytearray(whole)
         for _ in range(rng.integers(1, 4)):
             place, size = rng.integers(len(data)), rng.integers(3)
@@ -115,7 +115,7 @@ def test_damaged_parquet_files_are_one_line(tmp_path):
         except UserError as error:
             refused += 1
             assert "log.parquet" in str(error)
-    assert refused > 1_000
+    assert refused > 300
 
 
 NEW_YEAR = 1_577_836_800

@@ -89,7 +89,7 @@ def test_processes_connect_and_agree(start, port, tmp_path, by):
     ("case", "message"),
     [
         ("disagree", "config.cache_dir: the semantic IDs differ between the processes; give all processes the same"),
-        ("fail_in_preparation", "file: is wrong; mend it"),
+        pytest.param("fail_in_preparation", "file: is wrong; mend it", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_shared_by_all_processes_is_reported_once(start, port, case, message):
@@ -104,7 +104,7 @@ def test_a_mistake_shared_by_all_processes_is_reported_once(start, port, case, m
     ("case", "expected", "message"),
     [
         ("fail_alone", 2, "error: this machine's file: is wrong; mend it\n"),
-        ("crash_alone", 1, "ZeroDivisionError: ours\n"),
+        pytest.param("crash_alone", 1, "ZeroDivisionError: ours\n", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_that_fails_alone_reports_it_and_does_not_wait(start, port, case, expected, message):

@@ -47,6 +47,7 @@ def test_only_one_process_prints_and_writes(trained):
     assert [path.name for path in workdir.rglob(".*")] == [lock.FILE_NAME], "a file is half written"
 
 
+@pytest.mark.slow
 def test_a_users_mistake_is_one_line(launch, tiny_options, tmp_path):
     options = (*tiny_options, f"--workdir={tmp_path}", "--config.data.format=p5", f"--config.data.path={tmp_path}/no")
     ended = launch(2, *options)

@@ -117,6 +117,7 @@ def test_a_killed_process_ends_all_others(launch):
     assert all(gone(pid) for pid in pids(launch, 1))
 
 
+@pytest.mark.slow  # After 15 seconds.
 def test_a_process_that_ignores_sigterm_is_killed(launch):
     launch.record("python", then=NUMBER + f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{STAYS}")
     running = start(launch)

@@ -327,7 +327,14 @@ def test_a_fixed_temperature_is_not_a_parameter(make_simgr):
     np.testing.assert_allclose(model.temperature, 0.2, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("history", "pooling", "encoder"), product(HISTORIES, POOLINGS, ITEM_ENCODERS))
+@pytest.mark.parametrize(
+    ("history", "pooling", "encoder"),
+    [
+        # Every choice is in a quick test; all combinations are in quick or slow ones.
+        pytest.param(*choice, marks=() if choice[1] == "last" or choice[2] == "mean" else pytest.mark.slow)
+        for choice in product(HISTORIES, POOLINGS, ITEM_ENCODERS)
+    ],
+)
 def test_every_parameter_learns(make_simgr, history, pooling, encoder):
     """Without jit, because the 36 models share nearly all operations, and JAX compiles each operation only once."""
     model = make_simgr(history=history, user_pooling=pooling, item_encoder=encoder, learn_temperature=True)

@@ -45,7 +45,7 @@ def make_config(**overrides) -> ConfigDict:
     return config
 
 
-@pytest.mark.parametrize("quantizer", ["opq", "pq", "residual_kmeans", "rqvae"])
+@pytest.mark.parametrize("quantizer", ["opq", "pq", "residual_kmeans", pytest.param("rqvae", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("names", [("tfidf",), ("interactions",), ("tfidf", "interactions")])
 def test_every_quantizer_works_with_every_embedding(tmp_path, quantizer, names):
     config = make_config(**{"quantizer.name": quantizer, "embeddings.names": names})

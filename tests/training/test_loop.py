@@ -179,6 +179,7 @@ def test_a_run_that_continues_never_holds_two_states_in_memory(finished, tmp_pat
     assert given_up and all(given_up)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_as_if_nothing_had_happened(finished, tmp_path):
     program = f"""
 import os, signal, sys
