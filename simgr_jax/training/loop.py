@@ -83,8 +83,8 @@ def fit(
       config: `training`, `optimizer` and `seed` are read.
 
     Raises:
-      UserError: the losses or gradients of `training.max_bad_steps` steps in a row are not finite, or the batches can't
-        be made.
+      UserError: the losses or gradients of `training.max_bad_steps` steps in a row, or of the last two, are not finite;
+        or the batches can't be made.
       Stopped: a signal asked the run to stop; its last step is saved, unless that was skipped.
     """
     began, training = time.monotonic(), config.training
@@ -145,8 +145,11 @@ def fit(
                     if len(good) < len(finished):
                         skipped = f"{len(finished) - len(good)} of the last {len(finished)} steps were skipped"
                         _warn(f"step {step}: {skipped}, because their loss or gradient was not finite")
-                    if bad_steps.too_many:
-                        raise _diverged(training.max_bad_steps, step, workdir, checkpoints.latest_step)
+                    # With two at the end, the parameters that would be kept are probably ruined.
+                    ends_badly = step == num_steps and bad_steps.in_a_row > 1
+                    if bad_steps.too_many or ends_badly:
+                        count = bad_steps.in_a_row if ends_badly else training.max_bad_steps
+                        raise _diverged(count, step, workdir, checkpoints.latest_step)
 
                 if saves and bad_steps.in_a_row and step < num_steps:
                     # The step before the bad ones may have ruined the parameters.

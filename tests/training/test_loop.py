@@ -458,6 +458,14 @@ def test_many_bad_steps_in_a_row_stop_the_run_at_the_last_good_checkpoint(tmp_pa
     assert [line["train/bad_steps"] for line in tiny_run.log(tmp_path) if line["step"] == 10] == [3]
 
 
+def test_a_run_whose_last_steps_are_bad_keeps_none_of_them(tmp_path, monkeypatch):
+    """One bad step at the end is an accident; two follow from a step that ruined the parameters."""
+    spoil(monkeypatch, lambda step: step > 18)
+    with pytest.raises(UserError, match=r"not finite in 2 steps in a row, before step 21, .*it is .*/checkpoints/15"):
+        tiny_run.train(tiny_run.config(), tmp_path)
+    assert max(kept_steps(tmp_path)) == 15
+
+
 def test_sequences_of_single_items_are_refused(tmp_path):
     run, split = Run(tiny_run.config(), tmp_path), tiny_run.split()
     run.prompt = tiny_run.prompt(run.config)
