@@ -46,6 +46,62 @@ def test_a_tsv_has_no_quotes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "rows",
+    [
+        'a,x,1,"19 tv\nb,y,2\nc,z,3,20 tv"\n',
+        'a,x,1,"19 tv\nb,y,n/a,x\nc,z,3,20 tv"\n',
+        'a,x,1,"19 tv\nb,y,2\nc,z,n/a,20 tv"\n',
+        'a,x,1,"19 tv\nb,y,2,x\nc,z,n/a,20 tv"\n',
+        'a,x,1,"19, tv\nb,y,2,x\nc,z,3,20 tv"\n',
+        'a,x,1,"19 tv\nb,y,2,x\nc,z,3,20, tv"\n',
+        'a,x,1,"19, tv\nc,z,3,20, tv"\n',
+        'a,x,1,"19 tv\r\nb,y,2\r\nc,z,3,20 tv"\r\n',
+        'a,x,2020-01-01,"19, tv\nb,y,2020-01-02\n20, tv"\n',
+    ],
+)
+def test_a_mark_swallows_no_rows_although_one_of_them_is_odd(tmp_path, rows):
+    with pytest.raises(UserError, match=r"log.csv:2: a quoted field of this row goes on to line .* look like rows"):
+        read(tmp_path / "log.csv", HEADER + rows)
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("user,item,time,title", 'u,a,1700000000,"Fits well, in red, 10, or 12\nbought in 2019, used it\n2020"'),
+        ("user,item,time,title", 'u,a,1,"\n1. small, light\n2. cheap, too\n"'),
+        ("user,item,title,time", 'u,a,"two\nlines, and more",1'),
+        ("user,item,title,time", 'u,a,"Nice, long, text\nof words, in, a, row\n",1'),
+        ("time,title,user,item", '1700000000,"In 2019, I bought\n2020, again, it was, 1",u,a'),
+    ],
+)
+def test_prose_of_several_lines_is_read(tmp_path, header, row):
+    assert len(interactions(read(tmp_path / "log.csv", f"{header}\n{row}\n"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_read"),
+    [
+        ('x2,"19 tv\nx3\nx4,20 tv"\n', False),
+        ('x2,"19, tv\nx4,20, tv"\n', False),
+        ('x2,"19, tv\nx4,\n20, tv"\n', False),
+        ('B00X4,"19 tv\n0316769487\n03167,20 tv"\n', False),
+        ('apple,"19 tv\nbanana\ncherry,20 tv"\n', False),
+        ('apple,"Sweet, juicy\nRed, and\n\nRound"\n', True),
+        ('B00X4YZW12,"Made in\n2020\n19, 20 or 21 inches"\n', True),
+    ],
+)
+def test_a_mark_swallows_no_items_although_one_of_them_is_odd(tmp_path, rows, is_read):
+    (tmp_path / "items.csv").write_text("id,title\n" + rows)
+    (tmp_path / "log.csv").write_text(f"user,item,time\nu,{rows.partition(',')[0]},1\n")
+    items = {"items_file": str(tmp_path / "items.csv"), "items_id": "id", "items_text": ("title",)}
+    if is_read:
+        assert log.read(tmp_path / "log.csv", "x", **COLUMNS, **items).num_items == 1
+        return
+    with pytest.raises(UserError, match=r"items.csv:2: a quoted field of this row goes on to line .* look like rows"):
+        log.read(tmp_path / "log.csv", "x", **COLUMNS, **items)
+
+
+@pytest.mark.parametrize(
     ("rows", "message"),
     [
         # One mark that is never closed.
@@ -69,6 +125,10 @@ def test_a_tsv_has_no_quotes(tmp_path):
         ('u,"a\rb",1,x\nu,c\rd,1,x\n', "log.csv:3: can't be read"),
         # Without it, this user would be another one.
         ("u,a,1,x\n\nu\r,a,1,x\n", "log.csv:4: a field ends in a carriage return"),
+        ("u,a,1,x\nu,a,2,x\r\r\n", "log.csv:3: a field ends in a carriage return"),
+        ('u,a,1,"x\r\r\ny"\nu,a,2,x\r\r\n', "log.csv:4: a field ends in a carriage return"),
+        ("u,a,1,x\n\nu,a\0,2,x\n", "log.csv:4: has NUL characters"),
+        ('u,a,1,"x"\nu,a\0,2,x\n', "log.csv:3: has NUL characters"),
     ],
 )
 def test_a_file_that_would_lose_rows_is_refused_with_the_line(tmp_path, rows, message):
@@ -92,6 +152,11 @@ def test_quoted_fields_may_hold_lines_and_marks(tmp_path):
     items = {"items_file": str(tmp_path / "items.csv"), "items_id": "id", "items_text": ("title",)}
     dataset = read(tmp_path / "log.csv", "user,item,time\nu,b1,1\nu,b2,2\nu,b3,3\nu,b4,4\n", **items)
     assert dataset.item_texts == ["two lines, and so on", 'a 19" tv, 1, 2 or 3 pieces', "", "x y"]
+
+
+def test_a_quoted_field_may_be_long(tmp_path):
+    row = 'u,a,1,"' + "a long text, " * 20_000 + '"\n'
+    assert interactions(read(tmp_path / "log.csv", HEADER + row)) == [("u", "a", 1)]
 
 
 def test_repeats_are_counted_and_said(tmp_path):

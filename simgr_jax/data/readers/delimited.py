@@ -26,6 +26,7 @@ from simgr_jax.errors import UserError, first_line
 SEPARATORS = (",", ";", "\t", "|")
 COMPRESSIONS = (".gz", ".zst")
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+csv.field_size_limit(2**31 - 1)  # the largest that every platform takes; the module's own is 128 KiB
 _CHUNK_BYTES = 1 << 24
 _CHUNK_ROWS = 100_000
 
@@ -62,7 +63,8 @@ class _Lines:
     num_filled: int  # lines that are not blank
     has_quotes: bool
     has_blanks: bool  # before fields
-    has_returns: bool  # before separators
+    has_returns: bool  # before separators, or before the end of a line
+    has_nulls: bool
     most_separators: int  # in a line
 
 
@@ -90,6 +92,8 @@ def read_columns(
         header = _read_header(path, columns, separator, default)
         places = find(header.names, columns, header.where, remedy)
         lines = _survey(path, header.separator)
+        if lines.has_nulls:
+            raise _has_nulls(path)
         quoted = lines.has_quotes and header.separator != "\t"
         frame = _read_quoted(header, places, sign) if quoted else _read_plain(header, places, lines)
     except UnicodeDecodeError as error:
@@ -144,7 +148,7 @@ def _split_header(path: Path, number: int, text: str, separator: str) -> list[st
 
 
 def _survey(path: Path, separator: str) -> _Lines:
-    num_filled, has_quotes, has_blanks, has_returns, most_separators = 0, False, False, False, 0
+    num_filled, has_quotes, has_blanks, has_returns, has_nulls, most_separators = 0, False, False, False, False, 0
     separators_before = 0  # of the line that the chunk continues
     before = b"\n\n"  # the two bytes before the chunk: the file's first byte begins a line
     with open_bytes(path) as file:
@@ -157,13 +161,14 @@ def _survey(path: Path, separator: str) -> _Lines:
             num_filled += np.count_nonzero(begins & ~ends[2:] & ~returns[2:])
             has_quotes = has_quotes or b'"' in chunk
             has_blanks = has_blanks or separator.encode() + b" " in data or b"\n " in data
-            has_returns = has_returns or b"\r" + separator.encode() in data
+            has_returns = has_returns or b"\r" + separator.encode() in data or b"\r\r\n" in data
+            has_nulls = has_nulls or b"\0" in chunk
             separators = np.cumsum(values[2:] == ord(separator), dtype=np.int32)
             per_line = np.diff(separators[np.append(np.flatnonzero(ends[2:]), -1)], prepend=-separators_before)
             most_separators = max(most_separators, per_line.max())
             separators_before = per_line[-1]
             before = data[-2:]
-    return _Lines(num_filled, has_quotes, has_blanks, has_returns, most_separators)
+    return _Lines(num_filled, has_quotes, has_blanks, has_returns, has_nulls, most_separators)
 
 
 def _read_plain(header: _Header, places: Mapping[str, int], lines: _Lines) -> pl.DataFrame:
@@ -240,11 +245,17 @@ def _quoted_rows(header: _Header, places: Mapping[str, int], sign: RowSign) -> I
 
     Raises:
       UserError: a quote is not closed, or text follows its end; a quoted field seems to have taken in rows; or a row
-        has too many fields.
+        has too many fields, or ends in a carriage return.
     """
-    path, line, width = header.path, header.line + 1, len(header.names)
+    path, line, width, text = header.path, header.line + 1, len(header.names), ""
+
+    def lines(file: io.TextIOWrapper) -> Iterator[str]:
+        nonlocal text
+        for text in file:
+            yield text
+
     with _open_text(header) as file:
-        reader = csv.reader(file, delimiter=header.separator, skipinitialspace=True, strict=True)
+        reader = csv.reader(lines(file), delimiter=header.separator, skipinitialspace=True, strict=True)
         try:
             for fields in reader:
                 next_line = header.line + reader.line_num + 1
@@ -255,6 +266,8 @@ def _quoted_rows(header: _Header, places: Mapping[str, int], sign: RowSign) -> I
                     )
                 if len(fields) > width:
                     raise _too_many(header, line, len(fields))
+                if text.endswith("\r\r\n"):  # the module would drop such a return
+                    raise _return(header, next_line - 1)
                 if fields:
                     yield line, fields
                 line = next_line
@@ -267,14 +280,33 @@ def _quoted_rows(header: _Header, places: Mapping[str, int], sign: RowSign) -> I
 
 
 def _takes_in_rows(fields: list[str], header: _Header, column: int, is_alike: Callable[[str, str], bool]) -> bool:
-    """Whether a quoted field has several lines that would all be rows of their own if its quotes were characters."""
+    """Whether a line of a quoted field looks like a row of its own, or all lines do with what follows the field."""
+    width, value = len(header.names), fields[column] if column < len(fields) else ""
+
+    def looks_like_a_row(row: list[str], own: int) -> bool:
+        """Whether the line itself, the first `own` fields of the row, has an alike value of the sign's column."""
+        if own <= column or not is_alike(found := row[column].strip(), value):
+            return False
+        has_digit = any(map(str.isdecimal, found))
+        if len(row) == width:
+            return has_digit or not any(field[:1] == " " for field in row)  # prose has blanks after commas
+        return has_digit and 2 * len(found) >= len(value)  # a row that lacks a field, or has a separator in one
+
     for place, field in enumerate(fields):
         first, *lines = field.split("\n")
-        if not lines or place + len(first.split(header.separator)) != len(header.names):
+        if not lines:
             continue
-        rows = [line.split(header.separator) for line in lines[:-1] if line.strip()]
-        rows.append([*lines[-1].split(header.separator), *fields[place + 1 :]])
-        if all(len(row) == len(header.names) and is_alike(row[column].strip(), fields[column]) for row in rows):
+        rows = [line.split(header.separator) for line in lines if line.strip()]
+        own = [len(row) for row in rows]
+        if lines[-1].strip():
+            rows[-1] += fields[place + 1 :]
+        else:
+            rows.append([lines[-1], *fields[place + 1 :]])
+            own.append(1)
+        if any(map(looks_like_a_row, rows, own)):
+            return True
+        is_whole = place + len(first.split(header.separator)) == width
+        if is_whole and all(len(row) == width and is_alike(row[column].strip(), value) for row in rows):
             return True
     return False
 
@@ -297,8 +329,19 @@ def _lost(header: _Header, places: Mapping[str, int], found: int, expected: int)
 
 def _ends_in_a_return(header: _Header) -> UserError:
     """Polars would drop such a return, and two ids could become one."""
-    line = next(line for line, fields in _plain_rows(header) if any(field.endswith("\r") for field in fields[:-1]))
+    return _return(
+        header, next(line for line, row in _plain_rows(header) if any(field.endswith("\r") for field in row))
+    )
+
+
+def _return(header: _Header, line: int) -> UserError:
     return UserError(f"{header.path}:{line}: a field ends in a carriage return; remove it")
+
+
+def _has_nulls(path: Path) -> UserError:
+    with open_bytes(path) as file:
+        number = next(number for number, line in enumerate(file, start=1) if b"\0" in line)
+    return UserError(f"{path}:{number}: has NUL characters; remove them, or convert the file to UTF-8 text")
 
 
 def _located(header: _Header, error: Exception) -> UserError:

@@ -19,10 +19,20 @@ from simgr_jax.errors import UserError, first_line
 from simgr_jax.workdir.read_files import require_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-# A time looks like no prose. An item's id is one word, with digits if other ids have digits.
+_digit, _letter = re.compile(r"\d").search, re.compile(r"[^\W\d_]").search
+
+
+def _is_like_an_id(value: str, other: str) -> bool:
+    """An item's id is one word, with digits and letters if the other id has digits and letters."""
+    if not re.fullmatch(r"\S+", value):
+        return False
+    has_letters = _letter(value) or not _letter(other) or len(value) == len(other)
+    return bool(not _digit(other) or (_digit(value) and has_letters))
+
+
+# A time looks like no prose.
 _TIME = RowSign("timestamp", lambda value, _: bool(re.fullmatch(r"[-+]?\d[-+:.\dTZe ]*", value)))
-_ITEM = RowSign("id", lambda value, other: bool(re.fullmatch(r"\S+", value) and (not _digit(other) or _digit(value))))
-_digit = re.compile(r"\d").search
+_ITEM = RowSign("id", _is_like_an_id)
 
 
 def suffix(path: Path) -> str:
