@@ -1,5 +1,6 @@
 """A log is read as people have it: any usual separator, header, compression and format gives the same dataset."""
 
+import datetime
 import json
 
 import polars as pl
@@ -172,10 +173,49 @@ def test_a_folder_of_parquet_parts(tmp_path):
         log.read(folder, "x", **COLUMNS)
 
 
+def write_parts(folder, *times):
+    for i, values in enumerate(times):
+        pl.DataFrame({"user": "u", "item": [f"{i}-{j}" for j in range(len(values))], "time": values}).write_parquet(
+            folder / f"{i}.parquet"
+        )
+
+
+@pytest.mark.parametrize("dates", [["2020-01-01"], [datetime.datetime(2020, 1, 1)], [datetime.date(2020, 1, 1)]])
+@pytest.mark.parametrize("numbers", [[1_600_000_000_000], [1.5], ["1600000000"]])
+def test_a_folder_with_numbers_and_dates_is_refused(tmp_path, dates, numbers):
+    write_parts(tmp_path, dates, [], numbers)
+    with pytest.raises(UserError, match=r"0.parquet: column 'time' holds dates, but that of .*2.parquet holds numbers"):
+        log.read(tmp_path, "x", **COLUMNS)
+    write_parts(tmp_path, dates, dates, ["2020-01-02T00:00Z"])
+    assert log.read(tmp_path, "x", **COLUMNS).timestamps.max() == 1_577_923_200
+
+
+def test_integers_that_another_part_makes_floats_are_said(tmp_path):
+    write_parts(tmp_path, [1_600_000_000_000_000_001, 1_600_000_000_000_000_000], [1.5])
+    (note,) = log.read(tmp_path, "x", **COLUMNS).notes
+    assert "0.parquet holds integers above 9,007,199,254,740,992, which are rounded because" in note
+    write_parts(tmp_path, [1_600_000_000_001, 1_600_000_000_000], [1.5])
+    assert not log.read(tmp_path, "x", **COLUMNS).notes
+
+
+def test_every_file_of_a_folder_is_a_part_or_refused(tmp_path):
+    frame = pl.DataFrame(ROWS, schema=["user", "item", "time"], orient="row")
+    for i, name in enumerate(["a.parq", "B.PARQUET", "c.parquet"]):
+        frame[i : i + 1].write_parquet(tmp_path / name)
+    (tmp_path / ".c.parquet.crc").touch()
+    assert lists_of(log.read(tmp_path, "x", **COLUMNS)) == EXPECTED
+    frame[:2].write_parquet(tmp_path / "log.parq")
+    assert lists_of(log.read(tmp_path / "log.parq", "x", **COLUMNS)) == {"u": ["a", "b"]}
+    (tmp_path / "d.parquet.bak").touch()
+    with pytest.raises(UserError, match=r"d.parquet.bak: is no \*.parquet file, in a folder of them; move it away"):
+        log.read(tmp_path, "x", **COLUMNS)
+
+
 def test_a_folder_without_parquet_parts_is_named(tmp_path):
     (tmp_path / "log.csv").write_text("x")
     with pytest.raises(UserError, match=r"is a folder without \*.parquet files; set config.data.path"):
         log.read(tmp_path, "x", **COLUMNS)
+    (tmp_path / "log.csv").unlink()
     pl.DataFrame(schema=["user", "item", "time"]).write_parquet(tmp_path / "part.parquet")
     with pytest.raises(UserError, match="has no interactions"):
         log.read(tmp_path, "x", **COLUMNS)

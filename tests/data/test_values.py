@@ -5,11 +5,14 @@ import json
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from simgr_jax.data.readers import log
 from simgr_jax.errors import UserError
 
+NEW_YEAR = 1_577_836_800
 COLUMNS = {"user": "user", "item": "item", "timestamp": "time"}
 
 
@@ -118,14 +121,12 @@ def test_damaged_parquet_files_are_one_line(tmp_path):
     assert refused > 300
 
 
-NEW_YEAR = 1_577_836_800
-
-
 @pytest.mark.parametrize(
     ("kind", "times", "said"),
     [
         (pl.Float32, [1_700_000_203, 1_700_000_202, 1_700_000_201], True),
-        (pl.Float32, [16_777_216, 5, 7], False),
+        (pl.Float32, [16_777_215, 5, 7], False),
+        (pl.Float16, [2049, 2051, 7], True),
         (pl.Float64, [2**53 + 2, 5, 7], True),
         (pl.Float64, [1_700_000_203.25, 5, 7], False),
         (pl.Int64, [2**62, 5, 7], False),
@@ -133,7 +134,68 @@ NEW_YEAR = 1_577_836_800
 )
 def test_times_that_their_type_has_rounded_are_said(tmp_path, kind, times, said):
     notes = read(tmp_path, time=pl.Series(times, dtype=kind, strict=False)).notes
-    assert ["log.parquet holds floating-point numbers above" in note for note in notes] == [True] * said
+    assert ["log.parquet holds floating-point numbers of" in note for note in notes] == [True] * said
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        (pl.Series([1_700_000_000_000_000_100, 1_700_000_000_000_000_000]).cast(pl.Datetime("ns")), True),
+        (pl.Series([1_700_000_000_000_001, 1_700_000_000_000_000]).cast(pl.Datetime("us")), False),
+        (pl.Series(["2020-01-01T00:00:00.000000001", "2020-01-01T00:00:00.000000002"]), True),
+        (pl.Series(["2020-01-01T00:00:00.50", "2020-01-01T02:00:00.5+02:00", "2020-01-01"]), False),
+        (pl.Series([0.5, 0.25], dtype=pl.Float32), True),
+        (pl.Series(["1700000000.000000001", "1700000000.000000002"]).cast(pl.Decimal(38, 9)), True),
+        (pl.Series(["1700000000.5", "1700000000.25"]).cast(pl.Decimal(38, 9)), False),
+        (pl.Series(["9007199254740993.0", "9007199254740992.0"]), True),
+        (pl.Series(["1700000000.0000000001", "1700000000.0000000002"]), True),
+        (pl.Series(["7.50", "7.5", "7.", "7", "+7.0", "-7.0"]), False),
+    ],
+)
+def test_times_that_the_conversion_makes_equal_are_said(tmp_path, times, said):
+    notes = read(tmp_path, time=times).notes
+    assert ["so interactions may have lost their order" in note for note in notes] == [True] * said
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array([5, 2**31 - 1], pa.int32()).cast(pa.date32()), "log.parquet:row 2: time is a date beyond the years"),
+        (pa.array([5, 2**62], pa.timestamp("ms")), "log.parquet:row 2: time is a date beyond the years 0 to 9999"),
+        (pa.array([5, -(2**62)], pa.timestamp("us", "UTC")), "log.parquet:row 2: time is a date beyond the years"),
+        (pa.array([5, 6]).cast(pa.decimal256(50, 1)), "log.parquet: column 'time' is of type decimal256(50, 1)"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"timestamp": "other", "where": "time != 'x'"}])
+def test_what_polars_panics_on_is_refused(tmp_path, capfd, column, message, options):
+    table = {"user": ["u", "u"], "item": ["a", "b"], "time": column, "other": [1, 2]}
+    pq.write_table(pa.table(table), tmp_path / "log.parquet")
+    with pytest.raises(UserError) as caught:
+        log.read(tmp_path / "log.parquet", "x", **{**COLUMNS, **options})
+    assert message in str(caught.value)
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("zone", [None, "+05:30", "-08:00", "UTC", "Europe/Berlin"])
+def test_times_with_a_zone_are_utc(tmp_path, zone):
+    times = pa.array([NEW_YEAR * 1_000_000], pa.timestamp("us", zone))
+    pq.write_table(pa.table({"user": ["u"], "item": ["a"], "time": times}), tmp_path / "log.parquet")
+    assert log.read(tmp_path / "log.parquet", "x", **COLUMNS).timestamps.tolist() == [NEW_YEAR]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pl.Series([b"a", b"\xff"]), "log.parquet: column 'event' holds bytes that are not UTF-8"),
+        (pl.Series([["a"], ["b"]]), "log.parquet: column 'event' holds lists or records"),
+    ],
+)
+def test_a_condition_on_a_column_without_plain_values_is_refused(tmp_path, values, message):
+    frame = pl.DataFrame({"user": "u", "item": ["a", "b"], "time": [1, 2], "event": values})
+    frame.write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(UserError) as caught:
+        log.read(tmp_path / "log.parquet", "x", **COLUMNS, where="event = 'a'")
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +211,8 @@ def test_times_that_their_type_has_rounded_are_said(tmp_path, kind, times, said)
         (pl.Series(["2020-01-01", "2020-02-30", "2020-01-03"]), "row 2: time '2020-02-30' is not an ISO date"),
         (pl.Series(["2020-01-01", "01/02/2020", "2020-01-03"]), "row 2: time '01/02/2020' is not an ISO date"),
         (pl.Series(["2020-01-01", "2020-01-02 25:00", "2020-01-03"]), "row 2: time '2020-01-02 25:00' is not an ISO"),
+        (pl.Series(["2020-01-01", "2020-01-02T00:00+25:00"]), "row 2: time '2020-01-02T00:00+25:00' is not an ISO"),
+        (pl.Series(["2020-01-01", "2020-01-02T00:00+02:99"]), "row 2: time '2020-01-02T00:00+02:99' is not an ISO"),
         (pl.Series(["5", "2020-01-01", "7"]), "row 2: time '2020-01-01' is not a number"),
     ],
 )

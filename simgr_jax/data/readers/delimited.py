@@ -251,7 +251,7 @@ def _quoted_rows(header: _Header, places: Mapping[str, int], sign: RowSign) -> I
 
     def lines(file: io.TextIOWrapper) -> Iterator[str]:
         nonlocal text
-        for text in file:
+        for text in file:  # noqa: UP028
             yield text
 
     with _open_text(header) as file:

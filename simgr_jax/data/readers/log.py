@@ -16,9 +16,9 @@ from simgr_jax.data.item_text import join_fields
 from simgr_jax.data.readers import json_lines
 from simgr_jax.data.readers import where as where_rows
 from simgr_jax.data.readers.columns import matches
-from simgr_jax.data.readers.tables import read_interactions, read_texts, require_interactions, suffix
+from simgr_jax.data.readers.tables import PARQUET, read_interactions, read_texts, require_interactions, suffix
 from simgr_jax.data.readers.values import Notes
-from simgr_jax.errors import UserError
+from simgr_jax.errors import UserError, first_line
 from simgr_jax.workdir.read_files import require_file
 
 _KINDS = "a CSV, TSV, JSON Lines or Parquet file, or a folder of Parquet files"
@@ -64,8 +64,13 @@ def read(
     columns = {"user": user, "item": item, "timestamp": timestamp, **where_rows.columns(conditions)}
     remedy = "set config.data.log.user, .item and .timestamp to the log's columns"
     separator = _known_separator(separator, path)
-    frames, notes = zip(*(read_interactions(part, columns, remedy, separator) for part in _parts(path)), strict=True)
-    frame = require_interactions(pl.concat(frames, how="vertical_relaxed"), path)
+    parts = _parts(path)
+    frames, notes, kinds = zip(*(read_interactions(part, columns, remedy, separator) for part in parts), strict=True)
+    notes += (_check_parts(parts, frames, kinds, timestamp),)
+    try:
+        frame = require_interactions(pl.concat(frames, how="vertical_relaxed"), path)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path}: the parts' columns differ in type ({first_line(error)}); write them alike") from error
     frame, where_notes = where_rows.keep(frame, conditions, path, where)
     texts, text_notes = _read_texts(*_items(items_file), items_id, items_text) if items_file else (None, ())
     dataset = from_frame(frame, name, k_core, texts, keep_cold_items)
@@ -85,11 +90,44 @@ def _parts(path: Path) -> list[Path]:
     """The files of a log. Of a folder, those that Spark and others do not hide from readers."""
     if not path.is_dir():
         return [require_file(path, f"set config.data.path to the log, {_KINDS}")]
-    found = sorted(part for part in path.rglob("*.parquet") if part.is_file())
-    parts = [part for part in found if not any(name[0] in "._" for name in part.relative_to(path).parts)]
+    found = sorted(part for part in path.rglob("*") if part.is_file())
+    found = [part for part in found if not any(name[0] in "._" for name in part.relative_to(path).parts)]
+    parts = [part for part in found if part.suffix.lower() in PARQUET]
     if not parts:
         raise UserError(f"{path}: is a folder without *.parquet files; set config.data.path to the log, {_KINDS}")
+    if len(parts) < len(found):
+        other = next(part for part in found if part not in parts)
+        raise UserError(f"{other}: is no *.parquet file, in a folder of them; move it away, or rename it")
     return [require_file(part) for part in parts]
+
+
+def _check_parts(parts: Sequence[Path], frames: Sequence[pl.DataFrame], kinds: Sequence[str], name: str) -> Notes:
+    """Notes integers that become floats, because another part has floats.
+
+    Args:
+      kinds: what the times of each part are (see `read_interactions`).
+      name: of the times' column.
+
+    Raises:
+      UserError: some parts have numbers, others dates.
+    """
+    firsts = {kind: part for part, kind in zip(parts, kinds, strict=True) if kind}
+    if len(firsts) > 1:
+        raise UserError(
+            f"{firsts['dates']}: column {name!r} holds dates, but that of {firsts['numbers']} holds numbers; "
+            "write the same kind of time in all parts"
+        )
+    times = [(part, frame["timestamp"]) for part, frame in zip(parts, frames, strict=True) if len(frame)]
+    floats = next((part for part, values in times if values.dtype == pl.Float64), None)
+    if floats is None:
+        return ()
+    for part, values in times:
+        if values.dtype == pl.Int64 and max(values.max(), -values.min()) > 2**53:
+            return (
+                f"column {name!r} of {part} holds integers above {2**53:,}, which are rounded because {floats} holds "
+                "floating-point numbers, so interactions may have lost their order; write the times as integers",
+            )
+    return ()
 
 
 def _items(items_file: str) -> list[Path]:
@@ -100,7 +138,7 @@ def _items(items_file: str) -> list[Path]:
 
 def _known_separator(separator: str, path: Path) -> str:
     key = "config.data.log.separator"
-    if separator and (path.is_dir() or suffix(path) in (".jsonl", ".parquet")):
+    if separator and (path.is_dir() or suffix(path) in (".jsonl", *PARQUET)):
         raise UserError(f"{key}: is not read for {path.name}, whose format has no separators; leave it out")
     separator = "\t" if separator == "\\t" else separator
     if len(separator.encode()) > 1 or separator in ('"', "\n", "\r", "\0"):

@@ -49,7 +49,7 @@ def read(folder: Path, name: str, k_core: int = 0, *, user: str = "", item: str 
     names, wanted = column_names(inter, _SEPARATOR), {"user": user, "item": item, "timestamp": timestamp}
     usual = NAMES | {"item": [*NAMES["item"], *(name for path in items for name in column_names(path, _SEPARATOR)[:1])]}
     columns = {ours: _column(inter, names, ours, [name] if name else usual[ours]) for ours, name in wanted.items()}
-    frame, notes = read_interactions(inter, columns, "name the columns and their types as RecBole does", _SEPARATOR)
+    frame, notes, _ = read_interactions(inter, columns, "name the columns and their types as RecBole does", _SEPARATOR)
     frame = require_interactions(frame, inter)
     texts, text_notes = _read_texts(items[0], columns["item"]) if items else (None, ())
     dataset = from_frame(frame, name, k_core, texts)

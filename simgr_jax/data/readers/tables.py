@@ -14,11 +14,14 @@ from simgr_jax.data.item_text import join_fields
 from simgr_jax.data.readers import delimited, json_lines
 from simgr_jax.data.readers.columns import Table, find
 from simgr_jax.data.readers.delimited import RowSign
-from simgr_jax.data.readers.values import Notes, ids, times
+from simgr_jax.data.readers.values import UNITS, Notes, decoded, ids, times
 from simgr_jax.errors import UserError, first_line
 from simgr_jax.workdir.read_files import require_file
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".parq")
+PARQUET = (".parquet", ".parq")
+# 0000-01-01 to 9999-12-31, in days since 1970.
+_FIRST_DAY, _LAST_DAY = -719_528, 2_932_896
 _digit, _letter = re.compile(r"\d").search, re.compile(r"[^\W\d_]").search
 
 
@@ -59,7 +62,7 @@ def read_columns(path: Path, columns: Mapping[str, str], remedy: str, sign: RowS
     kind = suffix(path)
     if not separator and kind not in SUFFIXES:
         raise UserError(f"{path}: the name ends in none of {', '.join(SUFFIXES)}; convert or rename the file")
-    if not separator and kind == ".parquet":
+    if not separator and kind in PARQUET:
         return _read_parquet(path, columns, remedy)
     if not separator and kind == ".jsonl":
         return json_lines.read_columns(path, columns, remedy)
@@ -77,15 +80,15 @@ def column_names(path: Path, separator: str) -> list[str]:
 
 def read_interactions(
     path: Path, columns: Mapping[str, str], remedy: str, separator: str = ""
-) -> tuple[pl.DataFrame, Notes]:
+) -> tuple[pl.DataFrame, Notes, str]:
     """Reads a log as `from_frame` takes it: `user` and `item` (strings), `timestamp` (Int64 or Float64), no nulls.
 
     Args: see `read_columns`; `columns` names user, item and timestamp.
 
-    Other columns that `columns` names are kept as they are in the file.
+    Other columns that `columns` names are kept as they are in the file, but for bytes, which become strings.
 
     Returns:
-      The log, and notes on what may be wrong with it.
+      The log; notes on what may be wrong with it; and what its times are in the file (see `times`).
 
     Raises:
       UserError: as `read_columns`; or a row lacks a user, an item or a time.
@@ -93,9 +96,10 @@ def read_interactions(
     table = read_columns(path, columns, remedy, _TIME, separator)
     users, user_notes = ids(table, "user")
     items, item_notes = ids(table, "item")
-    timestamps, time_notes = times(table, "timestamp")
-    frame = table.frame.with_columns(user=users, item=items, timestamp=timestamps)
-    return frame, user_notes + item_notes + time_notes
+    timestamps, time_notes, kind = times(table, "timestamp")
+    others = [decoded(table, name) for name in columns if name not in ("user", "item", "timestamp")]
+    frame = table.frame.with_columns(*others, user=users, item=items, timestamp=timestamps)
+    return frame, user_notes + item_notes + time_notes, kind
 
 
 def require_interactions(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
@@ -147,7 +151,28 @@ def _read_parquet(path: Path, columns: Mapping[str, str], remedy: str) -> Table:
             raise UserError(f"{path}: {len(read)} rows can be read of {num_rows}; copy it again from its source")
         read.validate(full=True)  # that strings are UTF-8, for one
         # Column by column, because polars panics on damaged metadata of a schema.
-        frame = pl.DataFrame({ours: pl.from_arrow(read[names[i]]) for ours, i in places.items()})
+        frame = pl.DataFrame({ours: _to_polars(read[names[i]], names[i], path) for ours, i in places.items()})
     except (pa.ArrowException, pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a Parquet file ({first_line(error)}); copy it again from its source") from error
     return Table(frame, {ours: names[i] for ours, i in places.items()}, path, lambda row: f"row {row + 1}")
+
+
+def _to_polars(column: pa.ChunkedArray, name: str, path: Path) -> pl.Series:
+    """Converts a column. Times with a zone become UTC. Polars panics on what is refused here."""
+    if pa.types.is_decimal256(column.type):
+        raise UserError(f"{path}: column {name!r} is of type {column.type}; write it as integers or strings")
+    if pa.types.is_timestamp(column.type) and column.type.tz:
+        column = column.cast(pa.timestamp(column.type.unit))  # polars does not know every zone
+    try:
+        values = pl.from_arrow(column)
+    except pl.exceptions.PanicException as error:
+        raise UserError(f"{path}: column {name!r} is of type {column.type}; write it as strings") from error
+    if values.dtype in (pl.Date, pl.Datetime):
+        per_day = 1 if values.dtype == pl.Date else 86_400 * UNITS[values.dtype.time_unit]
+        days = values.to_physical().cast(pl.Int64) // per_day
+        wrong = (days < _FIRST_DAY) | (days > _LAST_DAY)
+        if wrong.any():
+            raise UserError(
+                f"{path}:row {wrong.arg_max() + 1}: {name} is a date beyond the years 0 to 9999; correct the row"
+            )
+    return values
