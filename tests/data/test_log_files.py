@@ -109,6 +109,13 @@ ROW = '{"user": "u", "item": "a", "time": 1}\n'
         (ROW + '{"user": "u", "item": "", "time": 1}\n', "log.jsonl:2: no item"),
         (ROW + '{"user": "u", "item": [1], "time": 1}\n', "log.jsonl:2: item [1] is not a string or a number"),
         (ROW + '{"user": "u", "item": true, "time": 1}\n', "log.jsonl:2: item True is not a string or a number"),
+        (ROW + '{"user": "u", "item": 0.5, "time": 1}\n', "log.jsonl:2: item 0.5 is a floating-point number; write"),
+        (ROW + '{"user": 1e400, "item": "a", "time": 1}\n', "log.jsonl:2: user inf is a floating-point number"),
+        (
+            ROW + '{"user": "u", "item": 9007199254740993.0, "time": 1}\n',
+            "log.jsonl:2: item 9007199254740992.0 is a floating-point number; write ids as integers or as strings",
+        ),
+        (ROW + '{"user": "u", "item": "a", "time": 1e400}\n', "log.jsonl:2: time 'inf' is not a number"),
         (ROW + '{"user": "u", "item": "a", "time": NaN}\n', "log.jsonl:2: no time"),
         (ROW + '{"user": "u", "item": "a", "time": 1' + "0" * 5_000 + "}\n", "log.jsonl:2: not JSON"),
         (ROW + '{"user": "u", "item": "a", "time"\n', "log.jsonl:2: not JSON"),
@@ -121,6 +128,48 @@ def test_mistakes_in_json_lines_are_named(tmp_path, lines, message):
     with pytest.raises(UserError) as caught:
         log.read(tmp_path / "log.jsonl", "x", **COLUMNS)
     assert message in str(caught.value)
+
+
+def test_float_ids_of_items_in_json_lines_are_refused(tmp_path):
+    (tmp_path / "log.jsonl").write_text(ROW)
+    (tmp_path / "items.jsonl").write_text('{"id": 0.5, "title": "x"}\n')
+    items = {"items_file": str(tmp_path / "items.jsonl"), "items_id": "id", "items_text": ("title",)}
+    with pytest.raises(UserError, match=r"items.jsonl:1: id 0.5 is a floating-point number"):
+        log.read(tmp_path / "log.jsonl", "x", **COLUMNS, **items)
+
+
+@pytest.mark.parametrize(
+    ("times", "said"), [(("1e16", "5"), True), (("9007199254740993.0", "5"), True), ((7.0, 5), False)]
+)
+def test_float_times_in_json_lines_that_are_rounded_are_said(tmp_path, times, said):
+    rows = [f'{{"user": "u", "item": "a", "time": {time}}}\n' for time in times]
+    (tmp_path / "log.jsonl").write_text("".join(rows))
+    notes = log.read(tmp_path / "log.jsonl", "x", **COLUMNS).notes
+    assert ["so interactions may have lost their order" in note for note in notes] == [True] * said
+
+
+@pytest.mark.parametrize(
+    ("values", "where", "items"),
+    [
+        ([None, '"b"', '"v"'], 'event = "b"', ["1"]),
+        ([None, "null", "7"], "event != 7", ["0", "1"]),
+        ([None, "true", "false"], "event = 1", ["1"]),
+        ([None, "true", "false"], 'EVENT = "false"', ["2"]),
+        (["true", '"x"', "false"], 'event = "true"', ["0"]),
+        (["4.5", "4", "9007199254740993"], "event > 4", ["0", "2"]),
+    ],
+)
+def test_a_condition_reads_keys_that_some_objects_lack(tmp_path, values, where, items):
+    keys = ["" if value is None else f', "event": {value}' for value in values]
+    rows = [f'{{"user": "u", "item": "{i}", "time": {i}{key}}}\n' for i, key in enumerate(keys)]
+    (tmp_path / "log.jsonl").write_text("".join(rows))
+    assert lists_of(log.read(tmp_path / "log.jsonl", "x", **COLUMNS, where=where)) == {"u": items}
+
+
+def test_a_condition_on_a_key_that_no_object_has_is_refused(tmp_path):
+    (tmp_path / "log.jsonl").write_text(ROW)
+    with pytest.raises(UserError, match=r"log.jsonl: no line has the key 'event'; correct the name"):
+        log.read(tmp_path / "log.jsonl", "x", **COLUMNS, where="event = 'a'")
 
 
 @pytest.mark.parametrize(

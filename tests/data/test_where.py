@@ -85,7 +85,12 @@ def kept(text, **columns):
         ("x = 4", ["4.0", "4", "04", "5"], [0, 1, 2]),
         ('x = "4"', ["4.0", "4", "04", "5"], [1]),
         ('x >= "2020-02"', ["2020-01-31", "2020-02-01", "2021-01-01"], [1, 2]),
+        ("x = 9007199254740993", ["9007199254740992", "9007199254740993", "9007199254740993.5", None], [1]),
+        ("x > 1700000000000000000", [" 1700000000000000001 ", "1700000000000000000", "1.8e18"], [0, 2]),
+        ("x != 9007199254740993", ["9007199254740992", "9007199254740993", None, "7.5"], [0, 2, 3]),
+        ("x >= 1", ["nan", "inf", "1.0"], [1, 2]),
         # A Parquet file's have types.
+        ("x = 1700000000000000001", [1_700_000_000_000_000_001, 1_700_000_000_000_000_000], [0]),
         ("x >= 4.5", [4, 5, 6], [1, 2]),
         ("x != 4", [4, 5, None], [1, 2]),
         ("x > -1", pl.Series([0, 200], dtype=pl.UInt8), [0, 1]),
@@ -109,6 +114,12 @@ def test_all_conditions_have_to_hold():
     ("text", "values", "message"),
     [
         ("x >= 4", ["4", "good"], "log.csv: x 'good' is not a number; correct the row, or compare with a quoted value"),
+        ("x >= 4", [datetime.timedelta(1)], "log.csv: column 'x' is of type Duration(time_unit='us'); write it as num"),
+        (
+            "x = '4'",
+            [datetime.timedelta(1)],
+            "log.csv: column 'x' is of type Duration(time_unit='us'); write it as num",
+        ),
         ("x >= 4", [3, 2], "config.data.log.where: x >= 4 holds for no row of log.csv; change it, or leave it out"),
     ],
 )

@@ -156,7 +156,7 @@ def _read_texts(path: Path, items_id: str, items_text: Sequence[str]) -> tuple[d
     for line, row in json_lines.rows(path):
         keys = list(row)
         row |= {name: row[keys[i]] for name in (items_id, *items_text) for i in matches(keys, name)[:1]}
-        item = json_lines.text(row.get(items_id), items_id, f"{path}:{line}")
+        item = json_lines.id_text(row.get(items_id), items_id, f"{path}:{line}")
         if item is None or not item.strip():
             raise UserError(f"{path}:{line}: no {items_id!r}; add it, or set config.data.log.items_id to the id's name")
         if item in texts:

@@ -66,7 +66,8 @@ def parse(text: str) -> list[Condition]:
             )
         value = next(found[group] for group in ("text", "other_text", "number") if found[group] is not None)
         if found["number"]:
-            value = int(value) if value.lstrip("+-").isdecimal() and len(value) <= 18 else float(value)
+            is_integer = value.lstrip("+-").isdecimal() and len(value) <= 20 and abs(int(value)) < 2**63
+            value = int(value) if is_integer else float(value)
         conditions.append(Condition(found["column"] or found["quoted_column"], found["operator"], value))
         place = found.end()
     return conditions
@@ -90,7 +91,7 @@ def keep(
       where: the conditions' text, for messages.
 
     Raises:
-      UserError: a value that is compared with a number is none, or no row is left.
+      UserError: a value that is compared with a number is none, a column can't be compared, or no row is left.
     """
     if not conditions:
         return frame, ()
@@ -105,25 +106,36 @@ def _name(condition: Condition) -> str:
 
 
 def _holds(column: pl.Series, condition: Condition, path: Path) -> pl.Series:
+    columns = [column]
     if isinstance(condition.value, str):
-        column = column.cast(pl.String)
+        columns = [_strings(column, condition, path)]
     elif not column.dtype.is_numeric():
-        column = _numbers(column, condition, path)
-    if column.dtype.is_float():
-        column = column.fill_nan(None)  # pandas' missing value
+        columns = _numbers(column, condition, path)
     # As an expression: a comparison of a Series of integers would cut off the number's decimals.
-    compared = _OPERATORS[condition.operator](pl.col(column.name), pl.lit(condition.value))
-    return column.to_frame().select(compared.fill_null(condition.operator == "!=")).to_series()
+    compare, value = _OPERATORS[condition.operator], pl.lit(condition.value)
+    columns = [each.fill_nan(None) if each.dtype.is_float() else each for each in columns]  # pandas' missing value
+    return pl.select(pl.coalesce(*(compare(pl.lit(each), value) for each in columns), condition.operator == "!="))[:, 0]
 
 
-def _numbers(column: pl.Series, condition: Condition, path: Path) -> pl.Series:
+def _strings(column: pl.Series, condition: Condition, path: Path) -> pl.Series:
+    try:
+        return column.cast(pl.String)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(
+            f"{path}: column {condition.column!r} is of type {column.dtype}; write it as numbers or strings"
+        ) from error
+
+
+def _numbers(column: pl.Series, condition: Condition, path: Path) -> list[pl.Series]:
+    """The integers, and all numbers as floats, which do not tell large integers apart."""
     if column.dtype == pl.Boolean:
-        return column.cast(pl.Int8)
-    numbers = column.cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
+        return [column.cast(pl.Int8)]
+    text = _strings(column, condition, path).str.strip_chars()
+    integers, numbers = text.cast(pl.Int64, strict=False), text.cast(pl.Float64, strict=False)
     bad = numbers.is_null() & column.is_not_null()
     if bad.any():
         raise UserError(
             f"{path}: {condition.column} {column[bad.arg_max()]!r:.40} is not a number; correct the row, or compare "
             f'with a quoted value in {KEY}: {condition.column} {condition.operator} "{condition.value}"'
         )
-    return numbers
+    return [integers, numbers]
