@@ -24,7 +24,7 @@ from simgr_jax.errors import Stopped, UserError
 from simgr_jax.inputs.train_batches import train_batches
 from simgr_jax.models.simgr import SimGR
 from simgr_jax.run import Run
-from simgr_jax.training import metric_writer
+from simgr_jax.training import loop, metric_writer
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training import state as state_module
 from simgr_jax.training.checkpoints import Checkpoints
@@ -309,6 +309,17 @@ def test_a_finished_run_can_be_trained_longer(finished, tmp_path):
     tiny_run.train(longer, planned)
     assert_same_run(longer, workdir, finished._replace(config=longer, workdir=planned))
     assert list(scores(workdir)) == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_restart_before_the_epoch_that_the_run_has_reached_is_refused(finished):
+    """The run has done four epochs. A restart that it had from the beginning stays."""
+    longer, windows = tiny_run.config(epochs=6), tiny_run.make_windows(finished.config)
+    longer.optimizer.restart_epoch = 3
+    with pytest.raises(UserError, match=r"^config\.optimizer\.restart_epoch: .* epoch 4, .* after epoch 3; give 4 or"):
+        loop.check_longer(windows, longer, finished.workdir, new_restart=True)
+    loop.check_longer(windows, longer, finished.workdir, new_restart=False)
+    longer.optimizer.restart_epoch = 4
+    loop.check_longer(windows, longer, finished.workdir, new_restart=True)
 
 
 def test_without_a_restart_a_longer_run_goes_on_at_the_longer_schedules_rate(finished, tmp_path):
