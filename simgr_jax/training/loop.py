@@ -224,9 +224,11 @@ def _warn(message: str) -> None:
 
 
 def _diverged(count: int, step: int, workdir: Path, latest: int | None) -> UserError:
-    good = "there is none" if latest is None else f"it is {workdir / 'checkpoints' / str(latest)}"
+    kept = "there is no checkpoint"
+    if latest is not None:
+        kept = f"the latest checkpoint is {workdir / 'checkpoints' / str(latest)}, whose own step was finite"
     return UserError(
         f"config.optimizer.learning_rate: the loss or its gradient was not finite in {count} steps in a row, before "
-        f"step {step + 1}, so training stops at the last good checkpoint ({good}); lower the learning rate or raise "
-        "the model's temperature, and train in a new workdir"
+        f"step {step + 1}, so training stops; {kept}; lower the learning rate or raise the model's temperature, and "
+        "train in a new workdir"
     )
