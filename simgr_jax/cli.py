@@ -18,7 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from simgr_jax import config_files
+from simgr_jax import config_files, standard_output
 from simgr_jax.config_files import RUN_CONFIG, ConfigKind
 from simgr_jax.devices import distributed
 from simgr_jax.errors import Stopped, UserError
@@ -74,12 +74,18 @@ def run(main: Callable[[], None], kind: ConfigKind = RUN_CONFIG) -> None:
 
     A `UserError` becomes one line on stderr and exit code 2; any other exception is a bug and keeps its traceback.
     If several processes fail alike, only the first says why; one that fails alone does not wait for the others.
+    Output that can't be printed, e.g. because its reader has ended, is dropped with a warning.
     SIGINT and SIGTERM end the process at once, except in the training loop, which saves a checkpoint first; then the
     exit code is that of `Stopped`.
     """
     _silence_libraries()
     _end_at_once()
     app.define_help_flags()
+    with standard_output.never_fails():
+        _run(main, kind)
+
+
+def _run(main: Callable[[], None], kind: ConfigKind) -> None:
     try:
         _parse(sys.argv, kind)
         if "coordinator" in flags.FLAGS:

@@ -392,6 +392,8 @@ class Run:
         learned = self._learned_items() | self._learned_contents()
         learned["training_sequences"] = fingerprint(split.train.values, split.train.offsets)
         trained_on.check(learned, self.workdir)
+        if self.options.is_trained:
+            self._check_longer()
         if distributed.is_main():
             # Saved only now, so that a config that can't be trained can be corrected in the same workdir.
             config_file.save(self.config.to_dict(), self.workdir)
@@ -408,6 +410,16 @@ class Run:
             Console().print(parameters.table(model))
             self._best = None
             loop.fit(model, self.windows, self._validate, self.config, self.workdir)
+
+    def _check_longer(self) -> None:
+        """
+        Raises:
+          UserError: the config is longer than that of the run here, but see `loop.check_longer`.
+        """
+        longer = distributed.all_gather(sorted(saved_config.made_longer(self.config, self.workdir)))[0]
+        if longer:
+            new_restart = "optimizer.restart_epoch" in longer
+            loop.check_longer(self.windows, self.config, self.workdir, new_restart=new_restart)
 
     def _validate(self, model: Recommender) -> dict[str, float]:
         """The metrics of the validation split, with history items left in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -60,12 +61,24 @@ def check_same(
     if not path.exists():
         return
     before, now, ignored = flat(load(workdir)), flat(config), unread(config)
-    longer = {key for key in _LENGTHS if may_be_longer and now[key] > before[key]}
-    if "training.epochs" in longer:
-        longer.add("optimizer.restart_epoch")
+    longer = _may_differ_if_longer(before, now) if may_be_longer else ()
     for key in sorted(now):
         if before[key] != now[key] and key not in _PLACES and key not in ignored and key not in longer:
             raise UserError(
                 f"{path}:{key}: the run here has {before[key]!r}, not {now[key]!r}; "
                 f"continue with the same config, or {otherwise}"
             )
+
+
+def made_longer(config: ml_collections.ConfigDict, workdir: Path) -> set[str]:
+    """The keys by which `config`, which `check_same` lets continue, trains the workdir's run for longer; none if there
+    is no run."""
+    if not (workdir / config_file.FILE_NAME).exists():
+        return set()
+    before, now = flat(load(workdir)), flat(config)
+    return {key for key in _may_differ_if_longer(before, now) if before[key] != now[key]}
+
+
+def _may_differ_if_longer(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
+    longer = {key for key in _LENGTHS if now[key] > before[key]}
+    return longer | {"optimizer.restart_epoch"} if "training.epochs" in longer else longer

@@ -135,6 +135,27 @@ def test_an_interrupt_during_imports_ends_a_binary(root, tmp_path):
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
 
 
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "full"])
+def test_output_that_can_not_be_printed_is_one_warning_and_the_work_is_done(root, tmp_path, closed):
+    """As in `| head -1`, or on a full disk. Rich would end the process by itself, and Python fails once more at its
+    end."""
+    program = "from rich.console import Console\nfrom simgr_jax import cli\ndef main():\n    print('a', flush=True)\n"
+    program += f"    Console().print('b')\n    open({str(tmp_path / 'done')!r}, 'w')\n    print('c')\ncli.run(main)\n"
+    reader, pipe = os.pipe()
+    os.close(reader)
+    with os.fdopen(pipe, "w") if closed else open("/dev/full", "w") as output:
+        os.set_inheritable(output.fileno(), True)
+        ended = subprocess.run(
+            [sys.executable, "-c", program], cwd=root, stdout=output, stderr=subprocess.PIPE, text=True
+        )
+    reason = "Broken pipe" if closed else "No space left on device"
+    assert ended.stderr == (
+        f"WARNING:simgr_jax.standard_output:standard output: can't be written ({reason}); what is printed from here on "
+        "is lost\n"
+    )
+    assert ended.returncode == 0 and (tmp_path / "done").exists()
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_outside_the_training_loop_ends_a_binary(root, tmp_path, name):
     """E.g. while data are prepared, or in an evaluation."""

@@ -195,6 +195,32 @@ def test_bad_overrides_are_refused(overrides, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_more_epochs_after_early_stopping_need_more_patience(tmp_path):
+    """With the first config the run is finished. What is refused changes no file."""
+    stopping = OVERRIDES | {"training.epochs": 10, "training.patience": 1, "optimizer.learning_rate": 1e-12}
+
+    def train(epochs, patience):
+        simgr_jax.fit(
+            "quickstart", stopping | {"training.epochs": epochs, "training.patience": patience}, workdir=tmp_path
+        )
+        return [line["step"] for line in simgr_jax.load(tmp_path).log() if "validation/NDCG@10" in line]
+
+    def files():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    stopped = train(10, 1)
+    assert len(stopped) == 2 and train(10, 1) == stopped
+    before = files()
+    with pytest.raises(simgr_jax.UserError) as caught:
+        train(20, 1)
+    assert str(caught.value) == (
+        f"config.training.patience: the run here stopped at step {stopped[-1]}, because validation had not got better; "
+        "raise it above 1 to go on"
+    )
+    assert files() == before
+    assert len(train(20, 2)) > 2
+
+
 def test_more_ks_give_more_metrics(run, workdir):
     longer = simgr_jax.Run.load(workdir, {"evaluation.ks": (1, 10, 20)})
     cases = run.split.test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,9 +21,19 @@ if TYPE_CHECKING:
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")
-# More than any model has. Transformers and the mapping of parameters make a list of this length from a config.
-_MOST_COUNTED = 10_000
-_COUNTS = ("num_hidden_layers", "n_layer", "num_experts", "num_local_experts")
+# More than any model has, by key, and for every other number: vocabularies and positions are the largest. Transformers
+# and the mapping of parameters make lists of some of these lengths from a config.
+_MOST = {
+    "num_hidden_layers": 10_000,
+    "n_layer": 10_000,
+    "num_experts": 10_000,
+    "num_local_experts": 10_000,
+    "num_labels": 100_000,
+    "head_dim": 100_000,
+    "partial_rotary_factor": 1,
+    "rope_theta": math.inf,  # A base, not a size.
+}
+_MOST_OF_OTHERS = 2**24
 _NOT_QUANTISED = "quantised weights are not supported, use the float32, float16 or bfloat16 checkpoint"
 
 
@@ -123,24 +134,32 @@ def read_config(folder: Path) -> PretrainedConfig:
     families.require_supported(values.get("model_type"), path)
     if values.get("quantization_config"):
         raise UserError(f"{path}:quantization_config: {_NOT_QUANTISED}")
-    _check_counts(values, path)
+    _check_numbers(values, path)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Transformers checks a config's values in many places and raises many kinds of exceptions.
     except Exception as error:
-        raise UserError(f"{path}: Transformers rejects it ({error}); copy the model's config again") from error
+        reason = str(error)[:400]  # It may list all model types.
+        raise UserError(f"{path}: Transformers rejects it ({reason}); copy the model's config again") from error
 
 
-def _check_counts(values: dict[str, Any], path: Path) -> None:
+def _check_numbers(values: dict[str, Any], path: Path) -> None:
     """
     Raises:
-      UserError: the config, or one within it, counts more layers or experts than a model can have.
+      UserError: the config, or one within it, has a number that is not finite or larger than a model can have.
     """
-    for key, value in values.items():
+    waiting: list[tuple[str, Any]] = [("", values)]
+    while waiting:
+        key, value = waiting.pop()
         if isinstance(value, dict):
-            _check_counts(value, path)
-        elif key in _COUNTS and isinstance(value, int | float) and value > _MOST_COUNTED:
-            raise UserError(f"{path}:{key}: can't be more than {_MOST_COUNTED:,}; copy the model's config again")
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += [(key, entry) for entry in value]
+        elif isinstance(value, int | float):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{path}:{key}: can't be {value}; copy the model's config again")
+            if abs(value) > (most := _MOST.get(key, _MOST_OF_OTHERS)):
+                raise UserError(f"{path}:{key}: can't be more than {most:,}; copy the model's config again")
 
 
 def _read_headers(folder: Path) -> tuple[Path, dict[str, _Tensor]]:

@@ -176,10 +176,14 @@ class Checkpoints:
         nnx.replace_by_pure_dict(params, restored.model)
         return params
 
+    def latest_progress(self) -> Progress:
+        """The progress of the newest state."""
+        return self._progress(self.latest_step)
+
     def training_cost(self) -> dict[str, float]:
         """`train_seconds`, the wall time of training over all resumed parts, including validation and compilation; and
         `train_targets_per_second`, for the training steps alone."""
-        progress = self._progress(self.latest_step)
+        progress = self.latest_progress()
         return {
             "train_seconds": progress.seconds,
             "train_targets_per_second": progress.targets / progress.step_seconds,

@@ -89,8 +89,7 @@ def fit(
     """
     began, training = time.monotonic(), config.training
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    # Packing leaves some room empty, so an epoch is slightly more batches than this.
-    steps_per_epoch = -(-windows.num_inputs // (training.batch_rows * windows.row_length))
+    steps_per_epoch = _steps_per_epoch(windows, training)
     num_steps = training.epochs * steps_per_epoch
     evaluate_every = training.evaluate_every_epochs * steps_per_epoch
     checkpoint_every = training.checkpoint_every_steps
@@ -179,6 +178,40 @@ def fit(
         raise Stopped(f"stopped after step {step} of {num_steps}, {kept}")
 
 
+def check_longer(
+    windows: TrainingWindows, config: ml_collections.ConfigDict, workdir: Path, *, new_restart: bool
+) -> None:
+    """Checks that a longer `config` makes the workdir's run go on. All processes must call it.
+
+    Args:
+      new_restart: whether `optimizer.restart_epoch` differs from that of the run so far.
+
+    Raises:
+      UserError: the run stopped by `training.patience`, which is too low still; or the run is already beyond the epoch
+        of its new restart.
+    """
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = checkpoints.latest_step
+        since_best = 0 if step is None else checkpoints.latest_progress().since_best
+    if since_best >= config.training.patience:
+        raise UserError(
+            f"config.training.patience: the run here stopped at step {step}, because validation had not got better; "
+            f"raise it above {since_best} to go on"
+        )
+    restart, steps_per_epoch = config.optimizer.restart_epoch, _steps_per_epoch(windows, config.training)
+    if new_restart and 0 < restart * steps_per_epoch < (step or 0):
+        reached = -(-step // steps_per_epoch)
+        raise UserError(
+            f"config.optimizer.restart_epoch: the run here is in or at the end of epoch {reached}, too late to restart "
+            f"after epoch {restart}; give {reached} or more, or 0 for no restart"
+        )
+
+
+def _steps_per_epoch(windows: TrainingWindows, training: ml_collections.ConfigDict) -> int:
+    # Packing leaves some room empty, so an epoch is slightly more batches than this.
+    return -(-windows.num_inputs // (training.batch_rows * windows.row_length))
+
+
 def _means(scalars: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """The mean of each scalar over steps, without those that count or flag. Of no steps there is none."""
     names = [name for name in scalars[0] if name not in ("targets", "is_finite")] if scalars else []
@@ -191,9 +224,11 @@ def _warn(message: str) -> None:
 
 
 def _diverged(count: int, step: int, workdir: Path, latest: int | None) -> UserError:
-    good = "there is none" if latest is None else f"it is {workdir / 'checkpoints' / str(latest)}"
+    kept = "there is no checkpoint"
+    if latest is not None:
+        kept = f"the latest checkpoint is {workdir / 'checkpoints' / str(latest)}, whose own step was finite"
     return UserError(
         f"config.optimizer.learning_rate: the loss or its gradient was not finite in {count} steps in a row, before "
-        f"step {step + 1}, so training stops at the last good checkpoint ({good}); lower the learning rate or raise "
-        "the model's temperature, and train in a new workdir"
+        f"step {step + 1}, so training stops; {kept}; lower the learning rate or raise the model's temperature, and "
+        "train in a new workdir"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from simgr_jax import standard_output
 from simgr_jax.devices import distributed
 from simgr_jax.errors import UserError
 from simgr_jax.workdir.atomic_write import atomic_path
@@ -28,7 +29,7 @@ class MetricWriter:
     only the first one writes. Use as a context manager.
 
     Logging never stops training. Lines that can't be written, e.g. to a full disk, wait for the next `write`;
-    TensorBoard events end with a warning.
+    TensorBoard events, and progress that can't be printed, end with a warning.
     """
 
     def __init__(self, workdir: Path, num_steps: int, first_step: int):
@@ -36,6 +37,7 @@ class MetricWriter:
         self._open = contextlib.ExitStack()
         if not distributed.is_main():
             return
+        self._open.enter_context(standard_output.never_fails())
         file = workdir / "metrics.jsonl"
         _drop_after(first_step, file)
         self._lines = self._open.enter_context(contextlib.closing(_Lines(file)))

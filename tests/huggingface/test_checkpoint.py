@@ -147,6 +147,24 @@ BROKEN = {
         config(model_type="gemma3", text_config={"num_experts": 1e8}),
         "config.json:num_experts: can't be more than 10,000; copy the model's config again",
     ),
+    "a billion labels": (
+        config(num_labels=10**9),
+        "config.json:num_labels: can't be more than 100,000; copy the model's config again",
+    ),
+    "heads of a billion dimensions": (
+        config(head_dim=10**9),
+        "config.json:head_dim: can't be more than 100,000; copy the model's config again",
+    ),
+    "a head that rotates more than whole": (
+        config(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1e6}),
+        "config.json:partial_rotary_factor: can't be more than 1; copy",
+    ),
+    "a number in a list that no model has": (
+        config(anything=[{"inside": -(10**9)}]),
+        "config.json:inside: can't be more than 16,777,216; copy",
+    ),
+    "an epsilon that is no number": (config(rms_norm_eps=float("nan")), "config.json:rms_norm_eps: can't be nan; copy"),
+    "an infinite base": (config(rope_theta=float("inf")), "config.json:rope_theta: can't be inf; copy"),
     "an integer of 5,000 digits": (
         text("config.json", f'{{"model_type": "llama", "vocab_size": {"1" * 5000}}}'),
         "config.json: has a number too long to read .*; check",

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families
-from simgr_jax.huggingface.checkpoint import Checkpoint
+from simgr_jax.huggingface.checkpoint import Checkpoint, read_config
 from simgr_jax.huggingface.load_weights import load_transformer
 from simgr_jax.models.transformer import Transformer
 
@@ -348,6 +348,38 @@ def test_unsupported_options_are_refused_by_name(model_type, options, named):
     for use in (families.sources, functools.partial(families.transformer_config, max_length=8)):
         with pytest.raises(UserError, match=rf"^config\.backbone\.checkpoint: .*{named}.*; use "):
             use(hf_config)
+
+
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 1e4}
+LLAMA3 |= {"original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rope_theta": "abc"}, r"config\.json does not describe a llama model \(ValueError: .*'abc'"),
+        ({"rope_theta": 0}, 'the rope type "default" with parameters that give no finite frequencies above 0'),
+        ({"rope_theta": -1e4}, "that give no finite frequencies above 0"),
+        ({"rope_theta": 10**400}, r"config\.json does not describe a llama model \(OverflowError: "),
+        ({"rope_theta": 10**11}, ""),
+        ({"rope_parameters": LLAMA3 | {"factor": 8.0}}, ""),
+        ({"rope_parameters": LLAMA3 | {"factor": 0}}, 'type "llama3" with parameters that give no finite frequencies'),
+        ({"rope_parameters": LLAMA3 | {"factor": -8.0}}, "that give no finite frequencies above 0"),
+        ({"rms_norm_eps": 0.0}, r"\(ValueError: norm_epsilon = 0.0\)"),
+        ({"rms_norm_eps": -1e-6}, r"\(ValueError: norm_epsilon = -1e-06\)"),
+        ({"num_key_value_heads": 3}, r"\(ValueError: heads = 2, kv_heads = 3\)"),
+    ],
+)
+def test_values_that_no_model_has_are_refused_in_one_line(tmp_path, options, message):
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 12} | sizes | options))
+    describe = lambda: families.transformer_config(read_config(tmp_path), max_length=8)  # noqa: E731
+    if not message:
+        describe()
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        describe()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("model_type", ["bert", None, 3])

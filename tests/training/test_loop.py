@@ -24,7 +24,7 @@ from simgr_jax.errors import Stopped, UserError
 from simgr_jax.inputs.train_batches import train_batches
 from simgr_jax.models.simgr import SimGR
 from simgr_jax.run import Run
-from simgr_jax.training import metric_writer
+from simgr_jax.training import loop, metric_writer
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training import state as state_module
 from simgr_jax.training.checkpoints import Checkpoints
@@ -311,6 +311,17 @@ def test_a_finished_run_can_be_trained_longer(finished, tmp_path):
     assert list(scores(workdir)) == [5, 10, 15, 20, 25, 30]
 
 
+def test_a_restart_before_the_epoch_that_the_run_has_reached_is_refused(finished):
+    """The run has done four epochs. A restart that it had from the beginning stays."""
+    longer, windows = tiny_run.config(epochs=6), tiny_run.make_windows(finished.config)
+    longer.optimizer.restart_epoch = 3
+    with pytest.raises(UserError, match=r"^config\.optimizer\.restart_epoch: .* epoch 4, .* after epoch 3; give 4 or"):
+        loop.check_longer(windows, longer, finished.workdir, new_restart=True)
+    loop.check_longer(windows, longer, finished.workdir, new_restart=False)
+    longer.optimizer.restart_epoch = 4
+    loop.check_longer(windows, longer, finished.workdir, new_restart=True)
+
+
 def test_without_a_restart_a_longer_run_goes_on_at_the_longer_schedules_rate(finished, tmp_path):
     workdir = tmp_path / "longer"
     shutil.copytree(finished.workdir, workdir)
@@ -382,6 +393,18 @@ def test_a_run_that_diverges_ends_before_it_is_kept(tmp_path):
     assert not kept_steps(tmp_path)
 
 
+def test_a_checkpoint_of_the_step_that_ruined_the_parameters_is_not_called_good(tmp_path):
+    """Its own loss and gradient were finite."""
+    config = tiny_run.config(log_every_steps=1000, checkpoint_every_steps=1, max_bad_steps=2)
+    config.optimizer.learning_rate = 1e30
+    config.simgr.similarity = "dot"
+    latest = r"so training stops; the latest checkpoint is .*/checkpoints/\d+, whose own step was finite; lower the "
+    with pytest.raises(UserError, match=latest) as caught:
+        tiny_run.train(config, tmp_path)
+    assert "good" not in str(caught.value)
+    assert kept_steps(tmp_path)
+
+
 def test_gradients_that_are_not_finite_end_the_run_although_the_loss_is(tmp_path, monkeypatch):
     @jax.custom_vjp
     def spoiled(loss):
@@ -446,13 +469,13 @@ def test_bad_steps_are_counted_and_do_not_stop_a_run(tmp_path, monkeypatch, capl
     assert "step 8: 1 of the last 2 steps were skipped, because their loss or gradient was not finite" in caplog.text
 
 
-def test_many_bad_steps_in_a_row_stop_the_run_at_the_last_good_checkpoint(tmp_path, monkeypatch):
+def test_many_bad_steps_in_a_row_stop_the_run_at_its_latest_checkpoint(tmp_path, monkeypatch):
     spoil(monkeypatch, lambda step: step > 7)
     with pytest.raises(UserError) as error:
         tiny_run.train(tiny_run.config(max_bad_steps=3), tmp_path)
     assert str(error.value).startswith(
         "config.optimizer.learning_rate: the loss or its gradient was not finite in 3 steps in a row, before step 11, "
-        f"so training stops at the last good checkpoint (it is {tmp_path}/checkpoints/5); "
+        f"so training stops; the latest checkpoint is {tmp_path}/checkpoints/5, whose own step was finite; lower the "
     )
     assert kept_steps(tmp_path) == {5}
     assert [line["train/bad_steps"] for line in tiny_run.log(tmp_path) if line["step"] == 10] == [3]
@@ -461,7 +484,9 @@ def test_many_bad_steps_in_a_row_stop_the_run_at_the_last_good_checkpoint(tmp_pa
 def test_a_run_whose_last_steps_are_bad_keeps_none_of_them(tmp_path, monkeypatch):
     """One bad step at the end is an accident; two follow from a step that ruined the parameters."""
     spoil(monkeypatch, lambda step: step > 18)
-    with pytest.raises(UserError, match=r"not finite in 2 steps in a row, before step 21, .*it is .*/checkpoints/15"):
+    with pytest.raises(
+        UserError, match=r"not finite in 2 steps in a row, before step 21, .*checkpoint is .*/checkpoints/15"
+    ):
         tiny_run.train(tiny_run.config(), tmp_path)
     assert max(kept_steps(tmp_path)) == 15
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import struct
+import sys
 
 import pytest
 from rich.console import Console
@@ -150,6 +151,19 @@ def test_without_a_terminal_it_prints_plain_lines(tmp_path, capsys):
     assert first.startswith("step 5/20  loss 2.5  targets_per_second 12,346  ")
     assert first.endswith(" min left")
     assert second == "step 20/20  validation/NDCG@10 0.125  0.0 min left"
+
+
+def test_progress_that_can_not_be_printed_never_stops_training(tmp_path, monkeypatch, caplog):
+    with open("/dev/full", "w") as full, caplog.at_level(logging.WARNING):
+        monkeypatch.setattr(sys, "stdout", full)
+        with MetricWriter(tmp_path, 20, 0) as writer:
+            writer.write(5, TRAIN)
+            writer.write(10, VALIDATION)
+        assert sys.stdout is full
+    assert len(log(tmp_path)) == 2
+    assert caplog.messages == [
+        "standard output: can't be written (No space left on device); what is printed from here on is lost"
+    ]
 
 
 def test_only_the_main_process_writes(tmp_path, monkeypatch, capsys):

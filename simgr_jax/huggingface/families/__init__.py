@@ -7,11 +7,12 @@ Configs are read through Transformers' config classes, which also normalise the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simgr_jax.errors import UserError
+from simgr_jax.errors import UserError, first_line
 from simgr_jax.huggingface.families import gemma, gpt2, llama, phi3, qwen3_moe
 from simgr_jax.huggingface.families.source import Source
 from simgr_jax.models.transformer import TransformerConfig
@@ -80,8 +81,30 @@ def transformer_config(hf_config: PretrainedConfig, *, max_length: int, **comput
       UserError: the model's type, or an option of its config, is not supported.
     """
     require_supported(hf_config.model_type, "config.backbone.checkpoint: config.json")
-    fields = _FIELDS[hf_config.model_type](text_config(hf_config), max_length)
+    try:
+        fields = _FIELDS[hf_config.model_type](text_config(hf_config), max_length)
+        _require_positive(fields)
+    # Transformers lets values pass that mean nothing, like a width of 0 or a word for a number.
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            "config.backbone.checkpoint: its config.json does not describe a "
+            f"{hf_config.model_type} model ({type(error).__name__}: {first_line(error)}); copy the model's config again"
+        ) from error
     return TransformerConfig(**fields, **computation)
+
+
+def _require_positive(fields: dict[str, Any]) -> None:
+    """
+    Raises:
+      ValueError: a size, the norms' epsilon or a scale is not a finite number above 0.
+    """
+    positive = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "norm_epsilon", "attention_scale")
+    for name in positive:
+        value = fields.get(name)
+        if name in fields and value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError(f"{name} = {value}")
+    if fields["heads"] % fields["kv_heads"]:
+        raise ValueError(f"heads = {fields['heads']}, kv_heads = {fields['kv_heads']}")
 
 
 def sources(hf_config: PretrainedConfig, names: Collection[str] = ()) -> dict[str, Source]:

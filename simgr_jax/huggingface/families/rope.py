@@ -45,7 +45,12 @@ def rope(config: PretrainedConfig, parameters: Parameters, max_length: int) -> R
     # Among our families, Transformers rotates only part of a head for Phi-3 alone.
     if share != 1.0 and kind != "proportional" and config.model_type != "phi3":
         raise unsupported(f"partial_rotary_factor = {share}")
-    frequencies, scale = _KINDS[kind](config, parameters, max_length)
+    with np.errstate(all="ignore"):
+        frequencies, scale = _KINDS[kind](config, parameters, max_length)
+    # Only "proportional" has pairs that do not rotate.
+    rotated = frequencies[frequencies != 0] if kind == "proportional" else frequencies
+    if not (len(rotated) and (rotated > 0).all() and np.isfinite(rotated).all() and 0 < scale < math.inf):
+        raise unsupported(f'the rope type "{kind}" with parameters that give no finite frequencies above 0')
     return Rope(tuple(frequencies.tolist()), float(scale))
 
 
