@@ -65,6 +65,20 @@ def test_a_mark_swallows_no_rows_although_one_of_them_is_odd(tmp_path, rows):
 
 
 @pytest.mark.parametrize(
+    "rows",
+    [
+        'u,a,"19, tv,100\nv,b,20 tv",200\n',
+        'u,a,"19, tv,100\nv,b,20, tv",200\n',
+        'u,a,"19 tv,100\nv,b\nw,c,20 tv",200\n',
+        'u,a,"19\nv,b,a, tv,200\nw,c,20 tv",300\n',
+    ],
+)
+def test_a_mark_before_the_time_swallows_no_rows(tmp_path, rows):
+    with pytest.raises(UserError, match=r"log.csv:2: a quoted field of this row goes on to line .* look like rows"):
+        read(tmp_path / "log.csv", "user,item,title,time\n" + rows)
+
+
+@pytest.mark.parametrize(
     ("header", "row"),
     [
         ("user,item,time,title", 'u,a,1700000000,"Fits well, in red, 10, or 12\nbought in 2019, used it\n2020"'),

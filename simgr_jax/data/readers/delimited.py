@@ -283,14 +283,22 @@ def _takes_in_rows(fields: list[str], header: _Header, column: int, is_alike: Ca
     """Whether a line of a quoted field looks like a row of its own, or all lines do with what follows the field."""
     width, value = len(header.names), fields[column] if column < len(fields) else ""
 
+    def has_digit(found: str) -> bool:
+        return any(map(str.isdecimal, found))
+
+    def is_sure(found: str) -> bool:
+        """Whether it is the sign's value also in a row that lacks a field, or has a separator in one."""
+        return is_alike(found, value) and has_digit(found) and 2 * len(found) >= len(value)
+
     def looks_like_a_row(row: list[str], own: int) -> bool:
         """Whether the line itself, the first `own` fields of the row, has an alike value of the sign's column."""
-        if own <= column or not is_alike(found := row[column].strip(), value):
+        if own <= column:
             return False
-        has_digit = any(map(str.isdecimal, found))
-        if len(row) == width:
-            return has_digit or not any(field[:1] == " " for field in row)  # prose has blanks after commas
-        return has_digit and 2 * len(found) >= len(value)  # a row that lacks a field, or has a separator in one
+        found = row[column].strip()
+        if len(row) != width:
+            return is_sure(found)
+        is_prose = any(field[:1] == " " for field in row)  # it has blanks after commas
+        return is_alike(found, value) and (has_digit(found) or not is_prose)
 
     for place, field in enumerate(fields):
         first, *lines = field.split("\n")
@@ -305,8 +313,12 @@ def _takes_in_rows(fields: list[str], header: _Header, column: int, is_alike: Ca
             own.append(1)
         if any(map(looks_like_a_row, rows, own)):
             return True
-        is_whole = place + len(first.split(header.separator)) == width
-        if is_whole and all(len(row) == width and is_alike(row[column].strip(), value) for row in rows):
+        opening = [*fields[:place], *first.split(header.separator)]
+        # With separators in a field, the columns behind it are found from the end.
+        ends = [row[column - width] for row in [opening, *rows[:-1]] if len(row) >= width and column > place]
+        if any(is_sure(end.strip()) for end in ends):
+            return True
+        if len(opening) == width and all(len(row) == width and is_alike(row[column].strip(), value) for row in rows):
             return True
     return False
 
