@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import runpy
@@ -30,6 +31,8 @@ def pytest_configure(config):
     # XLA's emitters of fused loops take half of what is left; small programs aren't worth many parallel compilations.
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    # Tracing makes so many objects that Python would look for garbage all the time.
+    gc.set_threshold(100_000, 20, 50)
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # The workers of pytest-xdist share their parent's.
     if not (folder and hasattr(config, "workerinput")):
         temporary = tempfile.TemporaryDirectory(prefix="compiled-")

@@ -153,7 +153,7 @@ def test_mistakes_in_recbole_files_are_named(tmp_path, files, message):
         ({"log.csv": b"user,item,time\nu,a,1\nu,caf\xe9,1\n"}, "log.csv:3: not UTF-8"),
         (
             {"log.csv": 'user,item,time\nu,a,1\nu,"b,2\n' + "u,c,3\n" * 30_000 + "u,d"},
-            "log.csv:3: can't be read (field",
+            "log.csv:3: can't be read (unexpected end of data on line",
         ),
         (
             {"items.csv": "id,name\na,x\n"},

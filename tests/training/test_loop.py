@@ -148,7 +148,7 @@ def interrupt_at(patch, interrupted_step):
     patch.setattr(MetricWriter, "write", interrupting)
 
 
-@pytest.mark.parametrize("step", [4, 12])
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 12])
 def test_an_interrupted_run_continues_as_if_nothing_had_happened(finished, tmp_path, step):
     """Before the first checkpoint, and between the second and the third. Steps after a checkpoint are done again."""
     with pytest.MonkeyPatch.context() as patch:
