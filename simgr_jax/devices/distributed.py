@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
 import re
 import socket
@@ -217,6 +218,12 @@ def _silence() -> None:
 def is_main() -> bool:
     """Whether this is process 0, which writes and prints for all."""
     return not several() or jax.process_index() == 0
+
+
+def warn(logger: str, message: str) -> None:
+    """Logs a warning in process 0, for all. logger: its name."""
+    if is_main():
+        logging.getLogger(logger).warning(message)
 
 
 def several() -> bool:

@@ -269,9 +269,10 @@ def _set_damaged_aside(folder: Path, steps: Sequence[int]) -> list[int]:
     for step, found in damage.items():
         lost = f"steps {whole[-1] + 1} to {step} are lost, and done again" if step > whole[-1] else "it is lost"
         place = _free_name(folder.parent / DAMAGED_FOLDER / str(step))
-        _warn(
+        distributed.warn(
+            __name__,
             f"{found}; checkpoint {step} is damaged and was moved to {place}: {lost}; training goes on from step "
-            f"{whole[-1]}"
+            f"{whole[-1]}",
         )
         if distributed.is_main():
             _move(folder / str(step), place)
@@ -291,11 +292,6 @@ def _move(checkpoint: Path, place: Path) -> None:
         os.rename(checkpoint, place)
     except OSError as error:
         raise UserError(f"{checkpoint}: can't be moved to {place} ({error.strerror}); move it yourself") from error
-
-
-def _warn(message: str) -> None:
-    if distributed.is_main():
-        logging.getLogger(__name__).warning(message)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

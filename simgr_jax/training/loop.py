@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -143,7 +142,8 @@ def fit(
                     writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
                     if len(good) < len(finished):
                         skipped = f"{len(finished) - len(good)} of the last {len(finished)} steps were skipped"
-                        _warn(f"step {step}: {skipped}, because their loss or gradient was not finite")
+                        reason = "their loss or gradient was not finite"
+                        distributed.warn(__name__, f"step {step}: {skipped}, because {reason}")
                     # With two at the end, the parameters that would be kept are probably ruined.
                     ends_badly = step == num_steps and bad_steps.in_a_row > 1
                     if bad_steps.too_many or ends_badly:
@@ -152,7 +152,10 @@ def fit(
 
                 if saves and bad_steps.in_a_row and step < num_steps:
                     # The step before the bad ones may have ruined the parameters.
-                    _warn(f"step {step}: no checkpoint, because this step was skipped; the next one is tried again")
+                    distributed.warn(
+                        __name__,
+                        f"step {step}: no checkpoint, because this step was skipped; the next one is tried again",
+                    )
                 elif saves:
                     jax.block_until_ready(state)
                     timer.stop()
@@ -213,14 +216,9 @@ def _steps_per_epoch(windows: TrainingWindows, training: ml_collections.ConfigDi
 
 
 def _means(scalars: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """The mean of each scalar over steps, without those that count or flag. Of no steps there is none."""
+    """The mean of each scalar over steps, without those that count or flag; nothing for no steps."""
     names = [name for name in scalars[0] if name not in ("targets", "is_finite")] if scalars else []
     return {name: float(np.mean([one[name] for one in scalars])) for name in names}
-
-
-def _warn(message: str) -> None:
-    if distributed.is_main():
-        logging.getLogger(__name__).warning(message)
 
 
 def _diverged(count: int, step: int, workdir: Path, latest: int | None) -> UserError:

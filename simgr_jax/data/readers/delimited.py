@@ -351,8 +351,7 @@ def _return(header: _Header, line: int) -> UserError:
 
 
 def _has_nulls(path: Path) -> UserError:
-    with open_bytes(path) as file:
-        number = next(number for number, line in enumerate(file, start=1) if b"\0" in line)
+    number = _first_line(path, lambda line: b"\0" in line)
     return UserError(f"{path}:{number}: has NUL characters; remove them, or convert the file to UTF-8 text")
 
 
@@ -368,9 +367,14 @@ def _located(header: _Header, error: Exception) -> UserError:
 
 
 def _not_utf8(path: Path) -> UserError:
-    with open_bytes(path) as file:
-        number = next((number for number, line in enumerate(file, start=1) if not _is_utf8(line)), "?")
+    number = _first_line(path, lambda line: not _is_utf8(line))
     return UserError(f"{path}:{number}: not UTF-8 text; convert the file, e.g. with iconv -t UTF-8")
+
+
+def _first_line(path: Path, is_bad: Callable[[bytes], bool]) -> int | str:
+    """The number of the first bad line; "?" if every line alone is good."""
+    with open_bytes(path) as file:
+        return next((number for number, line in enumerate(file, start=1) if is_bad(line)), "?")
 
 
 def _is_utf8(line: bytes) -> bool:
