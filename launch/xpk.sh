@@ -60,7 +60,8 @@ build() {
 }
 
 # xpk restarts the workload after exit codes above 126 (signals, e.g. at a preemption). We also request a restart after
-# 1 (an exception, or the loss of another process) and 75 (stopped by a signal, with its checkpoint saved), but not after 2 (a user's mistake). With exec, signals reach Python.
+# 1 (an exception, or the loss of another process) and 75 (stopped by a signal, with its checkpoint saved), but not
+# after 2 (a user's mistake). With exec, signals reach Python.
 run() {
   need_name name "$name"
   need_option cluster "$cluster"

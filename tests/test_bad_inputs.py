@@ -410,7 +410,7 @@ def write(path, content):
 
 
 def contents(folder):
-    """Of all files but locks, which stay and say who locked last."""
+    """The bytes of all files but locks, which stay and say who locked last."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != lock.FILE_NAME)
     return {path.relative_to(folder): path.read_bytes() for path in files}
 

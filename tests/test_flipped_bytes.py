@@ -98,7 +98,7 @@ def test_no_flipped_byte_of_an_array_is_read_as_another_value(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "may_differ"), EDITABLE.items())
 def test_a_flipped_byte_of_a_text_is_named_or_changes_nothing_else(workdir, name, may_differ):
-    """Of the config, keys may change that do not matter to the run, and those that may be raised."""
+    """The config's keys may change if they do not matter to the run or may be raised."""
     expected, config = what_is_read(workdir), simgr_jax.load(workdir).config
     for file in flips([workdir / name], 100):
         try:

@@ -17,7 +17,7 @@ def test_the_rank_is_the_mean_over_all_orders_of_the_ties(num_better, num_tied):
     assert tied_rank(num_better, num_tied) == num_better + np.mean(places)
 
 
-# Of few lengths, because each is compiled anew.
+# They are few, because each is compiled anew.
 LENGTHS = st.sampled_from((2, 3, 12))
 
 

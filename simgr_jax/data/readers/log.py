@@ -87,7 +87,7 @@ def read(
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files of a log. Of a folder, those that Spark and others do not hide from readers."""
+    """The files of a log: the file itself, or those of a folder that Spark and others do not hide from readers."""
     if not path.is_dir():
         return [require_file(path, f"set config.data.path to the log, {_KINDS}")]
     found = sorted(part for part in path.rglob("*") if part.is_file())
