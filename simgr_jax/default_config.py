@@ -44,6 +44,9 @@ def get_config() -> ml_collections.ConfigDict:
                     "timestamp": "timestamp",
                     # What is between two fields of a CSV file, e.g. ";"; "" goes by its header.
                     "separator": "",
+                    # Whether quoted fields of CSV files may hold line ends. If not, a quote that is never closed can't
+                    # take in the rows after it.
+                    "multiline": False,
                     "items_file": "",
                     "items_id": "item",
                     "items_text": ("title",),

@@ -16,6 +16,7 @@ from simgr_jax.errors import UserError
 
 COLUMNS = {"user": "user", "item": "item", "timestamp": "time"}
 HEADER = "user,item,time,title\n"
+ITEMS = {"items_id": "id", "items_text": ("title",)}
 
 
 def read(path, content, **options):
@@ -40,83 +41,31 @@ def test_a_tsv_has_no_quotes(tmp_path):
     dataset = read(tmp_path / "log.tsv", 'user\titem\ttime\nu\t"a\t1\nu\tb\t2\nu\tc"\t3\n')
     assert interactions(dataset) == [("u", '"a', 1), ("u", "b", 2), ("u", 'c"', 3)]
     (tmp_path / "items.tsv").write_text('id\ttitle\n"a\t"Big\nb\tblue\nc"\tred"\n')
-    items = {"items_file": str(tmp_path / "items.tsv"), "items_id": "id", "items_text": ("title",)}
-    dataset = log.read(tmp_path / "log.tsv", "x", **COLUMNS, **items)
+    dataset = log.read(tmp_path / "log.tsv", "x", **COLUMNS, items_file=str(tmp_path / "items.tsv"), **ITEMS)
     assert dict(zip(dataset.item_ids, dataset.item_texts, strict=True)) == {'"a': '"Big', "b": "blue", 'c"': 'red"'}
 
 
-def assert_takes_in_rows(folder, text):
-    """The log is refused, because a quoted field in its first row takes in others."""
-    with pytest.raises(UserError, match=r"log.csv:2: a quoted field of this row goes on to line .* look like rows"):
-        read(folder / "log.csv", text)
+@pytest.mark.parametrize("rows", ['u,a,1,"19 tv\nv,b,2,20 tv"\n', 'u,a,1,"two\nlines"\n', 'u,a,1,"two\r\nlines"\r\n'])
+def test_a_quoted_field_of_several_lines_is_refused_unless_the_config_allows_it(tmp_path, rows):
+    with pytest.raises(UserError, match=r"log.csv:2: a quoted field of this row goes on to line 3.*multiline=True"):
+        read(tmp_path / "log.csv", HEADER + rows)
+    dataset = read(tmp_path / "log.csv", HEADER + "t,c,0,x\n" + rows, multiline=True)
+    assert interactions(dataset) == [("t", "c", 0), ("u", "a", 1)]
+    (note,) = dataset.notes
+    assert "log.csv: 1 of 2 rows take several lines, first that of line 3" in note
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        'a,x,1,"19 tv\nb,y,2\nc,z,3,20 tv"\n',
-        'a,x,1,"19 tv\nb,y,n/a,x\nc,z,3,20 tv"\n',
-        'a,x,1,"19 tv\nb,y,2\nc,z,n/a,20 tv"\n',
-        'a,x,1,"19 tv\nb,y,2,x\nc,z,n/a,20 tv"\n',
-        'a,x,1,"19, tv\nb,y,2,x\nc,z,3,20 tv"\n',
-        'a,x,1,"19 tv\nb,y,2,x\nc,z,3,20, tv"\n',
-        'a,x,1,"19, tv\nc,z,3,20, tv"\n',
-        'a,x,1,"19 tv\r\nb,y,2\r\nc,z,3,20 tv"\r\n',
-        'a,x,2020-01-01,"19, tv\nb,y,2020-01-02\n20, tv"\n',
-    ],
-)
-def test_a_mark_swallows_no_rows_although_one_of_them_is_odd(tmp_path, rows):
-    assert_takes_in_rows(tmp_path, HEADER + rows)
+def test_a_mark_swallows_no_items(tmp_path):
+    (tmp_path / "items.csv").write_text('id,title\na,"big\nb,blue\nc,red"\n')
+    with pytest.raises(UserError, match=r"items.csv:2: a quoted field of this row goes on to line 4"):
+        read(tmp_path / "log.csv", "user,item,time\nu,a,1\n", items_file=str(tmp_path / "items.csv"), **ITEMS)
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        'u,a,"19, tv,100\nv,b,20 tv",200\n',
-        'u,a,"19, tv,100\nv,b,20, tv",200\n',
-        'u,a,"19 tv,100\nv,b\nw,c,20 tv",200\n',
-        'u,a,"19\nv,b,a, tv,200\nw,c,20 tv",300\n',
-    ],
-)
-def test_a_mark_before_the_time_swallows_no_rows(tmp_path, rows):
-    assert_takes_in_rows(tmp_path, "user,item,title,time\n" + rows)
-
-
-@pytest.mark.parametrize(
-    ("header", "row"),
-    [
-        ("user,item,time,title", 'u,a,1700000000,"Fits well, in red, 10, or 12\nbought in 2019, used it\n2020"'),
-        ("user,item,time,title", 'u,a,1,"\n1. small, light\n2. cheap, too\n"'),
-        ("user,item,title,time", 'u,a,"two\nlines, and more",1'),
-        ("user,item,title,time", 'u,a,"Nice, long, text\nof words, in, a, row\n",1'),
-        ("time,title,user,item", '1700000000,"In 2019, I bought\n2020, again, it was, 1",u,a'),
-    ],
-)
-def test_prose_of_several_lines_is_read(tmp_path, header, row):
-    assert len(interactions(read(tmp_path / "log.csv", f"{header}\n{row}\n"))) == 1
-
-
-@pytest.mark.parametrize(
-    ("rows", "is_read"),
-    [
-        ('x2,"19 tv\nx3\nx4,20 tv"\n', False),
-        ('x2,"19, tv\nx4,20, tv"\n', False),
-        ('x2,"19, tv\nx4,\n20, tv"\n', False),
-        ('B00X4,"19 tv\n0316769487\n03167,20 tv"\n', False),
-        ('apple,"19 tv\nbanana\ncherry,20 tv"\n', False),
-        ('apple,"Sweet, juicy\nRed, and\n\nRound"\n', True),
-        ('B00X4YZW12,"Made in\n2020\n19, 20 or 21 inches"\n', True),
-    ],
-)
-def test_a_mark_swallows_no_items_although_one_of_them_is_odd(tmp_path, rows, is_read):
-    (tmp_path / "items.csv").write_text("id,title\n" + rows)
-    (tmp_path / "log.csv").write_text(f"user,item,time\nu,{rows.partition(',')[0]},1\n")
-    items = {"items_file": str(tmp_path / "items.csv"), "items_id": "id", "items_text": ("title",)}
-    if is_read:
-        assert log.read(tmp_path / "log.csv", "x", **COLUMNS, **items).num_items == 1
-        return
-    with pytest.raises(UserError, match=r"items.csv:2: a quoted field of this row goes on to line .* look like rows"):
-        log.read(tmp_path / "log.csv", "x", **COLUMNS, **items)
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
+def test_files_without_quotes_refuse_the_option(tmp_path, kind):
+    (tmp_path / f"log{kind}").touch()
+    with pytest.raises(UserError, match=r"config.data.log.multiline: is not read"):
+        log.read(tmp_path / f"log{kind}", "x", **COLUMNS, multiline=True)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +93,7 @@ def test_a_mark_swallows_no_items_although_one_of_them_is_odd(tmp_path, rows, is
         # Without it, this user would be another one.
         ("u,a,1,x\n\nu\r,a,1,x\n", "log.csv:4: a field ends in a carriage return"),
         ("u,a,1,x\nu,a,2,x\r\r\n", "log.csv:3: a field ends in a carriage return"),
-        ('u,a,1,"x\r\r\ny"\nu,a,2,x\r\r\n', "log.csv:4: a field ends in a carriage return"),
+        ('u,a,1,"x"\nu,a,2,x\r\r\n', "log.csv:3: a field ends in a carriage return"),
         ("u,a,1,x\n\nu,a\0,2,x\n", "log.csv:4: has NUL characters"),
         ('u,a,1,"x"\nu,a\0,2,x\n', "log.csv:3: has NUL characters"),
     ],
@@ -155,20 +104,13 @@ def test_a_file_that_would_lose_rows_is_refused_with_the_line(tmp_path, rows, me
     assert message in str(caught.value)
 
 
-def test_a_title_that_opens_with_a_mark_swallows_no_items(tmp_path):
-    (tmp_path / "items.csv").write_text('id,title\na,"big\nb,blue\nc,red"\n')
-    items = {"items_file": str(tmp_path / "items.csv"), "items_id": "id", "items_text": ("title",)}
-    with pytest.raises(UserError, match=r"items.csv:2: a quoted field of this row goes on to line 4"):
-        read(tmp_path / "log.csv", "user,item,time\nu,a,1\n", **items)
-
-
 def test_quoted_fields_may_hold_lines_and_marks(tmp_path):
     titles = {"b1": "two\nlines, and so on", "b2": 'a 19" tv,\n\n1, 2 or 3 pieces', "b3": "", "b4": "x\r\ny"}
     table = io.StringIO()
     csv.writer(table).writerows([("id", "title"), *titles.items()])
     (tmp_path / "items.csv").write_text(table.getvalue(), newline="")
-    items = {"items_file": str(tmp_path / "items.csv"), "items_id": "id", "items_text": ("title",)}
-    dataset = read(tmp_path / "log.csv", "user,item,time\nu,b1,1\nu,b2,2\nu,b3,3\nu,b4,4\n", **items)
+    options = {"items_file": str(tmp_path / "items.csv"), "multiline": True, **ITEMS}
+    dataset = read(tmp_path / "log.csv", "user,item,time\nu,b1,1\nu,b2,2\nu,b3,3\nu,b4,4\n", **options)
     assert dataset.item_texts == ["two lines, and so on", 'a 19" tv, 1, 2 or 3 pieces', "", "x y"]
 
 
@@ -212,12 +154,8 @@ def test_rows_in_are_rows_out_and_repeats(tmp_path, kind, rows):
         lines = ["\t".join(map(str, row)).replace("\n", " ") for row in [names, *rows]]
         with pa.output_stream(str(path), compression="detect") as file:
             file.write("".join(line + "\n" for line in lines).encode())
-    try:
-        dataset = recbole.read(tmp_path, "x") if kind == ".inter" else log.read(path, "x", **COLUMNS)
-    except UserError as error:
-        assert "look like rows" in str(error)  # a title of several lines may look like rows
-        assert any("\n" in title for *_, title in rows)
-        return
+    options = {"multiline": True} if "csv" in kind else {}
+    dataset = recbole.read(tmp_path, "x") if kind == ".inter" else log.read(path, "x", **COLUMNS, **options)
     assert interactions(dataset) == sorted({row[:3] for row in rows})
 
 

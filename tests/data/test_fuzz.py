@@ -262,7 +262,8 @@ def read(kind, folder, files):
         case "recbole":
             return recbole.read(folder, "x")
     options = {"items_file": str(folder / others[0]), "items_id": "id", "items_text": ("title",)} if others else {}
-    return log.read(folder / first, "x", user="user", item="item", timestamp="time", **options)
+    multiline = "items.csv" in others  # a title there takes two lines
+    return log.read(folder / first, "x", user="user", item="item", timestamp="time", multiline=multiline, **options)
 
 
 def num_rows(kind, files):

@@ -10,6 +10,8 @@ import polars as pl
 
 from simgr_jax.errors import UserError
 
+Notes = tuple[str, ...]  # See `Dataset.notes`.
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -20,12 +22,14 @@ class Table:
       names: from the frame's columns to their names in the file.
       path: the file.
       place: where row i of the frame is in the file, e.g. "3" (a line) or "row 3".
+      notes: on what may be wrong with the file.
     """
 
     frame: pl.DataFrame
     names: dict[str, str]
     path: Path
     place: Callable[[int], str]
+    notes: Notes = ()
 
     def where(self, row: int) -> str:
         return f"{self.path}:{self.place(row)}"

@@ -11,7 +11,8 @@ import codecs
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +21,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from simgr_jax.data.readers.columns import Table, find, matches
+from simgr_jax.data.readers.columns import Notes, Table, find, matches
 from simgr_jax.errors import UserError, first_line
 
 SEPARATORS = (",", ";", "\t", "|")
@@ -29,19 +30,6 @@ UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 csv.field_size_limit(2**31 - 1)  # the largest that every platform takes; the module's own is 128 KiB
 _CHUNK_BYTES = 1 << 24
 _CHUNK_ROWS = 100_000
-
-
-@dataclasses.dataclass(frozen=True)
-class RowSign:
-    """What tells that a line inside a quoted field is a row of its own.
-
-    Attributes:
-      column: our name of a column.
-      is_alike: whether the column's value in that line is like its value in the row that holds the quoted field.
-    """
-
-    column: str
-    is_alike: Callable[[str, str], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +62,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def read_columns(
-    path: Path, columns: Mapping[str, str], remedy: str, separator: str, default: str, sign: RowSign
+    path: Path, columns: Mapping[str, str], remedy: str, separator: str, default: str, multiline: bool
 ) -> Table:
     """Reads columns as strings, with null for an empty field.
 
@@ -83,37 +71,61 @@ def read_columns(
       remedy: what to do if a column is missing, for the error message.
       separator: what is between two fields; "" takes the first of SEPARATORS that yields the columns, or `default`.
         A table that is separated by tabs has no quoting.
-      sign: by which to tell that a quoted field has taken in rows.
+      multiline: whether a quoted field may hold line ends. If not, a stray quotation mark can't take in rows.
 
     Raises:
       UserError: a column is missing, or the file can't be read as a whole.
     """
-    try:
+    with _readable(path):
         header = _read_header(path, columns, separator, default)
         places = find(header.names, columns, header.where, remedy)
         lines = _survey(path, header.separator)
         if lines.has_nulls:
             raise _has_nulls(path)
         quoted = lines.has_quotes and header.separator != "\t"
-        frame = _read_quoted(header, places, sign) if quoted else _read_plain(header, places, lines)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
-    except (OSError, pa.ArrowException, EOFError) as error:
-        raise UserError(f"{path}: can't be read ({first_line(error)}); copy it again from its source") from error
+        read = _read_quoted(header, places, multiline) if quoted else (_read_plain(header, places, lines), ())
 
     def place(row: int) -> str:
-        rows = _quoted_rows(header, places, sign) if quoted else _plain_rows(header)
-        return next(str(line) for i, (line, _) in enumerate(rows) if i == row)
+        rows = _quoted_rows(header, multiline) if quoted else _plain_rows(header)
+        return next(str(line) for i, (line, *_) in enumerate(rows) if i == row)
 
-    return Table(frame, {ours: header.names[i] for ours, i in places.items()}, path, place)
+    frame, notes = read
+    return Table(frame, {ours: header.names[i] for ours, i in places.items()}, path, place, notes)
+
+
+def read_rows(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line number, values of the columns) of each row of a CSV file, "" for an empty or missing field. Quoted
+    fields may hold line ends.
+
+    Args: see `read_columns`.
+
+    Raises:
+      UserError: as `read_columns`.
+    """
+    with _readable(path):
+        header = _read_header(path, {}, ",", ",")
+        places = find(header.names, {name: name for name in columns}, header.where, remedy)
+        if _survey(path, ",").has_nulls:
+            raise _has_nulls(path)
+        for line, fields, _ in _quoted_rows(header, multiline=True):
+            yield line, [fields[places[name]] if places[name] < len(fields) else "" for name in columns]
 
 
 def column_names(path: Path, separator: str) -> list[str]:
     """The names in the header."""
-    try:
+    with _readable(path):
         return _read_header(path, {}, separator, separator).names
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises UserError if what is read inside is not UTF-8, or can't be read."""
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise _not_utf8(path) from error
+    except (OSError, pa.ArrowException, EOFError) as error:
+        raise UserError(f"{path}: can't be read ({first_line(error)}); copy it again from its source") from error
 
 
 def _read_header(path: Path, columns: Mapping[str, str], separator: str, default: str) -> _Header:
@@ -200,23 +212,31 @@ def _read_plain(header: _Header, places: Mapping[str, int], lines: _Lines) -> pl
     return frame
 
 
-def _read_quoted(header: _Header, places: Mapping[str, int], sign: RowSign) -> pl.DataFrame:
-    """Reads a file that has quotation marks."""
+def _read_quoted(header: _Header, places: Mapping[str, int], multiline: bool) -> tuple[pl.DataFrame, Notes]:
+    """Reads a file that has quotation marks. Returns also a note if rows take several lines."""
     pick = itemgetter(*places.values(), 0)  # one more, because itemgetter returns a tuple only of two or more
     schema = {**dict.fromkeys(places, pl.String), "": pl.String}
     width = len(header.names)
-    frames, rows = [pl.DataFrame(schema=schema)], []
+    frames, rows, several = [pl.DataFrame(schema=schema)], [], []
 
     def flush():
         frames.append(pl.DataFrame(rows, schema=schema, orient="row"))
         rows.clear()
 
-    for _, fields in _quoted_rows(header, places, sign):
+    for line, fields, last in _quoted_rows(header, multiline):
+        if last > line:
+            several.append(line)
         rows.append(pick(fields if len(fields) == width else fields + [""] * (width - len(fields))))
         if len(rows) == _CHUNK_ROWS:
             flush()
     flush()
-    return pl.concat(frames).select(_without_empty(places))
+    frame = pl.concat(frames).select(_without_empty(places))
+    if not several:
+        return frame, ()
+    where = (
+        f"{header.path}: {len(several):,} of {len(frame):,} rows take several lines, first that of line {several[0]}"
+    )
+    return frame, (f"{where}; if that is not so, set config.data.log.multiline=False to find the stray quotation mark",)
 
 
 def _without_empty(columns: Iterable[str]) -> list[pl.Expr]:
@@ -240,12 +260,13 @@ def _plain_rows(header: _Header) -> Iterator[tuple[int, list[str]]]:
                 yield line, text.split(header.separator)
 
 
-def _quoted_rows(header: _Header, places: Mapping[str, int], sign: RowSign) -> Iterator[tuple[int, list[str]]]:
-    """Yields (first line's number, fields) of each row. A quotation mark inside an unquoted field is a character.
+def _quoted_rows(header: _Header, multiline: bool) -> Iterator[tuple[int, list[str], int]]:
+    """Yields (first line's number, fields, last line's number) of each row. A quotation mark inside an unquoted field
+    is a character.
 
     Raises:
-      UserError: a quote is not closed, or text follows its end; a quoted field seems to have taken in rows; or a row
-        has too many fields, or ends in a carriage return.
+      UserError: a quote is not closed, or text follows its end; a quoted field goes on to another line, and not
+        `multiline`; or a row has too many fields, or ends in a carriage return.
     """
     path, line, width, text = header.path, header.line + 1, len(header.names), ""
 
@@ -258,69 +279,25 @@ def _quoted_rows(header: _Header, places: Mapping[str, int], sign: RowSign) -> I
         reader = csv.reader(lines(file), delimiter=header.separator, skipinitialspace=True, strict=True)
         try:
             for fields in reader:
-                next_line = header.line + reader.line_num + 1
-                if next_line - line > 1 and _takes_in_rows(fields, header, places[sign.column], sign.is_alike):
+                last = header.line + reader.line_num
+                if last > line and not multiline:
                     raise UserError(
-                        f"{path}:{line}: a quoted field of this row goes on to line {next_line - 1}, and the lines in "
-                        "it look like rows; close the quote, double it, or write the file as Parquet"
+                        f"{path}:{line}: a quoted field of this row goes on to line {last}; close the quote, double "
+                        "it, or set config.data.log.multiline=True if fields of this file hold line ends"
                     )
                 if len(fields) > width:
                     raise _too_many(header, line, len(fields))
                 if text.endswith("\r\r\n"):  # the module would drop such a return
-                    raise _return(header, next_line - 1)
+                    raise _return(header, last)
                 if fields:
-                    yield line, fields
-                line = next_line
+                    yield line, fields, last
+                line = last + 1
         except csv.Error as error:
             last = header.line + reader.line_num
             until = f" on line {last}" if last > line else ""
             raise UserError(
                 f"{path}:{line}: can't be read ({error}{until}); close the quote, or double it if it is a character"
             ) from error
-
-
-def _takes_in_rows(fields: list[str], header: _Header, column: int, is_alike: Callable[[str, str], bool]) -> bool:
-    """Whether a line of a quoted field looks like a row of its own, or all lines do with what follows the field."""
-    width, value = len(header.names), fields[column] if column < len(fields) else ""
-
-    def has_digit(found: str) -> bool:
-        return any(map(str.isdecimal, found))
-
-    def is_sure(found: str) -> bool:
-        """Whether it is the sign's value also in a row that lacks a field, or has a separator in one."""
-        return is_alike(found, value) and has_digit(found) and 2 * len(found) >= len(value)
-
-    def looks_like_a_row(row: list[str], own: int) -> bool:
-        """Whether the line itself, the first `own` fields of the row, has an alike value of the sign's column."""
-        if own <= column:
-            return False
-        found = row[column].strip()
-        if len(row) != width:
-            return is_sure(found)
-        is_prose = any(field[:1] == " " for field in row)  # it has blanks after commas
-        return is_alike(found, value) and (has_digit(found) or not is_prose)
-
-    for place, field in enumerate(fields):
-        first, *lines = field.split("\n")
-        if not lines:
-            continue
-        rows = [line.split(header.separator) for line in lines if line.strip()]
-        own = [len(row) for row in rows]
-        if lines[-1].strip():
-            rows[-1] += fields[place + 1 :]
-        else:
-            rows.append([lines[-1], *fields[place + 1 :]])
-            own.append(1)
-        if any(map(looks_like_a_row, rows, own)):
-            return True
-        opening = [*fields[:place], *first.split(header.separator)]
-        # With separators in a field, the columns behind it are found from the end.
-        ends = [row[column - width] for row in [opening, *rows[:-1]] if len(row) >= width and column > place]
-        if any(is_sure(end.strip()) for end in ends):
-            return True
-        if len(opening) == width and all(len(row) == width and is_alike(row[column].strip(), value) for row in rows):
-            return True
-    return False
 
 
 def _too_many(header: _Header, line: int, width: int) -> UserError:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -15,9 +16,8 @@ from simgr_jax.data.interactions import from_frame
 from simgr_jax.data.item_text import join_fields
 from simgr_jax.data.readers import json_lines
 from simgr_jax.data.readers import where as where_rows
-from simgr_jax.data.readers.columns import matches
+from simgr_jax.data.readers.columns import Notes, matches
 from simgr_jax.data.readers.tables import PARQUET, read_interactions, read_texts, require_interactions, suffix
-from simgr_jax.data.readers.values import Notes
 from simgr_jax.errors import UserError, first_line
 from simgr_jax.workdir.read_files import require_file
 
@@ -37,6 +37,7 @@ def read(
     item: str,
     timestamp: str,
     separator: str = "",
+    multiline: bool = False,
     items_file: str = "",
     items_id: str = "",
     items_text: Sequence[str] = (),
@@ -49,6 +50,7 @@ def read(
       path: the file, which may be compressed (.gz, .zst), or a folder of Parquet files.
       user, item, timestamp: the names of the log's columns (JSON Lines: keys).
       separator: what is between two fields of a CSV file; "" goes by its header.
+      multiline: whether quoted fields of CSV files may hold line ends; if not, such a field is an error.
       items_file: a file with one row per item, of any of these formats; "" for none.
       items_id: its column (JSON Lines: key) of item ids, spelled as in the log.
       items_text: its columns (JSON Lines: keys) that make up an item's text, in this order.
@@ -64,15 +66,18 @@ def read(
     columns = {"user": user, "item": item, "timestamp": timestamp, **where_rows.columns(conditions)}
     remedy = "set config.data.log.user, .item and .timestamp to the log's columns"
     separator = _known_separator(separator, path)
+    if multiline and not any(map(_is_delimited, [path, *_items(items_file)])):
+        raise UserError("config.data.log.multiline: is not read, because no file is a CSV file; leave it out")
     parts = _parts(path)
-    frames, notes, kinds = zip(*(read_interactions(part, columns, remedy, separator) for part in parts), strict=True)
+    read_part = partial(read_interactions, columns=columns, remedy=remedy, separator=separator, multiline=multiline)
+    frames, notes, kinds = zip(*map(read_part, parts), strict=True)
     notes += (_check_parts(parts, frames, kinds, timestamp),)
     try:
         frame = require_interactions(pl.concat(frames, how="vertical_relaxed"), path)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path}: the parts' columns differ in type ({first_line(error)}); write them alike") from error
     frame, where_notes = where_rows.keep(frame, conditions, path, where)
-    texts, text_notes = _read_texts(*_items(items_file), items_id, items_text) if items_file else (None, ())
+    texts, text_notes = _read_texts(*_items(items_file), items_id, items_text, multiline) if items_file else (None, ())
     dataset = from_frame(frame, name, k_core, texts, keep_cold_items)
     dataset = dataclasses.replace(dataset, notes=sum(notes, ()) + text_notes + where_notes + dataset.notes)
     if texts is None:
@@ -136,9 +141,13 @@ def _items(items_file: str) -> list[Path]:
     return [require_file(Path(os.path.expanduser(items_file)), "check config.data.log.items_file")]
 
 
+def _is_delimited(path: Path) -> bool:
+    return not path.is_dir() and suffix(path) not in (".jsonl", *PARQUET)
+
+
 def _known_separator(separator: str, path: Path) -> str:
     key = "config.data.log.separator"
-    if separator and (path.is_dir() or suffix(path) in (".jsonl", *PARQUET)):
+    if separator and not _is_delimited(path):
         raise UserError(f"{key}: is not read for {path.name}, whose format has no separators; leave it out")
     separator = "\t" if separator == "\\t" else separator
     if len(separator.encode()) > 1 or separator in ('"', "\n", "\r", "\0"):
@@ -146,12 +155,12 @@ def _known_separator(separator: str, path: Path) -> str:
     return separator
 
 
-def _read_texts(path: Path, items_id: str, items_text: Sequence[str]) -> tuple[dict[str, str], Notes]:
+def _read_texts(path: Path, items_id: str, items_text: Sequence[str], multiline: bool) -> tuple[dict[str, str], Notes]:
     if not items_text:
         raise UserError("config.data.log.items_text: is empty; name the columns that make up an item's text")
     remedy = "set config.data.log.items_id and .items_text to the file's columns"
     if suffix(path) != ".jsonl":
-        return read_texts(path, items_id, items_text, remedy)
+        return read_texts(path, items_id, items_text, remedy, multiline=multiline)
     texts, missing = {}, dict.fromkeys(items_text)
     for line, row in json_lines.rows(path):
         keys = list(row)

@@ -3,24 +3,24 @@
 
 Each table has one row per interaction to predict, in time order, with the columns `user_id`, `history_item_id` and
 `item_id`. Its other columns repeat the other files. A user's rows continue from one table to the next.
-`history_item_id` holds the user's earlier items, cut to the last 10.
+`history_item_id` holds the user's earlier items, cut to the last 10. Titles hold line ends, so a row may take several
+lines. A stray quotation mark that takes in rows shows in the histories, which then do not continue.
 """
 
 from __future__ import annotations
 
 import ast
-import csv
 import dataclasses
-import io
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 from simgr_jax.data.dataset import Dataset, Sequences
+from simgr_jax.data.readers import delimited
 from simgr_jax.data.readers.catalog import read_catalog
 from simgr_jax.errors import UserError
-from simgr_jax.workdir.read_files import find_file, is_text, read_text, require_folder
+from simgr_jax.workdir.read_files import find_file, is_text, require_file, require_folder
 
 PARTS = ("train", "valid", "test")
 COLUMNS = ("user_id", "history_item_id", "item_id")
@@ -89,29 +89,18 @@ def _item_files(folder: Path) -> tuple[Path | None, Path | None]:
 
 
 def _rows(path: Path, part: int) -> list[Row]:
-    rows, reader = [], csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    try:
-        names = reader.fieldnames or ()
-        if missing := set(COLUMNS) - set(names):
-            raise UserError(f"{path}:1: no column {', '.join(sorted(missing))}; check the file's format")
-        if twice := next((name for name in COLUMNS if names.count(name) > 1), None):
-            raise UserError(f"{path}:1: two columns are called {twice}; rename one")
-        for fields in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in fields:  # It has those that are too many.
-                raise UserError(f"{where}: more fields than line 1 has; quote or correct the row")
-            user, history, item = (fields[column] for column in COLUMNS)
-            if not user or not item:
-                raise UserError(f"{where}: a row without user_id or item_id; complete or remove it")
-            rows.append(Row(part, where, user, _parse_history(history, where), item))
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.reader.line_num}: not CSV ({error}); correct the line") from error
+    rows = []
+    for line, (user, history, item) in delimited.read_rows(require_file(path), COLUMNS, "check the file's format"):
+        where = f"{path}:{line}"
+        if not user or not item:
+            raise UserError(f"{where}: a row without user_id or item_id; complete or remove it")
+        rows.append(Row(part, where, user, _parse_history(history, where), item))
     if not rows:
         raise UserError(f"{path}: has no rows; copy the file again from its source")
     return rows
 
 
-def _parse_history(text: str | None, where: str) -> list[str]:
+def _parse_history(text: str, where: str) -> list[str]:
     try:
         history = ast.literal_eval(text)
         if isinstance(history, list) and all(type(item) in (int, str) for item in history):

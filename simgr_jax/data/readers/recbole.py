@@ -9,9 +9,8 @@ from pathlib import Path
 
 from simgr_jax.data.dataset import Dataset
 from simgr_jax.data.interactions import from_frame
-from simgr_jax.data.readers.columns import matches
+from simgr_jax.data.readers.columns import Notes, matches
 from simgr_jax.data.readers.tables import column_names, read_interactions, read_texts, require_interactions
-from simgr_jax.data.readers.values import Notes
 from simgr_jax.errors import UserError
 from simgr_jax.workdir.read_files import find_file, require_folder
 

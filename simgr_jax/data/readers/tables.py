@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import pyarrow.parquet as pq
 
 from simgr_jax.data.item_text import join_fields
 from simgr_jax.data.readers import delimited, json_lines
-from simgr_jax.data.readers.columns import Table, find
-from simgr_jax.data.readers.delimited import RowSign
-from simgr_jax.data.readers.values import UNITS, Notes, decoded, ids, times
+from simgr_jax.data.readers.columns import Notes, Table, find
+from simgr_jax.data.readers.values import UNITS, decoded, ids, times
 from simgr_jax.errors import UserError, first_line
 from simgr_jax.workdir.read_files import require_file
 
@@ -22,20 +20,6 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".parq")
 PARQUET = (".parquet", ".parq")
 # 0000-01-01 to 9999-12-31, in days since 1970.
 _FIRST_DAY, _LAST_DAY = -719_528, 2_932_896
-_digit, _letter = re.compile(r"\d").search, re.compile(r"[^\W\d_]").search
-
-
-def _is_like_an_id(value: str, other: str) -> bool:
-    """An item's id is one word, with digits and letters if the other id has digits and letters."""
-    if not re.fullmatch(r"\S+", value):
-        return False
-    has_letters = _letter(value) or not _letter(other) or len(value) == len(other)
-    return bool(not _digit(other) or (_digit(value) and has_letters))
-
-
-# A time looks like no prose.
-_TIME = RowSign("timestamp", lambda value, _: bool(re.fullmatch(r"[-+]?\d[-+:.\dTZe ]*", value)))
-_ITEM = RowSign("id", _is_like_an_id)
 
 
 def suffix(path: Path) -> str:
@@ -46,14 +30,16 @@ def suffix(path: Path) -> str:
     return Path(name).suffix.lower()
 
 
-def read_columns(path: Path, columns: Mapping[str, str], remedy: str, sign: RowSign, separator: str = "") -> Table:
+def read_columns(
+    path: Path, columns: Mapping[str, str], remedy: str, separator: str = "", multiline: bool = False
+) -> Table:
     """Reads some columns of a table. Columns of text files are strings, with null for an empty field.
 
     Args:
       columns: from the names of the result's columns to their names in the file.
       remedy: what to do if a column is missing, for the error message.
-      sign: see `delimited.read_columns`.
       separator: what is between two fields of a text file; "" goes by its header, and the format by the file's name.
+      multiline: whether a quoted field of a text file may hold line ends.
 
     Raises:
       UserError: the file is missing, empty or malformed, or lacks a column.
@@ -66,7 +52,7 @@ def read_columns(path: Path, columns: Mapping[str, str], remedy: str, sign: RowS
         return _read_parquet(path, columns, remedy)
     if not separator and kind == ".jsonl":
         return json_lines.read_columns(path, columns, remedy)
-    return delimited.read_columns(path, columns, remedy, separator, "\t" if kind == ".tsv" else ",", sign)
+    return delimited.read_columns(path, columns, remedy, separator, "\t" if kind == ".tsv" else ",", multiline)
 
 
 def column_names(path: Path, separator: str) -> list[str]:
@@ -79,7 +65,7 @@ def column_names(path: Path, separator: str) -> list[str]:
 
 
 def read_interactions(
-    path: Path, columns: Mapping[str, str], remedy: str, separator: str = ""
+    path: Path, columns: Mapping[str, str], remedy: str, separator: str = "", multiline: bool = False
 ) -> tuple[pl.DataFrame, Notes, str]:
     """Reads a log as `from_frame` takes it: `user` and `item` (strings), `timestamp` (Int64 or Float64), no nulls.
 
@@ -93,13 +79,13 @@ def read_interactions(
     Raises:
       UserError: as `read_columns`; or a row lacks a user, an item or a time.
     """
-    table = read_columns(path, columns, remedy, _TIME, separator)
+    table = read_columns(path, columns, remedy, separator, multiline)
     users, user_notes = ids(table, "user")
     items, item_notes = ids(table, "item")
     timestamps, time_notes, kind = times(table, "timestamp")
     others = [decoded(table, name) for name in columns if name not in ("user", "item", "timestamp")]
     frame = table.frame.with_columns(*others, user=users, item=items, timestamp=timestamps)
-    return frame, user_notes + item_notes + time_notes, kind
+    return frame, table.notes + user_notes + item_notes + time_notes, kind
 
 
 def require_interactions(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
@@ -114,21 +100,21 @@ def require_interactions(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
 
 
 def read_texts(
-    path: Path, item: str, fields: Sequence[str], remedy: str, separator: str = ""
+    path: Path, item: str, fields: Sequence[str], remedy: str, separator: str = "", multiline: bool = False
 ) -> tuple[dict[str, str], Notes]:
     """Reads the texts of items, by id.
 
     Args: see `read_columns`; `item` names the column of ids, `fields` the columns that make up a text, in this order.
 
     Returns:
-      The texts, and notes on what may be wrong with the ids.
+      The texts, and notes on what may be wrong with the file.
 
     Raises:
       UserError: as `read_columns`; or a row lacks an id, or has the id of an earlier row.
     """
     texts = [f"text{i}" for i in range(len(fields))]
     columns = {"id": item, **dict(zip(texts, fields, strict=True))}
-    table = read_columns(path, columns, remedy, _ITEM, separator)
+    table = read_columns(path, columns, remedy, separator, multiline)
     item_ids, notes = ids(table, "id")
     repeats = ~item_ids.is_first_distinct()
     if repeats.any():
@@ -136,7 +122,7 @@ def read_texts(
         raise UserError(f"{table.where(row)}: item {item_ids[row]} has an earlier row; keep one of the two")
     # There may be no texts, and a frame without columns has no rows.
     rows = table.frame.select("id", *texts).iter_rows()
-    return {item: join_fields(row) for item, (_, *row) in zip(item_ids, rows, strict=True)}, notes
+    return {item: join_fields(row) for item, (_, *row) in zip(item_ids, rows, strict=True)}, table.notes + notes
 
 
 def _read_parquet(path: Path, columns: Mapping[str, str], remedy: str) -> Table:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from simgr_jax.data.readers.columns import Table
+from simgr_jax.data.readers.columns import Notes, Table
 from simgr_jax.errors import UserError
-
-Notes = tuple[str, ...]  # See `Dataset.notes`.
 
 # Floats hold every integer up to this, by their type.
 _EXACT = {pl.Float16: 2**11, pl.Float32: 2**24, pl.Float64: 2**53}
