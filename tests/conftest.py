@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,8 +134,32 @@ def mesh(request) -> tuple[int, int, int]:
 
 
 @pytest.fixture(scope="session")
-def trained_workdir(run_binary, tmp_path_factory) -> Path:
+def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A function (name, make) -> a folder that `make(folder)` has made, for all workers of pytest-xdist once.
+
+    Copy it before using it, because they use it at the same time.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        folder, finished = shared / name, shared / f"{name}.finished"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                make(folder)
+                finished.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def trained_workdir(run_binary, make_once, tmp_path_factory) -> Path:
     """The workdir of a finished run of one epoch on the embedded data. Copy it before changing anything in it."""
-    workdir = tmp_path_factory.mktemp("trained") / "workdir"
-    assert run_binary("train", TINY, f"--workdir={workdir}") == 0
-    return workdir
+
+    def train(workdir: Path) -> None:
+        assert run_binary("train", TINY, f"--workdir={workdir}") == 0
+
+    return shutil.copytree(make_once("trained", train), tmp_path_factory.mktemp("trained") / "workdir")

@@ -61,18 +61,22 @@ def launcher(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def compared(run_binary, options, tmp_path_factory):
-    """The folder of a finished comparison, and what was launched for it. Copy it before changing anything in it."""
-    folder, launcher = tmp_path_factory.mktemp("compared") / "workdir", Launcher()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "launch", launcher)
-        assert run_binary("compare", *options, f"--workdir={folder}") == 0
-    return folder, launcher.launched
+def compared(run_binary, options, make_once, tmp_path_factory):
+    """The folder of a finished comparison. Copy it before changing anything in it."""
+
+    def compare(folder):
+        launcher = Launcher()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runs, "launch", launcher)
+            assert run_binary("compare", *options, f"--workdir={folder}") == 0
+        assert launcher.launched == list(ROWS)
+
+    return shutil.copytree(make_once("compared", compare), tmp_path_factory.mktemp("compared") / "workdir")
 
 
 @pytest.fixture
 def folder(compared, tmp_path):
-    return shutil.copytree(compared[0], tmp_path / "workdir")
+    return shutil.copytree(compared, tmp_path / "workdir")
 
 
 def read(file):
@@ -80,19 +84,17 @@ def read(file):
 
 
 def test_one_command_trains_evaluates_and_compares(compared):
-    folder, launched = compared
-    assert launched == list(ROWS)
-    figures = read(folder / "comparison.json")
+    figures = read(compared / "comparison.json")
     assert list(figures["models"]) == list(ROWS)
     assert (figures["dataset"], figures["split"], figures["num_users"]) == ("synthetic", "test", 200)
     assert (figures["failed"], figures["not_trained"]) == ({}, [])
     for name, model in figures["models"].items():
-        report = read(folder / "runs" / name / "report" / "metrics.json")
+        report = read(compared / "runs" / name / "report" / "metrics.json")
         assert {key: model[key] for key in METRICS} == {key: report[key] for key in METRICS}
         assert model["num_parameters"] == report["num_parameters"]
         assert model["users_per_second"] > 0 and len(model["users_per_second/rounds"]) == 2
         assert ("NDCG@10/difference" in model) == (name != "simgr")
-    assert figures["models"]["popularity"]["NDCG@10"] == figures_of_popularity(folder)
+    assert figures["models"]["popularity"]["NDCG@10"] == figures_of_popularity(compared)
     assert figures["inference"] == {"batch_size": 64, "batches": 2, "rounds": 2, "users": 128}
     assert figures["base"]["training.epochs"] == 1
 
@@ -103,16 +105,15 @@ def figures_of_popularity(folder):
 
 
 def test_its_folder_is_as_designed(compared):
-    folder, _ = compared
-    there = {path.name for path in folder.iterdir()}
+    there = {path.name for path in compared.iterdir()}
     pictures = {"accuracy.png", "diversity.png", "speed.png"}
     assert there == {"runs", "cache", "comparison.json", "comparison.md", "inference.json", ".lock"} | pictures
-    lines = (folder / "comparison.md").read_text(encoding="utf-8").splitlines()
+    lines = (compared / "comparison.md").read_text(encoding="utf-8").splitlines()
     assert [line.split()[1] for line in lines[4:7]] == list(ROWS)
     (second,) = (n for n, line in enumerate(lines) if line.startswith("The same lists with history items taken out"))
     assert [line.split()[1] for line in lines[second + 2 :][:5]] == ["model", "---", *ROWS]
     # One folder for all: no run has its own.
-    assert not list(folder.glob("runs/*/cache"))
+    assert not list(compared.glob("runs/*/cache"))
 
 
 def test_a_run_is_an_ordinary_workdir(run_binary, folder, tmp_path):
@@ -131,15 +132,12 @@ def test_what_is_finished_stays_as_it_is(run_binary, options, folder, launcher, 
     assert "measuring" not in output and "popularity" in output
 
 
-def test_a_comparison_can_move(run_binary, options, compared, tmp_path, launcher):
+def test_a_comparison_can_move(run_binary, options, folder, tmp_path, launcher):
     """Its runs' configs say where the cache was; speed is measured anew where it is now."""
-    folder = shutil.copytree(compared[0], tmp_path / "elsewhere")
+    for file in folder.glob("runs/*/config.json"):
+        file.write_text(json.dumps(read(file) | {"cache_dir": str(tmp_path / "gone" / "cache")}))
     (folder / "inference.json").unlink()
-    moved = compared[0].rename(compared[0].with_name("gone"))
-    try:
-        assert run_binary("compare", *options, f"--workdir={folder}") == 0
-    finally:
-        moved.rename(compared[0])
+    assert run_binary("compare", *options, f"--workdir={folder}") == 0
     assert launcher.launched == [] and (folder / "inference.json").exists()
 
 

@@ -126,7 +126,7 @@ def test_validation_has_a_report_of_its_own(run_binary, workdir):
     assert (workdir / "report" / "metrics.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.parametrize("split", ["test", pytest.param("validation", marks=pytest.mark.slow)])
 def test_recommendations_judged_as_predictions_score_as_the_model_does(
     run_binary, tiny_options, workdir, tmp_path, split
 ):

@@ -101,6 +101,7 @@ def test_it_resumes_as_if_nothing_had_happened(registered, tmp_path, monkeypatch
     assert broken.item_vectors() == pytest.approx(unbroken.item_vectors(), abs=0)
 
 
+@pytest.mark.slow
 def test_it_gives_the_same_on_eight_devices(registered, folder, root, tmp_path):
     run = open_run(tmp_path / "one")
     run.train()

@@ -195,6 +195,7 @@ def test_bad_overrides_are_refused(overrides, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_more_epochs_after_early_stopping_need_more_patience(tmp_path):
     """With the first config the run is finished. What is refused changes no file."""
     stopping = OVERRIDES | {"training.epochs": 10, "training.patience": 1, "optimizer.learning_rate": 1e-12}

@@ -148,7 +148,7 @@ def test_a_restored_stream_continues_with_the_next_batch(stop):
     resumed.close()
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("parts", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_batches_are_the_same_for_any_number_of_processes(parts):
     windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4, 6]), item_prompt(42), 6, 10)
     expected = take(windows, 10, rows=8, streams=4)
@@ -187,7 +187,7 @@ def test_streams_fill_rows_as_well_as_one_does():
     assert eight > one - 0.01
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("parts", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_stream_continues_with_another_number_of_processes(parts):
     windows = TrainingWindows(distinct_items([5, 7, 3, 8, 9, 4, 6]), item_prompt(42), 6, 10)
     expected = take(windows, 12, rows=8, streams=4)

@@ -282,7 +282,7 @@ def test_up_does_everything(cloud, hard_arguments):
     assert [call[-2] for call in cloud.launch.calls() if call[0] == "gcsfuse"] == ["mine", "mine"]
 
 
-@pytest.mark.parametrize("how", ["preempted", "vanished"])
+@pytest.mark.parametrize("how", ["preempted", pytest.param("vanished", marks=pytest.mark.slow)])
 def test_up_restarts_on_a_new_tpu_after_a_preemption(cloud, how):
     cloud.plan(how, how, "0")
     told = cloud(*UP, *TRAIN)

@@ -1,6 +1,6 @@
 """Compares SimGR on a mesh of eight devices with the same model on one device.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.models.sharded_simgr 2 2 2
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.models.sharded_simgr CASE 2 2 2
 
 A separate program that `test_sharded_simgr.py` runs; it fails if a loss, gradient, update or ranking differs, or if a
 device holds more than its part.
@@ -36,9 +36,9 @@ OPTIONS = {
     "label_smoothing": 0.1,
 }
 # (changes of the backbone, changes of the options): together they cover all code that depends on the mesh.
-CASES = (
-    ({}, {"history": "item", "item_encoder": "mean", "catalog_chunk": 0, "similarity": "cosine"}),
-    (
+CASES = {
+    "items": ({}, {"history": "item", "item_encoder": "mean", "catalog_chunk": 0, "similarity": "cosine"}),
+    "tokens": (
         {"experts": 4, "experts_per_token": 2, "remat": "dots", "dropout": 0.3},
         {
             "history": "tokens",
@@ -50,7 +50,7 @@ CASES = (
             "sampled_weight": 0.4,
         },
     ),
-)
+}
 
 
 def semantic_ids(num_items: int = NUM_ITEMS) -> SemanticIds:
@@ -166,20 +166,19 @@ def assert_whole_catalog_is_nowhere() -> None:
     assert not re.search(rf"f32\[([\d,]+,)?{num_items}[,\]]", text)
 
 
-def main(*mesh: int) -> None:
+def main(case: str, *mesh: str) -> None:
     """mesh: the sizes of its axes."""
     assert jax.device_count() == 8
-    mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True)))
-    for backbone, options in CASES:
-        *wanted, wanted_rankings = train(backbone, options)  # Without a mesh: on one device.
-        with jax.set_mesh(mesh):
-            *found, rankings = train(backbone, options)
-        assert_same(found, wanted)
-        for ranking, wanted_ranking in zip(rankings, wanted_rankings, strict=True):
-            assert_same_ranking(ranking, wanted_ranking)
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, map(int, mesh), strict=True)))
+    *wanted, wanted_rankings = train(*CASES[case])  # Without a mesh: on one device.
+    with jax.set_mesh(mesh):
+        *found, rankings = train(*CASES[case])
+    assert_same(found, wanted)
+    for ranking, wanted_ranking in zip(rankings, wanted_rankings, strict=True):
+        assert_same_ranking(ranking, wanted_ranking)
     with jax.set_mesh(sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})):
         assert_whole_catalog_is_nowhere()
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -171,7 +171,11 @@ def test_label_smoothing_outside_its_range_is_refused(name):
         make(name, **{f"{name}.label_smoothing": 1.0})
 
 
-@pytest.mark.parametrize("name", [*MODELS, "sasrec binary", "item_knn"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) for name in ("gru4rec", "hstu", "sasrec binary")]
+    + ["bert4rec", "item_knn", "sasrec"],
+)
 def test_learns_more_than_popularity(name, tmp_path):
     name, *loss = name.split()
     config = tiny_run.config(name, epochs=20 if name == "bert4rec" else 6, evaluate_every_epochs=2)

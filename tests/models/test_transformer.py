@@ -252,7 +252,7 @@ def test_the_compiled_program_does_not_grow_with_depth():
     assert lines(40) == lines(8)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_remat_gives_the_same_gradients(remat):
     inputs = (embeddings_of(2, 5, 12), *one_segment(2, 5))
     expected = gradients(make(DEEP), inputs)

@@ -24,6 +24,8 @@ LORA = LoRAConfig(rank=2, alpha=6.0, targets=("q_proj", "v_proj", "down_proj"), 
 # They have, in this order: learned positions and biases; windows, softcap, post norms and scales; experts, windows and
 # normalized heads; a layer without positions; rotary positions in a part of each head.
 GOLDEN = ("gpt2", "gemma2", "qwen3_moe_fused_window", "smollm3_biases_window", "phi3_partial_rotary")
+# Each takes seconds to compile. These have most of what the others have, too.
+QUICK = ("gpt2", "qwen3_moe_fused_window")
 
 LENGTHS = (11, 6, 1)
 LENGTH, WIDTH, NEW = 11, 2, 4
@@ -108,7 +110,9 @@ def assert_same_states(model, inputs, **tolerance):
         np.testing.assert_allclose(read[row], at_once[row, :, length : length + NEW], **tolerance)
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in GOLDEN]
+)
 def test_reading_on_equals_reading_at_once(name, root):
     hf_config = AutoConfig.from_pretrained(root / "tests" / "huggingface" / "golden" / name)
     model = make(families.transformer_config(hf_config, max_length=LENGTH + NEW))
@@ -121,6 +125,7 @@ def test_reading_on_equals_reading_at_once_with_adapters():
     assert_same_states(randomized(model, 0.3), reading(12), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_reading_on_equals_reading_at_once_with_one_layer():
     model = make(dataclasses.replace(SCRATCH, layers=1, rope=SCRATCH.rope[:1], windows=(0,)))
     assert_same_states(model, reading(12), rtol=1e-4, atol=1e-4)

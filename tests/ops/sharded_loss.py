@@ -1,6 +1,6 @@
 """Compares losses over a catalog split across 8 devices with one device's, and streamed losses with dense ones.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.ops.sharded_loss 2 2 2
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.ops.sharded_loss ENCODER,ENCODER 2 2 2
 
 A separate program that `test_streamed_loss.py` runs; it fails if a loss or a gradient differs.
 """
@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simgr_jax.devices import sharding
-from simgr_jax.models.item_encoders import ITEM_ENCODERS
 from simgr_jax.ops.sampled_loss import cumulative_weights, popularity_negatives, sampled_cross_entropy
 from simgr_jax.ops.similarity_loss import SIMILARITIES
 from tests.ops.test_streamed_loss import (
@@ -85,16 +84,20 @@ def check_sampled(mesh: Mesh) -> None:
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
 
 
-def main(*mesh: int) -> None:
-    """mesh: the sizes of its axes."""
+def main(encoders: str, *mesh: str) -> None:
+    """
+    Args:
+      encoders: names of item encoders, with commas between them.
+      mesh: the sizes of its axes.
+    """
     assert jax.device_count() == 8
-    mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True)))
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, map(int, mesh), strict=True)))
     # No part's length is a multiple of the chunk.
-    cases = [*product(ITEM_ENCODERS, [3]), ("mean", 0)]
+    cases = [*product(encoders.split(","), [3]), ("mean", 0)]
     with ThreadPoolExecutor(2) as threads:  # Most of the time is compilation.
         list(threads.map(partial(check, mesh), *zip(*cases, strict=True)))
     check_sampled(mesh)
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -10,6 +10,7 @@ from flax import nnx
 
 from simgr_jax.inputs.batch import TrainBatch
 from simgr_jax.models import item_encoders
+from simgr_jax.models.item_encoders import ITEM_ENCODERS
 from simgr_jax.models.model_inputs import Backbone
 from simgr_jax.models.simgr import Options, SimGR
 from simgr_jax.models.transformer import Transformer, from_scratch_config
@@ -108,9 +109,12 @@ def with_gradients(losses):
     return jax.jit(jax.grad(weighted, has_aux=True))
 
 
-def test_every_encoders_loss_and_gradients_equal_the_dense_ones_on_any_mesh(on_eight_devices, mesh):
+@pytest.mark.parametrize(
+    "encoders", ["mean,cross_attention", pytest.param(",".join(ITEM_ENCODERS), marks=pytest.mark.slow)]
+)
+def test_every_encoders_loss_and_gradients_equal_the_dense_ones_on_any_mesh(on_eight_devices, encoders, mesh):
     """For each similarity, on one device and on a mesh of eight."""
-    on_eight_devices("tests.ops.sharded_loss", *mesh)
+    on_eight_devices("tests.ops.sharded_loss", encoders, *mesh)
 
 
 @pytest.mark.parametrize("chunk", [1, N - 1, N, 64])

@@ -20,12 +20,20 @@ class Finished(NamedTuple):
     Attributes:
       ranker: ranks with models of the run's structure.
       traces: how often each of the model's methods was traced for compilation.
+      programs: what it compiled.
     """
 
     config: ml_collections.ConfigDict
     workdir: Path
     ranker: Ranker
     traces: Counter
+    programs: tiny_run.Programs
+
+    def repeat(self, workdir: Path, **training) -> None:
+        """Trains as the run did, in another workdir. training: changes of how often something is done or saved."""
+        config = self.config.copy_and_resolve_references()
+        config.training.update(training)
+        tiny_run.train(config, workdir, self.programs)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +50,10 @@ def finished(tmp_path_factory) -> Finished:
 
         return wrapper
 
+    programs = tiny_run.Programs()
     config, workdir = tiny_run.config(), tmp_path_factory.mktemp("run") / "workdir"
     with pytest.MonkeyPatch.context() as patch:
         for name in ("loss", "catalog", "rank"):
             patch.setattr(SimGR, name, counted(name))
-        _, ranker = tiny_run.train(config, workdir)
-    return Finished(config, workdir, ranker, traces)
+        _, ranker = tiny_run.train(config, workdir, programs)
+    return Finished(config, workdir, ranker, traces, programs)

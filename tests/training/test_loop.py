@@ -92,6 +92,7 @@ def test_training_learns_what_comes_next(finished):
     assert scores(finished.workdir)[20] > 2 * validation_ndcg(finished.ranker, finished.config)
 
 
+@pytest.mark.slow
 def test_histories_of_tokens_are_learned_as_well(tmp_path):
     """Items have two codes, so rows of 24 hold as many items as rows of 12 do otherwise, and an epoch has as many
     steps."""
@@ -133,6 +134,7 @@ def test_the_best_checkpoint_scores_what_the_log_says(finished):
 
 
 def test_one_seed_gives_one_run(finished, tmp_path):
+    """Although it is compiled anew."""
     tiny_run.train(finished.config, tmp_path)
     assert_same_run(finished.config, tmp_path, finished)
 
@@ -154,12 +156,12 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(finished, tmp_p
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, step)
         with pytest.raises(KeyboardInterrupt) as interrupt:
-            tiny_run.train(finished.config, tmp_path)
+            finished.repeat(tmp_path)
     # No thread is left, although the traceback keeps the frames alive. Python would abort if a thread outlived it.
     assert interrupt.tb is not None
     assert not [thread.name for thread in threading.enumerate() if "prefetch" in thread.name]
     assert tiny_run.log(tmp_path)[-1]["step"] == step
-    tiny_run.train(finished.config, tmp_path)
+    finished.repeat(tmp_path)
     assert_same_run(finished.config, tmp_path, finished)
 
 
@@ -167,7 +169,7 @@ def test_a_run_that_continues_never_holds_two_states_in_memory(finished, tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 12)
         with pytest.raises(KeyboardInterrupt):
-            tiny_run.train(finished.config, tmp_path)
+            finished.repeat(tmp_path)
     restore, given_up = Checkpoints.restore_latest, []
 
     def restore_latest(self, like):
@@ -175,7 +177,7 @@ def test_a_run_that_continues_never_holds_two_states_in_memory(finished, tmp_pat
         return restore(self, like)
 
     monkeypatch.setattr(Checkpoints, "restore_latest", restore_latest)
-    tiny_run.train(finished.config, tmp_path)
+    finished.repeat(tmp_path)
     assert given_up and all(given_up)
 
 
@@ -197,7 +199,7 @@ MetricWriter.write = killing
 tiny_run.train(tiny_run.config(), Path({str(tmp_path)!r}))
 """
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -signal.SIGKILL
-    tiny_run.train(finished.config, tmp_path)
+    finished.repeat(tmp_path)
     assert_same_run(finished.config, tmp_path, finished, rtol=1e-4)
 
 
@@ -220,11 +222,11 @@ def test_a_signal_ends_the_step_and_saves_it(finished, tmp_path, number):
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, 8, number)
         with pytest.raises(Stopped, match=r"^stopped after step 9 of 20, which is saved$"):
-            tiny_run.train(finished.config, tmp_path)
+            finished.repeat(tmp_path)
     assert signal.getsignal(number) is before
     assert max(kept_steps(tmp_path)) == 9
     assert not [thread.name for thread in threading.enumerate() if "prefetch" in thread.name]
-    tiny_run.train(finished.config, tmp_path)
+    finished.repeat(tmp_path)
     assert scores(tmp_path) == scores(finished.workdir)
     (state, progress), (expected, other) = (
         final_state(finished.config, workdir) for workdir in (tmp_path, finished.workdir)
@@ -243,7 +245,7 @@ def test_a_signal_during_an_evaluation_waits_for_its_checkpoint(finished, tmp_pa
 
         patch.setattr(tiny_run, "evaluate", signalled)
         with pytest.raises(Stopped, match=r"^stopped after step 6 of 20"):
-            tiny_run.train(finished.config, tmp_path)
+            finished.repeat(tmp_path)
     assert list(scores(tmp_path)) == [5] and kept_steps(tmp_path) == {5, 6}
 
 
@@ -260,7 +262,7 @@ def test_a_second_signal_does_what_it_did_before_training(finished, tmp_path):
 
         patch.setattr(MetricWriter, "write", sending)
         with pytest.raises(KeyboardInterrupt) as caught:
-            tiny_run.train(finished.config, tmp_path)
+            finished.repeat(tmp_path)
     assert not isinstance(caught.value, Stopped)
     assert kept_steps(tmp_path) == {5}
 
@@ -271,7 +273,7 @@ def test_an_ignored_signal_stays_ignored(finished, tmp_path):
     try:
         with pytest.MonkeyPatch.context() as patch:
             signal_at(patch, 8, signal.SIGINT)
-            tiny_run.train(finished.config, tmp_path)
+            finished.repeat(tmp_path)
     finally:
         signal.signal(signal.SIGINT, before)
     assert_same_run(finished.config, tmp_path, finished)
@@ -293,9 +295,9 @@ def test_a_full_disk_ends_the_run_at_its_last_checkpoint(finished, tmp_path):
 
         patch.setattr(metric_writer._Lines, "add", until_step_7)
         with pytest.raises(UserError, match=r"metrics\.jsonl: can't be written \(No space left on device\)"):
-            tiny_run.train(finished.config, tmp_path)
+            finished.repeat(tmp_path)
     assert kept_steps(tmp_path) == {5}
-    tiny_run.train(finished.config, tmp_path)
+    finished.repeat(tmp_path)
     assert_same_run(finished.config, tmp_path, finished)
 
 
@@ -305,8 +307,9 @@ def test_a_finished_run_can_be_trained_longer(finished, tmp_path):
     longer.optimizer.restart_epoch = 4
     workdir, planned = tmp_path / "longer", tmp_path / "planned"
     shutil.copytree(finished.workdir, workdir)
-    tiny_run.train(longer, workdir)
-    tiny_run.train(longer, planned)
+    programs = tiny_run.Programs()
+    tiny_run.train(longer, workdir, programs)
+    tiny_run.train(longer, planned, programs)
     assert_same_run(longer, workdir, finished._replace(config=longer, workdir=planned))
     assert list(scores(workdir)) == [5, 10, 15, 20, 25, 30]
 
@@ -334,17 +337,17 @@ def test_without_a_restart_a_longer_run_goes_on_at_the_longer_schedules_rate(fin
 
 
 def test_a_checkpoint_between_evaluations_is_continued_from_but_never_the_best(finished, tmp_path):
-    config = tiny_run.config(checkpoint_every_steps=2, log_every_steps=1000)
+    options = {"checkpoint_every_steps": 2, "log_every_steps": 1000}
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 14)
         with pytest.raises(KeyboardInterrupt):
-            tiny_run.train(config, tmp_path)
+            finished.repeat(tmp_path, **options)
     by_step = scores(tmp_path)
     best = max(by_step, key=by_step.get)
     assert kept_steps(tmp_path) == {best, 12}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert (checkpoints.latest_step, checkpoints.best_step) == (12, best)
-    tiny_run.train(config, tmp_path)
+    finished.repeat(tmp_path, **options)
     assert scores(tmp_path) == scores(finished.workdir)
     assert kept_steps(tmp_path) == kept_steps(finished.workdir)
 
@@ -352,7 +355,7 @@ def test_a_checkpoint_between_evaluations_is_continued_from_but_never_the_best(f
 def test_a_finished_run_does_no_step_when_started_again(finished):
     files = {path: path.stat().st_mtime_ns for path in (finished.workdir / "checkpoints").rglob("*") if path.is_file()}
     log = (finished.workdir / "metrics.jsonl").read_bytes()
-    tiny_run.train(finished.config, finished.workdir)
+    finished.repeat(finished.workdir)
     assert (finished.workdir / "metrics.jsonl").read_bytes() == log
     assert files == {path: path.stat().st_mtime_ns for path in files}
     assert kept_steps(finished.workdir) == {int(path.name) for path in (finished.workdir / "checkpoints").iterdir()}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
+import jax
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -23,6 +26,7 @@ from simgr_jax.models.recommender import Recommender
 from simgr_jax.models.scratch import scratch_backbone
 from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training import loop
+from simgr_jax.training.state import make_train_step
 
 NUM_ITEMS = 30
 SEMANTIC_IDS = SemanticIds(np.stack(np.divmod(np.arange(NUM_ITEMS), 6), axis=1).astype(np.int32), (5, 6))
@@ -98,13 +102,42 @@ def popularity_ndcg() -> float:
     return summarize(ranking.target_rank, ranking.items, NUM_ITEMS)["NDCG@10"]
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Recommender, Ranker]:
+class Programs:
+    """What a run compiles, for other runs whose configs give the same programs. Compiling takes most of their time.
+
+    Attributes:
+      ranker: None before the first run.
+    """
+
+    def __init__(self) -> None:
+        self.ranker: Ranker | None = None
+        self._step: jax.stages.Compiled | None = None
+
+    def make_train_step(self, *arguments):
+        """As `state.make_train_step`, for the training loop."""
+        jitted = make_train_step(*arguments)
+
+        def lower(*arguments):
+            return SimpleNamespace(compile=lambda: self._compiled(jitted, arguments))
+
+        return SimpleNamespace(lower=lower)
+
+    def _compiled(self, jitted, arguments):
+        if self._step is None:
+            self._step = jitted.lower(*arguments).compile()
+        return self._step
+
+
+def train(
+    config: ml_collections.ConfigDict, workdir: Path, programs: Programs | None = None
+) -> tuple[Recommender, Ranker]:
     """Trains the config's model. Returns the model, whose parameters are used up, and its ranker."""
     workdir.mkdir(exist_ok=True)
-    model = make_model(config)
-    ranker = make_ranker(config, model)
-    loop.fit(model, make_windows(config), partial(evaluate, ranker), config, workdir)
-    return model, ranker
+    model, programs = make_model(config), programs or Programs()
+    programs.ranker = programs.ranker or make_ranker(config, model)
+    with mock.patch.object(loop, "make_train_step", programs.make_train_step):
+        loop.fit(model, make_windows(config), partial(evaluate, programs.ranker), config, workdir)
+    return model, programs.ranker
 
 
 def log(workdir: Path) -> list[dict[str, float]]:
