@@ -127,9 +127,10 @@ except BaseException:
 """
 
 
-def test_an_interrupt_during_imports_ends_a_binary(root, tmp_path):
-    """JAX is one of them."""
-    (tmp_path / "jax.py").write_text(SWALLOWS.format(signal="SIGINT") + "os._exit(7)\n")
+@pytest.mark.parametrize("module", ["jax", "grain"])
+def test_an_interrupt_during_imports_ends_a_binary(root, tmp_path, module):
+    """Grain is imported late, after Polars, which installs a handler of its own."""
+    (tmp_path / f"{module}.py").write_text(SWALLOWS.format(signal="SIGINT") + "os._exit(7)\n")
     env = os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"}
     ended = subprocess.run([sys.executable, "-m", "simgr_jax.train"], env=env, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")

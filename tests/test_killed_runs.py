@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -75,9 +76,14 @@ class Process:
             time.sleep(min(left, 0.05))
         return self.phase()
 
-    def kill(self, number: signal.Signals, seconds: float) -> tuple[int, str]:
+    def kill(self, number: signal.Signals, phase: str, seconds: float) -> tuple[int, str]:
         self._process.send_signal(number)
-        return self.end(seconds)
+        try:
+            return self.end(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(
+                f"{number.name} while {phase}: not ended after {seconds} s ({self._states})"
+            ) from error
 
     def end(self, seconds: float = SECONDS_TO_END) -> tuple[int, str]:
         """Waits for the end. Returns the exit code and what is on stderr. No process may be left."""
@@ -85,11 +91,21 @@ class Process:
             code = self._process.wait(seconds)
         finally:
             if self._process.poll() is None:
+                self._states = self._threads()
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         with pytest.raises(ProcessLookupError):
             os.killpg(self._process.pid, 0)
         return code, self._err.read_text()
+
+    def _threads(self) -> str:
+        """What the kernel says of each thread: its state (D waits for the disk), and where it waits."""
+        found = []
+        for thread in Path(f"/proc/{self._process.pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                state = (thread / "stat").read_text().rpartition(")")[2].split()[0]
+                found.append(f"{state} {(thread / 'wchan').read_text()}")
+        return ", ".join(f"{count} {state}" for state, count in collections.Counter(found).items())
 
 
 def check_end(number: signal.Signals, phase: str, code: int, err: str) -> int | None:
@@ -192,7 +208,7 @@ def killed_run(
         number = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[generator.integers(3)]
         if phase:
             phases.append(f"{phase} {number.name}")
-            stopped = check_end(number, phase, *process.kill(number, limit))
+            stopped = check_end(number, phase, *process.kill(number, phase, limit))
             stops += [] if stopped is None else [stopped]
         else:
             assert process.end() == (0, "")
