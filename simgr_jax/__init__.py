@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
+import simgr_jax.ctrl_c  # noqa: F401 (before all others)
+
+# isort: split
 import importlib
 import os
-import signal
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,16 +26,6 @@ __all__ = ["Recommendations", "Run", "UserError", "fit", "load"]
 # Only Transformers' tokenizers and config files are used. Without PyTorch, which nothing here needs, it would begin
 # every run with a warning.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-# While `python -m simgr_jax.NAME` looks for the module, argv begins with "-m". Its imports take seconds, and libraries
-# swallow a KeyboardInterrupt, so Ctrl-C ends the process directly (see `cli.run`). Polars installs a handler of its own
-# when it is imported, which would swallow the signal from then on, so it is imported first, while the signal waits.
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    importlib.import_module("polars")
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 _HOMES = {"Recommendations": "serving.histories", "UserError": "errors"} | dict.fromkeys(("Run", "fit", "load"), "run")
 

@@ -1,6 +1,7 @@
 """Every row of a file is read, or the file is refused with the line: rows in = rows out + repeats."""
 
 import csv
+import gzip
 import io
 import json
 from unittest import mock
@@ -52,7 +53,7 @@ def test_a_quoted_field_of_several_lines_is_refused_unless_the_config_allows_it(
     dataset = read(tmp_path / "log.csv", HEADER + "t,c,0,x\n" + rows, multiline=True)
     assert interactions(dataset) == [("t", "c", 0), ("u", "a", 1)]
     (note,) = dataset.notes
-    assert "log.csv: 1 of 2 rows take several lines, first that of line 3" in note
+    assert "log.csv: 1 of 2 rows take several lines (they begin on line 3); if one should not, close its quote" in note
 
 
 def test_a_mark_swallows_no_items(tmp_path):
@@ -61,7 +62,26 @@ def test_a_mark_swallows_no_items(tmp_path):
         read(tmp_path / "log.csv", "user,item,time\nu,a,1\n", items_file=str(tmp_path / "items.csv"), **ITEMS)
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("separator", [";", "|"])
+def test_a_quoted_header_is_split_at_its_own_separator(tmp_path, separator):
+    """As R and pandas write it."""
+    rows = [("user", "item", "time"), ("u", "a, b", "1"), ("v", "c", "2")]
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator, quoting=csv.QUOTE_ALL).writerows(rows)
+    assert interactions(read(tmp_path / "log.csv", text.getvalue())) == [("u", "a, b", 1), ("v", "c", 2)]
+
+
+def test_a_byte_order_mark_on_a_line_of_its_own_is_no_row(tmp_path):
+    assert interactions(read(tmp_path / "log.csv", "\ufeff\nuser,item,time\nu,a,1\n")) == [("u", "a", 1)]
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lambda data: pa.compress(data, "zstd", asbytes=True)])
+def test_a_compressed_file_without_its_suffix_says_so(tmp_path, compress):
+    with pytest.raises(UserError, match=r"log.csv: is compressed; end its name in .gz or .zst"):
+        read(tmp_path / "log.csv", compress(b"user,item,time\nu,a,1\n"))
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet", ".tsv"])
 def test_files_without_quotes_refuse_the_option(tmp_path, kind):
     (tmp_path / f"log{kind}").touch()
     with pytest.raises(UserError, match=r"config.data.log.multiline: is not read"):
@@ -89,11 +109,15 @@ def test_files_without_quotes_refuse_the_option(tmp_path, kind):
         ('u,a,1,"x",y\n', "log.csv:2: 5 fields where line 1 has 4"),
         ("u,a,1,x,y\n", "log.csv:2: 5 fields where line 1 has 4"),
         ("u,a,1,x\n" * 3_000 + "u,a,1,x,y\n", "log.csv:3002: 5 fields where line 1 has 4"),
-        ('u,"a\rb",1,x\nu,c\rd,1,x\n', "log.csv:3: can't be read"),
+        ('u,"a\rb",1,x\nu,c,1,x\n', "log.csv:2: a quoted field of this row holds a carriage return; close the quote"),
+        ('u,"ab",1,x\nu,c\rd,1,x\n', "log.csv:3: has a carriage return that is not before a newline"),
+        # It would end a row for some programs, and the row after it would vanish.
+        ("u,1\rv,2\nu,2,3\n", "log.csv:2: has a carriage return that is not before a newline"),
+        ("u,a,1,x\nu,b,2,y\r", "log.csv:3: has a carriage return that is not before a newline"),
         # Without it, this user would be another one.
-        ("u,a,1,x\n\nu\r,a,1,x\n", "log.csv:4: a field ends in a carriage return"),
-        ("u,a,1,x\nu,a,2,x\r\r\n", "log.csv:3: a field ends in a carriage return"),
-        ('u,a,1,"x"\nu,a,2,x\r\r\n', "log.csv:3: a field ends in a carriage return"),
+        ("u,a,1,x\n\nu\r,a,1,x\n", "log.csv:4: has a carriage return that is not before a newline"),
+        ("u,a,1,x\nu,a,2,x\r\r\n", "log.csv:3: has a carriage return that is not before a newline"),
+        ('u,a,1,"x"\nu,a,2,x\r\r\n', "log.csv:3: has a carriage return that is not before a newline"),
         ("u,a,1,x\n\nu,a\0,2,x\n", "log.csv:4: has NUL characters"),
         ('u,a,1,"x"\nu,a\0,2,x\n', "log.csv:3: has NUL characters"),
     ],

@@ -291,10 +291,11 @@ def num_minionerec_rows(files):
     count, users = 0, set()
     for name, data in files.items():
         if name.endswith(".csv"):
-            header, *rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-            user, history = header.index("user_id"), header.index("history_item_id")
-            for row in filter(None, rows):
-                count += 1 if row[user] in users else 1 + len(re.findall("[^][, ]+", row[history]))
+            header, *rows = filter(None, csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+            names = [name.strip().casefold() for name in header]
+            user, history = names.index("user_id"), names.index("history_item_id")
+            for row in rows:
+                count += 1 if row[user] in users else 1 + len(re.findall(r"[^][,\s]+", row[history]))
                 users.add(row[user])
     return count
 

@@ -136,6 +136,11 @@ def test_minionerec_rows_join_into_sequences(tmp_path):
     write(tmp_path / "valid/X.csv", minionerec_csv(("v", [5, 6], 5), ("n", [3, 4], 3), ("w", long[2:], 3)))
     write(tmp_path / "test/X.csv", minionerec_csv(("u", [0, 1, 2], 3), ("n", [3, 4, 3], 9), ("v", [5, 6, 5], 1)))
     dataset = minionerec.read(tmp_path, "x")
+    assert [note.partition(": ")[2][:32] for note in dataset.notes] == [
+        "14 of 14 rows take several lines",
+        "3 of 3 rows take several lines (",
+        "3 of 3 rows take several lines (",
+    ]
     assert dataset.item_ids == [str(i) for i in range(12)]
     assert lists_of(dataset) == {
         "u": ["0", "1", "2", "3"],

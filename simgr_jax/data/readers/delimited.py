@@ -26,6 +26,7 @@ from simgr_jax.errors import UserError, first_line
 
 SEPARATORS = (",", ";", "\t", "|")
 COMPRESSIONS = (".gz", ".zst")
+COMPRESSED_MARKS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 csv.field_size_limit(2**31 - 1)  # the largest that every platform takes; the module's own is 128 KiB
 _CHUNK_BYTES = 1 << 24
@@ -51,7 +52,7 @@ class _Lines:
     num_filled: int  # lines that are not blank
     has_quotes: bool
     has_blanks: bool  # before fields
-    has_returns: bool  # before separators, or before the end of a line
+    has_returns: bool  # carriage returns that are not at the end of a line
     has_nulls: bool
     most_separators: int  # in a line
 
@@ -93,9 +94,9 @@ def read_columns(
     return Table(frame, {ours: header.names[i] for ours, i in places.items()}, path, place, notes)
 
 
-def read_rows(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number, values of the columns) of each row of a CSV file, "" for an empty or missing field. Quoted
-    fields may hold line ends.
+def read_rows(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple[int, list[str], bool]]:
+    """Yields (line number, values of the columns, whether it takes several lines) of each row of a CSV file, "" for an
+    empty or missing field. Quoted fields may hold line ends.
 
     Args: see `read_columns`.
 
@@ -107,8 +108,9 @@ def read_rows(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple
         places = find(header.names, {name: name for name in columns}, header.where, remedy)
         if _survey(path, ",").has_nulls:
             raise _has_nulls(path)
-        for line, fields, _ in _quoted_rows(header, multiline=True):
-            yield line, [fields[places[name]] if places[name] < len(fields) else "" for name in columns]
+        for line, fields, takes_several in _quoted_rows(header, multiline=True):
+            values = [fields[places[name]] if places[name] < len(fields) else "" for name in columns]
+            yield line, values, takes_several
 
 
 def column_names(path: Path, separator: str) -> list[str]:
@@ -131,6 +133,8 @@ def _readable(path: Path) -> Iterator[None]:
 def _read_header(path: Path, columns: Mapping[str, str], separator: str, default: str) -> _Header:
     """Reads the first line that is not blank."""
     with open_bytes(path) as file:
+        if file.peek(4)[:4].startswith(COMPRESSED_MARKS):
+            raise UserError(f"{path}: is compressed; end its name in {' or '.join(COMPRESSIONS)}")
         if file.peek(2)[:2] in UTF16_MARKS:
             raise UserError(f"{path}: is UTF-16 text; convert the file, e.g. with iconv -f UTF-16 -t UTF-8")
         for number, line in enumerate(file, start=1):
@@ -144,7 +148,10 @@ def _read_header(path: Path, columns: Mapping[str, str], separator: str, default
         else:
             raise UserError(f"{path}: has only blank lines; copy the file again from its source")
     for choice in [separator] if separator else dict.fromkeys((default, *SEPARATORS)):
-        names = _split_header(path, number, text, choice)
+        try:
+            names = _split_header(path, number, text, choice)
+        except UserError:  # The next separator may suit the header's quotes.
+            continue
         if all(matches(names, name) for name in columns.values()):
             return _Header(path, number, choice, names)
     return _Header(path, number, separator or default, _split_header(path, number, text, separator or default))
@@ -164,6 +171,8 @@ def _survey(path: Path, separator: str) -> _Lines:
     separators_before = 0  # of the line that the chunk continues
     before = b"\n\n"  # the two bytes before the chunk: the file's first byte begins a line
     with open_bytes(path) as file:
+        if file.peek(3)[:3] == codecs.BOM_UTF8:
+            file.read(3)
         while chunk := file.read(_CHUNK_BYTES):
             data = before + chunk
             values = np.frombuffer(data, np.uint8)
@@ -173,13 +182,14 @@ def _survey(path: Path, separator: str) -> _Lines:
             num_filled += np.count_nonzero(begins & ~ends[2:] & ~returns[2:])
             has_quotes = has_quotes or b'"' in chunk
             has_blanks = has_blanks or separator.encode() + b" " in data or b"\n " in data
-            has_returns = has_returns or b"\r" + separator.encode() in data or b"\r\r\n" in data
+            has_returns = has_returns or bool((returns[1:-1] & ~ends[2:]).any())
             has_nulls = has_nulls or b"\0" in chunk
             separators = np.cumsum(values[2:] == ord(separator), dtype=np.int32)
             per_line = np.diff(separators[np.append(np.flatnonzero(ends[2:]), -1)], prepend=-separators_before)
             most_separators = max(most_separators, per_line.max())
             separators_before = per_line[-1]
             before = data[-2:]
+    has_returns = has_returns or before.endswith(b"\r")
     return _Lines(num_filled, has_quotes, has_blanks, has_returns, has_nulls, most_separators)
 
 
@@ -189,7 +199,7 @@ def _read_plain(header: _Header, places: Mapping[str, int], lines: _Lines) -> pl
     if lines.most_separators >= len(names):
         raise _located(header, pl.exceptions.ComputeError("a line has too many fields"))
     if lines.has_returns:
-        raise _ends_in_a_return(header)
+        raise _return(header, _first_line(header.path, lambda line: b"\r" in line.removesuffix(b"\r\n")))
     try:
         scanned = pl.scan_csv(
             header.path,
@@ -223,20 +233,28 @@ def _read_quoted(header: _Header, places: Mapping[str, int], multiline: bool) ->
         frames.append(pl.DataFrame(rows, schema=schema, orient="row"))
         rows.clear()
 
-    for line, fields, last in _quoted_rows(header, multiline):
-        if last > line:
+    for line, fields, takes_several in _quoted_rows(header, multiline):
+        if takes_several:
             several.append(line)
         rows.append(pick(fields if len(fields) == width else fields + [""] * (width - len(fields))))
         if len(rows) == _CHUNK_ROWS:
             flush()
     flush()
     frame = pl.concat(frames).select(_without_empty(places))
+    return frame, several_lines_note(header.path, several, len(frame))
+
+
+def several_lines_note(path: Path, several: Sequence[int], num_rows: int) -> Notes:
+    """A note on the rows that take several lines, if there are any.
+
+    Args:
+      several: the first line of each.
+    """
     if not several:
-        return frame, ()
-    where = (
-        f"{header.path}: {len(several):,} of {len(frame):,} rows take several lines, first that of line {several[0]}"
-    )
-    return frame, (f"{where}; if that is not so, set config.data.log.multiline=False to find the stray quotation mark",)
+        return ()
+    begins = ", ".join(map(str, several[:5])) + (", ..." if len(several) > 5 else "")
+    found = f"{len(several):,} of {num_rows:,} rows take several lines (they begin on line {begins})"
+    return (f"{path}: {found}; if one should not, close its quote, or double it",)
 
 
 def _without_empty(columns: Iterable[str]) -> list[pl.Expr]:
@@ -260,13 +278,13 @@ def _plain_rows(header: _Header) -> Iterator[tuple[int, list[str]]]:
                 yield line, text.split(header.separator)
 
 
-def _quoted_rows(header: _Header, multiline: bool) -> Iterator[tuple[int, list[str], int]]:
-    """Yields (first line's number, fields, last line's number) of each row. A quotation mark inside an unquoted field
-    is a character.
+def _quoted_rows(header: _Header, multiline: bool) -> Iterator[tuple[int, list[str], bool]]:
+    """Yields (first line's number, fields, whether it takes several lines) of each row. A quotation mark inside an
+    unquoted field is a character.
 
     Raises:
-      UserError: a quote is not closed, or text follows its end; a quoted field goes on to another line, and not
-        `multiline`; or a row has too many fields, or ends in a carriage return.
+      UserError: a quote is not closed, or text follows its end; a quoted field holds a line end, and not `multiline`;
+        or a row has too many fields, or a carriage return outside quotes.
     """
     path, line, width, text = header.path, header.line + 1, len(header.names), ""
 
@@ -280,23 +298,28 @@ def _quoted_rows(header: _Header, multiline: bool) -> Iterator[tuple[int, list[s
         try:
             for fields in reader:
                 last = header.line + reader.line_num
-                if last > line and not multiline:
+                if text.endswith("\r\r\n"):  # the module would drop such a return
+                    raise _return(header, last)
+                takes_several = last > line or "\r" in text.removesuffix("\r\n")
+                if takes_several and not multiline:
+                    until = f"goes on to line {last}" if last > line else "holds a carriage return"
                     raise UserError(
-                        f"{path}:{line}: a quoted field of this row goes on to line {last}; close the quote, double "
-                        "it, or set config.data.log.multiline=True if fields of this file hold line ends"
+                        f"{path}:{line}: a quoted field of this row {until}; close the quote, double it, or set "
+                        "config.data.log.multiline=True if fields of this file hold line ends"
                     )
                 if len(fields) > width:
                     raise _too_many(header, line, len(fields))
-                if text.endswith("\r\r\n"):  # the module would drop such a return
-                    raise _return(header, last)
                 if fields:
-                    yield line, fields, last
+                    yield line, fields, takes_several
                 line = last + 1
         except csv.Error as error:
             last = header.line + reader.line_num
+            if "new-line" in str(error):
+                raise _return(header, last) from error
             until = f" on line {last}" if last > line else ""
             raise UserError(
-                f"{path}:{line}: can't be read ({error}{until}); close the quote, or double it if it is a character"
+                f"{path}:{line}: can't be read ({error}{until}); close the quote, double it if it is a character, or "
+                "remove what follows it"
             ) from error
 
 
@@ -316,15 +339,9 @@ def _lost(header: _Header, places: Mapping[str, int], found: int, expected: int)
     return UserError(f"{header.path}: {found} rows can be read of {expected}; write the file as Parquet")
 
 
-def _ends_in_a_return(header: _Header) -> UserError:
-    """Polars would drop such a return, and two ids could become one."""
-    return _return(
-        header, next(line for line, row in _plain_rows(header) if any(field.endswith("\r") for field in row))
-    )
-
-
-def _return(header: _Header, line: int) -> UserError:
-    return UserError(f"{header.path}:{line}: a field ends in a carriage return; remove it")
+def _return(header: _Header, line: int | str) -> UserError:
+    """It might end a row, which the parsers do not see, or they might drop it, and two ids become one."""
+    return UserError(f"{header.path}:{line}: has a carriage return that is not before a newline; remove or convert it")
 
 
 def _has_nulls(path: Path) -> UserError:

@@ -66,7 +66,7 @@ def read(
     columns = {"user": user, "item": item, "timestamp": timestamp, **where_rows.columns(conditions)}
     remedy = "set config.data.log.user, .item and .timestamp to the log's columns"
     separator = _known_separator(separator, path)
-    if multiline and not any(map(_is_delimited, [path, *_items(items_file)])):
+    if multiline and not any(_is_delimited(file) and suffix(file) != ".tsv" for file in [path, *_items(items_file)]):
         raise UserError("config.data.log.multiline: is not read, because no file is a CSV file; leave it out")
     parts = _parts(path)
     read_part = partial(read_interactions, columns=columns, remedy=remedy, separator=separator, multiline=multiline)

@@ -4,7 +4,7 @@
 Each table has one row per interaction to predict, in time order, with the columns `user_id`, `history_item_id` and
 `item_id`. Its other columns repeat the other files. A user's rows continue from one table to the next.
 `history_item_id` holds the user's earlier items, cut to the last 10. Titles hold line ends, so a row may take several
-lines. A stray quotation mark that takes in rows shows in the histories, which then do not continue.
+lines. A note says how many do, because a stray quotation mark would take in rows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from simgr_jax.data.dataset import Dataset, Sequences
 from simgr_jax.data.readers import delimited
 from simgr_jax.data.readers.catalog import read_catalog
+from simgr_jax.data.readers.columns import Notes
 from simgr_jax.errors import UserError
 from simgr_jax.workdir.read_files import find_file, is_text, require_file, require_folder
 
@@ -52,7 +53,8 @@ def read(folder: Path, name: str) -> Dataset:
         item is not in the catalog, or has no semantic ID in `*.index.json`.
     """
     with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # of "\\d" and the like in a history
-        rows = [row for part, path in enumerate(files(folder)[: len(PARTS)]) for row in _rows(path, part)]
+        tables = [_rows(path, part) for part, path in enumerate(files(folder)[: len(PARTS)])]
+    rows, notes = [row for table, _ in tables for row in table], sum((notes for _, notes in tables), ())
     cut = max((len(row.history) for row in rows), default=0)
     seen = (item for row in rows for item in [*row.history, row.item])
     catalog = read_catalog(*_item_files(folder), seen)
@@ -80,6 +82,7 @@ def read(folder: Path, name: str) -> Dataset:
         item_texts=catalog.item_texts,
         codes=catalog.codes,
         codebook_sizes=catalog.codebook_sizes,
+        notes=notes,
         parts=np.concatenate([np.array(labels, dtype=np.uint8) for labels in parts.values()]),
     )
 
@@ -88,16 +91,19 @@ def _item_files(folder: Path) -> tuple[Path | None, Path | None]:
     return tuple(find_file(folder, f"*.{kind}.json", f"index/*.{kind}.json") for kind in ("item", "index"))
 
 
-def _rows(path: Path, part: int) -> list[Row]:
-    rows = []
-    for line, (user, history, item) in delimited.read_rows(require_file(path), COLUMNS, "check the file's format"):
+def _rows(path: Path, part: int) -> tuple[list[Row], Notes]:
+    rows, several = [], []
+    for line, (user, history, item), takes_several in delimited.read_rows(
+        require_file(path), COLUMNS, "check the file's format"
+    ):
         where = f"{path}:{line}"
         if not user or not item:
             raise UserError(f"{where}: a row without user_id or item_id; complete or remove it")
+        several += [line] * takes_several
         rows.append(Row(part, where, user, _parse_history(history, where), item))
     if not rows:
         raise UserError(f"{path}: has no rows; copy the file again from its source")
-    return rows
+    return rows, delimited.several_lines_note(path, several, len(rows))
 
 
 def _parse_history(text: str, where: str) -> list[str]:
