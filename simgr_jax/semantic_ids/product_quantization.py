@@ -67,6 +67,8 @@ def _opq_rotation(points: np.ndarray, levels: int, codebook_size: int, seed: int
     opq.pq = quantizer
     opq.niter = 20
     faiss.copy_array_to_vector(start.ravel(), opq.A)
+    if len(points) < dim:  # Faiss would write beyond a buffer that has room for one value per point and dimension.
+        points = np.resize(points, (dim, dim))  # The same points again and again.
     with threadpool_limits(1):
         opq.train(np.ascontiguousarray(points, np.float32))
     return faiss.vector_to_array(opq.A).reshape(kept, dim)

@@ -123,6 +123,14 @@ def test_opq_takes_any_dimension_and_codebook_size():
     assert relative_mse(points, reconstruction) < 0.5
 
 
+def test_opq_takes_fewer_items_than_dimensions():
+    """Faiss alone would write beyond its memory."""
+    points = np.random.default_rng(0).standard_normal((60, 120)).astype(np.float32)
+    codes, reconstruction = product_quantization.fit_opq(points, 32, 16, 0)
+    assert codes.shape == (60, 32) and codes.max() == 15
+    assert relative_mse(points, reconstruction) < 0.5
+
+
 def test_opq_rotation_has_orthonormal_rows():
     rotation = product_quantization._opq_rotation(clustered(dim=13), 4, 16, 0)
     assert rotation.shape == (12, 13)
