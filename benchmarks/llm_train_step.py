@@ -68,7 +68,7 @@ def jax_step(rows: int, row_length: int) -> Callable[[], float]:
 
     catalog, items, targets = make_data(rows, row_length)
     config = default_config.get_config()
-    config.simgr.update({"history": "tokens", "item_encoder": "mean", "temperature": TEMPERATURE})
+    config.simgr.update({"history": "tokens", "item_encoder": "mean", "temperature": TEMPERATURE, "readout": "state"})
     config.optimizer.update(
         {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "clip_norm": CLIP_NORM, "warmup_fraction": 0.0}
     )
@@ -90,6 +90,7 @@ def jax_step(rows: int, row_length: int) -> Callable[[], float]:
         segment_ids=np.ones_like(positions),
         positions=positions,
         readouts=readouts,
+        last_items=items.reshape(readouts.shape).astype(np.int32),
         targets=targets.astype(np.int32),
         valid=np.ones(targets.shape, bool),
     )

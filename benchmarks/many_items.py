@@ -36,7 +36,7 @@ def make_batch(rng: np.random.Generator) -> TrainBatch:
     items = rng.integers(0, ITEMS, (ROWS, LENGTH + 1), np.int32)
     positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
     valid = np.ones((ROWS, LENGTH), bool)
-    return TrainBatch(items[:, :-1], np.ones_like(positions), positions, positions, items[:, 1:], valid)
+    return TrainBatch(items[:, :-1], np.ones_like(positions), positions, positions, items[:, :-1], items[:, 1:], valid)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ class TrainBatch(NamedTuple):
       segment_ids: the number of an input's prompt within the row, from 1; 0 is padding.
       positions: position within the prompt, from 0.
       readouts: the places in the row where a user's state is read, at most R.
+      last_items: the item that was read last there.
       targets: the item that came next.
       valid: whether a readout is real; the others are padding.
     """
@@ -24,6 +25,7 @@ class TrainBatch(NamedTuple):
     segment_ids: Int[Array, "B T"]
     positions: Int[Array, "B T"]
     readouts: Int[Array, "B R"]
+    last_items: Int[Array, "B R"]
     targets: Int[Array, "B R"]
     valid: Bool[Array, "B R"]
 
@@ -45,6 +47,12 @@ class RankBatch(NamedTuple):
     lengths: Int[Array, " B"]
     history: Int[Array, "B M"]
     targets: Int[Array, " B"]
+
+    @property
+    def last_items(self) -> Int[Array, " B"]:
+        """The newest item of each history; item 0 for rows that only fill up a batch."""
+        last = jnp.maximum(jnp.sum(self.history >= 0, axis=1) - 1, 0)
+        return jnp.maximum(jnp.take_along_axis(self.history, last[:, None], axis=1)[:, 0], 0)
 
     @property
     def positions(self) -> Int[Array, "B T"]:

@@ -72,15 +72,16 @@ class TrainingWindows:
 
         rows, columns = np.divmod(places, self.row_length)
         valid = np.arange(self.max_readouts) < np.bincount(rows, minlength=len(inputs))[:, None]
-        readouts, targets = np.zeros(valid.shape, np.int32), np.zeros(valid.shape, np.int32)
-        readouts[valid], targets[valid] = columns, gather(self._values, begins + 1, ends + 1)[0]
-        return TrainBatch(inputs, segment_ids, positions, readouts, targets, valid)
+        readouts, last_items, targets = np.zeros((3, *valid.shape), np.int32)
+        readouts[valid], last_items[valid] = columns, gather(self._values, begins, ends)[0]
+        targets[valid] = gather(self._values, begins + 1, ends + 1)[0]
+        return TrainBatch(inputs, segment_ids, positions, readouts, last_items, targets, valid)
 
     def batch_like(self, rows: int) -> TrainBatch:
         """The shapes and types of a batch with this many rows."""
         inputs = jax.ShapeDtypeStruct((rows, self.row_length), "int32")
         readouts, valid = (jax.ShapeDtypeStruct((rows, self.max_readouts), dtype) for dtype in ("int32", "bool"))
-        return TrainBatch(inputs, inputs, inputs, readouts, readouts, valid)
+        return TrainBatch(inputs, inputs, inputs, readouts, readouts, readouts, valid)
 
 
 def _cut_windows(offsets: Int[np.ndarray, " S+1"], newest: NewestItems) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,10 @@ class Recommender(Protocol):
         """The mean loss over the batch's targets, and scalars to log. If the loss has other targets than the batch, the
         scalar "targets" gives their number. `rngs` has the streams "dropout" and "negatives"."""
 
+    def state_moments(self, batch: TrainBatch) -> tuple[Float[Array, ""], Float[Array, " D"], Float[Array, " D"]]:
+        """The number, the sum and the sum of the squares of the batch's states, by which `readout` is standardized
+        before the first step. Only models with an attribute `readout` that is not None have this method."""
+
     def catalog(self) -> Float[Array, ...]:
         """What ranking needs of the catalog and can be computed once for many batches (for SimGR: item vectors)."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from simgr_jax.devices import sharding
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
-from simgr_jax.models import item_encoders, user_pooling
+from simgr_jax.models import item_encoders, readout, user_pooling
 from simgr_jax.models.embed_tokens import embed_tokens, new_embedding
 from simgr_jax.models.model_inputs import Backbone, Catalog, ModelInputs
 from simgr_jax.models.options import COMPUTATION_KEYS, SHAPE_KEYS, ModelOptions
@@ -47,6 +47,8 @@ class Options(ModelOptions):
       history: what the backbone reads: "item", one position per item, its vector; or "tokens", one position per token
         of the prompt, as an LLM reads.
       user_pooling: "last", "mean" or "attention" (see `user_pooling`).
+      readout: how the state becomes the user's vector: "state" (the paper's), "last_item" (see `readout.LastItem`), or
+        "auto", which is "last_item" for a checkpoint and for more than 4 layers.
       item_encoder: how an item's codes become its vector: "mean" (the paper's), "gated", "attention",
         "cross_attention", "mlp" or "mean_mlp" (see `item_encoders`).
       item_encoder_width: inner width of the MLP encoders.
@@ -72,6 +74,7 @@ class Options(ModelOptions):
 
     history: str = "item"
     user_pooling: str = "last"
+    readout: str = "auto"
     item_encoder: str = "mean_mlp"
     item_encoder_width: int = 256
     similarity: str = "cosine"
@@ -91,6 +94,7 @@ class Options(ModelOptions):
     def __post_init__(self):
         self.require_choice("history", HISTORIES)
         self.require_choice("user_pooling", user_pooling.POOLINGS)
+        self.require_choice("readout", readout.READOUTS)
         self.require_choice("item_encoder", item_encoders.ITEM_ENCODERS)
         self.require(self.item_encoder_width >= 1, "item_encoder_width", "give a number from 1")
         self.require_choice("similarity", SIMILARITIES)
@@ -133,6 +137,8 @@ class Options(ModelOptions):
 
 
 def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> SimGR:
+    chosen = readout.choose(options.readout, bool(config.backbone.checkpoint), config.backbone.layers)
+    options = dataclasses.replace(options, readout=chosen)
     return SimGR(options, inputs.backbone(), inputs.semantic_ids, inputs.item_counts, inputs.rngs)
 
 
@@ -167,8 +173,13 @@ class SimGR(nnx.Module):
         self.twins = Catalog(jnp.asarray(twins, jnp.int32))
         self.twin_group = Catalog(jnp.asarray(np.pad(twin_group, padding, constant_values=-1), jnp.int32), **by_item)
 
-        shape = backbone.decoder.config
-        self.embedding = new_embedding(semantic_ids.vocab_size, shape.width, rngs, backbone.embedding)
+        shape, initial = backbone.decoder.config, backbone.embedding
+        self.readout = readout.LastItem(shape.width) if options.readout == "last_item" else None
+        if self.readout is not None and initial is not None:
+            # An LLM's embeddings have a common mean, which is longer than what tells them apart. With it, all items'
+            # vectors would point one way.
+            initial = initial - initial.mean(axis=0)
+        self.embedding = new_embedding(semantic_ids.vocab_size, shape.width, rngs, initial)
         self.text_embedding = backbone.text_embedding
         self.item_encoder = item_encoders.create(
             options.item_encoder,
@@ -238,7 +249,6 @@ class SimGR(nnx.Module):
         item_vectors = self.encode_items() if dense else None
         states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors, rngs)
         states = batch.at_readouts(states).reshape(-1, states.shape[-1])
-        states = to_similarity_space(states, options.similarity)
         targets, valid = batch.targets.reshape(-1), batch.valid.reshape(-1)
         temperature = self.temperature
 
@@ -246,6 +256,9 @@ class SimGR(nnx.Module):
             vectors = self.encode_items(items) if item_vectors is None else item_vectors[items]
             return to_similarity_space(vectors, options.similarity)
 
+        if self.readout is not None:
+            states = self.readout(states, vectors_of(batch.last_items.reshape(-1)))
+        states = to_similarity_space(states, options.similarity)
         target_vectors = vectors_of(targets)
         loss, scalars = jnp.float32(0), {"temperature": temperature}
         if options.full_catalog_weight:
@@ -278,6 +291,13 @@ class SimGR(nnx.Module):
             scalars["in_batch_loss"] = mean_of_valid(losses, valid)
             loss += options.in_batch_weight * scalars["in_batch_loss"]
         return loss, scalars
+
+    def state_moments(self, batch: TrainBatch) -> tuple[Float[Array, ""], Float[Array, " D"], Float[Array, " D"]]:
+        """The number of the batch's states that are read, their sum and the sum of their squares."""
+        states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, None)
+        states = batch.at_readouts(states).astype(jnp.float32)
+        states = jnp.where(batch.valid[..., None], states, 0).reshape(-1, states.shape[-1])
+        return jnp.sum(batch.valid), jnp.sum(states, axis=0), jnp.sum(jnp.square(states), axis=0)
 
     def _draw_negatives(self, key: Array) -> Negatives:
         count = self.options.sampled_negatives
@@ -367,6 +387,10 @@ class SimGR(nnx.Module):
         else:
             states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors)
             states = batch.at_end(states)
+        if self.readout is not None:
+            last = batch.last_items
+            vectors = self.encode_items(last) if item_vectors is None else item_vectors[last]
+            states = self.readout(states, to_similarity_space(vectors, self.options.similarity))
         return to_similarity_space(states, self.options.similarity)
 
     def _rank(

@@ -78,7 +78,7 @@ def write(run: Exportable, output: Path, dtype: str, filter_history: bool) -> No
     with _new_folder(output) as folder:
         _write_model(folder, run, model, dtype)
         _write_item_index(folder / "item_index", run, model, filter_history)
-        (folder / "README.md").write_text(_model_card(run), encoding="utf-8")
+        (folder / "README.md").write_text(_model_card(run, model), encoding="utf-8")
         for file in folder.rglob("*.safetensors"):  # The library makes them readable only for their owner.
             shutil.copymode(folder / "README.md", file)
 
@@ -116,6 +116,8 @@ def _write_item_index(folder: Path, run: Exportable, model: SimGR, filter_histor
     arrays = {"codes": run.semantic_ids.codes.astype(np.int32), "vectors": vectors}
     if run.options.user_pooling == "attention":
         arrays["pooling"] = np.asarray(model.user_pooling.score.kernel[..., 0], np.float32)
+    if model.readout is not None:
+        arrays["readout"], arrays["readout_bias"] = model.readout.folded()
     if model.has_collisions:
         arrays["first_with_same_codes"] = model.first_with_same_tokens()
     folder.mkdir()
@@ -140,6 +142,7 @@ def _recipe(run: Exportable, model: SimGR, filter_history: bool) -> export_readm
         max_tokens=None if all_fit else run.row_length,
         embedding_scale=model.backbone.config.embedding_scale,
         pooling=run.options.user_pooling,
+        readout=model.options.readout,
         similarity=run.options.similarity,
         has_collisions=model.has_collisions,
         filter_history=filter_history,
@@ -158,7 +161,7 @@ def _write_json(path: Path, values: list[str]) -> None:
     path.write_text(json.dumps(values, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
 
-def _model_card(run: Exportable) -> str:
+def _model_card(run: Exportable, model: SimGR) -> str:
     config, dataset, ids = run.config, run.dataset, run.semantic_ids
     checkpoint = config.backbone.checkpoint
     # A folder's path means nothing elsewhere.
@@ -173,6 +176,7 @@ def _model_card(run: Exportable) -> str:
         "semantic IDs": f"{ids.levels} codes per item, from codebooks of {', '.join(map(str, ids.codebook_sizes))}",
         "history": _history_in_words(run),
         "user": f"pooling of the hidden states: {run.options.user_pooling}",
+        "readout": model.options.readout,
         "similarity": run.options.similarity,
     }
     report = run.workdir / "report" / "metrics.json"

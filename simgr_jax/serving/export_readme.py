@@ -22,6 +22,7 @@ class Recipe:
       max_tokens: the most tokens that a prompt may have; None if all prompts fit.
       embedding_scale: what the model multiplies its tokens' embeddings by.
       pooling: one of `user_pooling.POOLINGS`.
+      readout: how the user's state becomes the user's vector, "state" or "last_item" (see `models.readout`).
       similarity: "cosine" or "dot".
       has_collisions: whether some items have the same codes, and so the same score.
       filter_history: whether a history's items are left out of its list.
@@ -34,6 +35,7 @@ class Recipe:
     max_tokens: int | None
     embedding_scale: float
     pooling: str
+    readout: str
     similarity: str
     has_collisions: bool
     filter_history: bool
@@ -123,6 +125,10 @@ def _text_inputs(recipe: Recipe) -> str:
 
 def _scoring(recipe: Recipe) -> Iterator[str]:
     yield _POOLING[recipe.pooling]
+    if recipe.readout == "last_item":
+        last = 'items["vectors"][history[-1]]'
+        last = f"normalize({last}, dim=0)" if recipe.similarity == "cosine" else last
+        yield f'user = {last} + user @ items["readout"] + items["readout_bias"]'
     if recipe.similarity == "cosine":
         yield 'scores = normalize(items["vectors"], dim=1) @ normalize(user, dim=0)'
     else:
@@ -147,7 +153,7 @@ history. It needs torch, transformers (5 or newer) and safetensors, and computes
 ```python
 $script```
 
-The same scores with numpy, for a user's state `user` [D]:
+The same scores with numpy, for the program's `user` [D]:
 
 ```python
 vectors = safetensors.numpy.load_file("items.safetensors")["vectors"]
@@ -161,6 +167,11 @@ def index_readme(recipe: Recipe, script: str) -> str:
     tensors = "`codes` int32 [N, L], the semantic IDs; `vectors` float32 [N, D], not normalized"
     if recipe.pooling == "attention":
         tensors += "; `pooling` float32 [D], which scores the hidden states for their weighted mean, the user's state"
+    if recipe.readout == "last_item":
+        tensors += (
+            "; `readout` float32 [D, D] and `readout_bias` float32 [D], which map the user's state to what is added to "
+            "the last item's vector"
+        )
     if recipe.has_collisions:
         tensors += "; `first_with_same_codes` int32 [N], for each item the first item with the same codes"
     prompts = "| `item_prompts.json` | what the model reads of each item, a list |\n" if recipe.reads_text else ""

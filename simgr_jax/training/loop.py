@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from simgr_jax.models.recommender import Recommender
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.checkpoints import Checkpoints, Progress
 from simgr_jax.training.metric_writer import MetricWriter
+from simgr_jax.training.standardize import standardize
 from simgr_jax.training.state import create_state, make_train_step
 from simgr_jax.training.stop_request import StopRequest
 
@@ -87,7 +89,6 @@ def fit(
       Stopped: a signal asked the run to stop; its last step is saved, unless that was skipped.
     """
     began, training = time.monotonic(), config.training
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     steps_per_epoch = _steps_per_epoch(windows, training)
     num_steps = training.epochs * steps_per_epoch
     evaluate_every = training.evaluate_every_epochs * steps_per_epoch
@@ -95,19 +96,27 @@ def fit(
     restart_step = config.optimizer.restart_epoch * steps_per_epoch
 
     optimizer = optimizers.create(config.optimizer, num_steps, restart_step)
-    state = create_state(params, optimizer, training.ema_decay)
     batch_like = sharding.batch_like(windows.batch_like(training.batch_rows))
     part = distributed.input_part(batch_like.inputs.sharding, training.batch_rows)
-    batches = train_batches(windows, training.batch_rows, config.seed, streams=training.input_streams, part=part)
+    make_batches = partial(
+        train_batches, windows, training.batch_rows, config.seed, streams=training.input_streams, part=part
+    )
+    batches = make_batches()
     progress = Progress()
     # The batches are always closed, because the interpreter aborts if a prefetching thread outlives it. The request to
     # stop comes before the checkpoints, because it may arrive while the last one is written.
     with closing(batches), StopRequest() as stop, Checkpoints(workdir / "checkpoints") as checkpoints:
+        if checkpoints.latest_step is None:
+            standardize(model, make_batches)
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        state = create_state(params, optimizer, training.ema_decay)
         if checkpoints.latest_step is not None:
             # Frees the initial values, because there may be no room for two states.
             for leaf in jax.tree.leaves(state):
                 leaf.delete()
             state, progress = checkpoints.restore_latest(state)
+            if distributed.is_main():
+                print(f"continuing after step {int(state.step)} of {num_steps}")
             batches.set_state(progress.input)
         began -= progress.seconds
 

@@ -58,7 +58,7 @@ def windows_of(sequence: np.ndarray, prompt: Prompt, max_items: int, row_length:
 def windows_in(batch: TrainBatch, prompt: Prompt) -> Iterator[tuple[int, ...]]:
     """The windows that are packed in a batch, each as its items and the item after them. Checks everything else about
     the batch."""
-    for inputs, ids, positions, readouts, targets, valid in zip(*batch, strict=True):
+    for inputs, ids, positions, readouts, last_items, targets, valid in zip(*batch, strict=True):
         assert (np.diff(valid.astype(int)) <= 0).all()
         assert (np.diff(readouts[valid]) > 0).all()
         for segment in range(1, ids.max() + 1):
@@ -68,6 +68,7 @@ def windows_in(batch: TrainBatch, prompt: Prompt) -> Iterator[tuple[int, ...]]:
             here = valid & np.isin(readouts, places)
             window = (targets[here][0] - 1, *targets[here].tolist())  # `distinct_items` counts upward.
             expected, ends = rendered(prompt, window[:-1])
+            assert last_items[here].tolist() == list(window[:-1])
             assert inputs[places].tolist() == expected
             assert (readouts[here] - places[0]).tolist() == ends
             yield window

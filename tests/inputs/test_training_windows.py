@@ -50,6 +50,7 @@ def test_windows_with_target_also_read_their_last_target(lengths, max_items, pro
         expected, ends = rendered(prompt, window)
         assert batch.inputs[0, :length].tolist() == expected
         assert batch.readouts[0][valid].tolist() == ends[:-1]
+        assert batch.last_items[0][valid].tolist() == window[:-1]
         targets.update(following.tolist())
     assert targets == Counter(item for one in sequences for item in one[1:].tolist())
 
@@ -66,7 +67,7 @@ def test_windows_of_one_target_read_everything_before_it(lengths, max_items, pro
         assert batch.inputs[0, : len(expected)].tolist() == expected
         assert (batch.segment_ids[0] > 0).sum() == len(expected)
         assert batch.valid[0].tolist() == [True] + [False] * (windows.max_readouts - 1)
-        assert (batch.readouts[0, 0], batch.targets[0, 0]) == (ends[-1], target)
+        assert (batch.readouts[0, 0], batch.last_items[0, 0], batch.targets[0, 0]) == (ends[-1], history[-1], target)
 
 
 def test_only_the_oldest_window_is_short():

@@ -47,7 +47,7 @@ def train_batch() -> TrainBatch:
     items = np.random.default_rng(1).integers(0, NUM_ITEMS, (8, 6))
     rows = [[1, 1, 1, 2, 2]] * 8, [[0, 1, 2, 0, 1]] * 8, [[0, 1, 2, 3, 4]] * 8
     as_int = lambda x: np.asarray(x, np.int32)  # noqa: E731
-    return TrainBatch(*map(as_int, (items[:, :5], *rows, items[:, 1:])), np.full((8, 5), True))
+    return TrainBatch(*map(as_int, (items[:, :5], *rows, items[:, :5], items[:, 1:])), np.full((8, 5), True))
 
 
 def rank_batch() -> RankBatch:

@@ -80,7 +80,7 @@ def train_batch(history: str) -> TrainBatch:
     readouts = np.arange(1, 6) * size - 1
     valid = segment_ids[:, readouts] > 0
     as_int = lambda x: np.broadcast_to(x, (8, np.shape(x)[-1])).astype(np.int32)  # noqa: E731
-    return TrainBatch(*map(as_int, (inputs, segment_ids, positions, readouts, items[:, 1:])), valid)
+    return TrainBatch(*map(as_int, (inputs, segment_ids, positions, readouts, items[:, :5], items[:, 1:])), valid)
 
 
 def rank_batch(history: str) -> RankBatch:

@@ -86,7 +86,7 @@ def test_the_loss_counts_the_hidden_items_alone(model):
     inputs = rng.integers(0, 30, SEGMENT_IDS.shape)
     positions, nothing = positions_of(SEGMENT_IDS), np.zeros((3, 12), np.int32)
     # This model does not read the batch's readouts and targets.
-    batch = TrainBatch(inputs, SEGMENT_IDS, positions, nothing, nothing, nothing > 0)
+    batch = TrainBatch(inputs, SEGMENT_IDS, positions, nothing, nothing, nothing, nothing > 0)
     hidden = np.asarray(hide(nnx.Rngs(dropout=5).dropout(), SEGMENT_IDS, 0.4, model.last_fraction))
     states = np.asarray(jax.jit(model.states_with_hidden)(inputs, hidden, SEGMENT_IDS, positions), np.float64)
     logits = states @ np.asarray(model.embedding).T + np.asarray(model.item_bias)
@@ -107,7 +107,7 @@ def test_no_hidden_item_is_left_out_of_the_loss(fraction, monkeypatch):
     model = make(mask_fraction=fraction, last_fraction=0.2)
     monkeypatch.setattr(model, "states_with_hidden", lambda inputs, *rest: jnp.zeros((*inputs.shape, 16)))
     monkeypatch.setattr(model, "mean_loss", lambda states, targets, valid, rngs: valid.sum())
-    batch = TrainBatch(rows, rows, rows, rows, rows, rows > 0)
+    batch = TrainBatch(*[rows] * 6, rows > 0)
     for seed in range(5):
         hidden = hide(nnx.Rngs(dropout=seed).dropout(), rows, fraction, 0.2)
         assert model.loss(batch, nnx.Rngs(dropout=seed))[0] == hidden.sum()

@@ -65,7 +65,7 @@ def train_batch(*packed: list[list[int]]) -> TrainBatch:
     targets, _, _ = rows(*([items[1:] for items in sequences] for sequences in packed))
     valid = segment_ids > 0
     readouts = np.where(valid, np.arange(ROOM), 0).astype(np.int32)
-    return TrainBatch(inputs, segment_ids, positions, readouts, targets, valid)
+    return TrainBatch(inputs, segment_ids, positions, readouts, inputs, targets, valid)
 
 
 def rank_batch(histories: list[list[int]], padding: int = 0) -> RankBatch:

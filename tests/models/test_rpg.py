@@ -56,7 +56,7 @@ def train_batch(rows, width=8):
             segment_ids[row, place], positions[row, place] = segment, np.arange(len(user) - 1)
             begin = place.stop
         readouts[row] = np.arange(width)
-    return TrainBatch(inputs, segment_ids, positions, readouts, targets, valid.astype(bool))
+    return TrainBatch(inputs, segment_ids, positions, readouts, inputs, targets, valid.astype(bool))
 
 
 PACKED = train_batch([[USERS[0], USERS[1]], [USERS[2], USERS[3]]])

@@ -26,7 +26,7 @@ def train_batch(model, rows, num_items=8):
     """Each row is a list of users (item sequences), whose histories are packed one after the other."""
     size = pieces(model, [0]).shape[1]
     inputs, segment_ids, positions = np.zeros((3, len(rows), num_items * size), np.int32)
-    readouts, targets, valid = np.zeros((3, len(rows), num_items), np.int32)
+    readouts, last_items, targets, valid = np.zeros((4, len(rows), num_items), np.int32)
     for row, users in enumerate(rows):
         begin = 0
         for segment, user in enumerate(users, start=1):
@@ -35,9 +35,9 @@ def train_batch(model, rows, num_items=8):
             inputs[row, place] = pieces(model, user[:-1]).reshape(-1)
             segment_ids[row, place], positions[row, place] = segment, np.arange((end - begin) * size)
             readouts[row, begin:end] = size * np.arange(begin + 1, end + 1) - 1
-            targets[row, begin:end], valid[row, begin:end] = user[1:], 1
+            last_items[row, begin:end], targets[row, begin:end], valid[row, begin:end] = user[:-1], user[1:], 1
             begin = end
-    return TrainBatch(inputs, segment_ids, positions, readouts, targets, valid.astype(bool))
+    return TrainBatch(inputs, segment_ids, positions, readouts, last_items, targets, valid.astype(bool))
 
 
 ROWS = [[USERS[0], USERS[1]], [USERS[2], USERS[3]]]

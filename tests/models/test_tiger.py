@@ -66,7 +66,7 @@ def causal():
 def train_batch(model, rows):
     """Each row is a list of users. A user's last item is the target; for the causal encoder, all but the first are."""
     inputs, segment_ids, positions = np.zeros((3, len(rows), MAX_ITEMS * LEVELS), np.int32)
-    readouts, targets, valid = np.zeros((3, len(rows), MAX_ITEMS), np.int32)
+    readouts, last_items, targets, valid = np.zeros((4, len(rows), MAX_ITEMS), np.int32)
     for row, users in enumerate(rows):
         begin = filled = 0
         for segment, user in enumerate(users, start=1):
@@ -77,9 +77,10 @@ def train_batch(model, rows):
             first = 1 if model.encoder.config.causal else len(user) - 1
             of_row = slice(filled, filled + len(user) - first)
             readouts[row, of_row] = begin + LEVELS * np.arange(first, len(user)) - 1
-            targets[row, of_row], valid[row, of_row] = user[first:], 1
+            last_items[row, of_row], targets[row, of_row] = user[first - 1 : -1], user[first:]
+            valid[row, of_row] = 1
             begin, filled = begin + size, of_row.stop
-    return TrainBatch(inputs, segment_ids, positions, readouts, targets, valid.astype(bool))
+    return TrainBatch(inputs, segment_ids, positions, readouts, last_items, targets, valid.astype(bool))
 
 
 def rank_batch(histories, targets=None):

@@ -156,6 +156,7 @@ BATCH = TrainBatch(
     segment_ids=np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 0, 0, 0]], np.int32),
     positions=np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 0, 0, 0]], np.int32),
     readouts=np.array([[0, 1, 2, 3, 4, 0], [0, 1, 2, 0, 0, 0]], np.int32),
+    last_items=np.array([[3, 1, 4, 1, 5, 0], [9, 2, 6, 0, 0, 0]], np.int32),
     targets=np.array([[1, 4, 1, 5, 9, 0], [2, 6, 22, 0, 0, 0]], np.int32),
     valid=np.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]], bool),
 )
