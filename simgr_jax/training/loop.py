@@ -115,7 +115,7 @@ def fit(
             for leaf in jax.tree.leaves(state):
                 leaf.delete()
             state, progress = checkpoints.restore_latest(state)
-            if distributed.is_main():
+            if distributed.is_main() and state.step < num_steps:
                 print(f"continuing after step {int(state.step)} of {num_steps}")
             batches.set_state(progress.input)
         began -= progress.seconds

@@ -291,7 +291,9 @@ def num_minionerec_rows(files):
     count, users = 0, set()
     for name, data in files.items():
         if name.endswith(".csv"):
-            header, *rows = filter(None, csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+            header, *rows = filter(
+                None, csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), skipinitialspace=True)
+            )
             names = [name.strip().casefold() for name in header]
             user, history = names.index("user_id"), names.index("history_item_id")
             for row in rows:
