@@ -287,7 +287,7 @@ def num_rows(kind, files):
 
 
 def num_minionerec_rows(files):
-    """A user's first row holds the history as well."""
+    """A user's first row holds the history as well, a list as Python writes it, which may end in a comment."""
     count, users = 0, set()
     for name, data in files.items():
         if name.endswith(".csv"):
@@ -297,7 +297,7 @@ def num_minionerec_rows(files):
             names = [name.strip().casefold() for name in header]
             user, history = names.index("user_id"), names.index("history_item_id")
             for row in rows:
-                count += 1 if row[user] in users else 1 + len(re.findall(r"[^][,\s]+", row[history]))
+                count += 1 if row[user] in users else 1 + len(re.findall(r"[^][,\s]+", row[history].partition("#")[0]))
                 users.add(row[user])
     return count
 
