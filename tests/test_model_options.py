@@ -85,6 +85,7 @@ CASES = {
 OTHER = {
     "simgr.history": "tokens",
     "simgr.user_pooling": "mean",
+    "simgr.readout": "last_item",
     "simgr.item_encoder": "gated",
     "simgr.similarity": "dot",
     "simgr.sampled_from": "popularity",
