@@ -237,9 +237,11 @@ class SimGR(nnx.Module):
         """The backbone's input embeddings; the arguments are those of `user_states`."""
         if self.options.history == "tokens":
             return embed_tokens(self.embedding, self.text_embedding, inputs)
-        if item_vectors is None:
-            return self.encode_items(inputs.reshape(-1)).reshape(*inputs.shape, -1)
-        return item_vectors[inputs]
+        return self._vectors_of(inputs.reshape(-1), item_vectors).reshape(*inputs.shape, -1)
+
+    def _vectors_of(self, items: Int[Array, " M"], item_vectors: Float[Array, "N D"] | None) -> Float[Array, "M D"]:
+        """Item vectors before the similarity's normalization, from the whole catalog's if they have been computed."""
+        return self.encode_items(items) if item_vectors is None else item_vectors[items]
 
     def loss(self, batch: TrainBatch, rngs: nnx.Rngs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         options = self.options
@@ -253,8 +255,7 @@ class SimGR(nnx.Module):
         temperature = self.temperature
 
         def vectors_of(items):
-            vectors = self.encode_items(items) if item_vectors is None else item_vectors[items]
-            return to_similarity_space(vectors, options.similarity)
+            return to_similarity_space(self._vectors_of(items, item_vectors), options.similarity)
 
         if self.readout is not None:
             states = self.readout(states, vectors_of(batch.last_items.reshape(-1)))
@@ -388,9 +389,8 @@ class SimGR(nnx.Module):
             states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors)
             states = batch.at_end(states)
         if self.readout is not None:
-            last = batch.last_items
-            vectors = self.encode_items(last) if item_vectors is None else item_vectors[last]
-            states = self.readout(states, to_similarity_space(vectors, self.options.similarity))
+            last_vectors = self._vectors_of(batch.last_items, item_vectors)
+            states = self.readout(states, to_similarity_space(last_vectors, self.options.similarity))
         return to_similarity_space(states, self.options.similarity)
 
     def _rank(

@@ -53,7 +53,6 @@ class _Lines:
     has_quotes: bool
     has_blanks: bool  # before fields
     has_returns: bool  # carriage returns that are not at the end of a line
-    has_nulls: bool
     most_separators: int  # in a line
 
 
@@ -81,8 +80,6 @@ def read_columns(
         header = _read_header(path, columns, separator, default)
         places = find(header.names, columns, header.where, remedy)
         lines = _survey(path, header.separator)
-        if lines.has_nulls:
-            raise _has_nulls(path)
         quoted = lines.has_quotes and header.separator != "\t"
         read = _read_quoted(header, places, multiline) if quoted else (_read_plain(header, places, lines), ())
 
@@ -106,8 +103,7 @@ def read_rows(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple
     with _readable(path):
         header = _read_header(path, {}, ",", ",")
         places = find(header.names, {name: name for name in columns}, header.where, remedy)
-        if _survey(path, ",").has_nulls:
-            raise _has_nulls(path)
+        _survey(path, ",")
         for line, fields, takes_several in _quoted_rows(header, multiline=True):
             values = [fields[places[name]] if places[name] < len(fields) else "" for name in columns]
             yield line, values, takes_several
@@ -167,7 +163,11 @@ def _split_header(path: Path, number: int, text: str, separator: str) -> list[st
 
 
 def _survey(path: Path, separator: str) -> _Lines:
-    num_filled, has_quotes, has_blanks, has_returns, has_nulls, most_separators = 0, False, False, False, False, 0
+    """
+    Raises:
+      UserError: the file has NUL characters.
+    """
+    num_filled, has_quotes, has_blanks, has_returns, most_separators = 0, False, False, False, 0
     separators_before = 0  # of the line that the chunk continues
     before = b"\n\n"  # the two bytes before the chunk: the file's first byte begins a line
     with open_bytes(path) as file:
@@ -183,14 +183,15 @@ def _survey(path: Path, separator: str) -> _Lines:
             has_quotes = has_quotes or b'"' in chunk
             has_blanks = has_blanks or separator.encode() + b" " in data or b"\n " in data
             has_returns = has_returns or bool((returns[1:-1] & ~ends[2:]).any())
-            has_nulls = has_nulls or b"\0" in chunk
+            if b"\0" in chunk:
+                raise _has_nulls(path)
             separators = np.cumsum(values[2:] == ord(separator), dtype=np.int32)
             per_line = np.diff(separators[np.append(np.flatnonzero(ends[2:]), -1)], prepend=-separators_before)
             most_separators = max(most_separators, per_line.max())
             separators_before = per_line[-1]
             before = data[-2:]
     has_returns = has_returns or before.endswith(b"\r")
-    return _Lines(num_filled, has_quotes, has_blanks, has_returns, has_nulls, most_separators)
+    return _Lines(num_filled, has_quotes, has_blanks, has_returns, most_separators)
 
 
 def _read_plain(header: _Header, places: Mapping[str, int], lines: _Lines) -> pl.DataFrame:
