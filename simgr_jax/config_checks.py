@@ -16,6 +16,7 @@ from simgr_jax.models import registry
 _POSITIVE = (
     "data.max_items",
     "prompt.max_title_tokens",
+    "item_reader.max_tokens",
     "backbone.rope_theta",
     "backbone.norm_epsilon",
     "lora.alpha",
@@ -32,6 +33,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed",
     "lora.rank",
+    "item_reader.layers",
     "training.row_length",
     "training.input_streams",
     "training.checkpoint_every_steps",
@@ -39,7 +41,7 @@ _NOT_NEGATIVE = (
     "optimizer.weight_decay",
     "optimizer.clip_norm",
 )
-_SHARES = ("optimizer.warmup_fraction", "optimizer.final_fraction")
+_SHARES = ("item_reader.whitening", "optimizer.warmup_fraction", "optimizer.final_fraction")
 _DECAYS = ("optimizer.beta1", "optimizer.beta2", "training.ema_decay")
 _CHOICES = {"backbone.token_init": TOKEN_INITS, "lora.base_dtype": ("float32", "bfloat16")}
 

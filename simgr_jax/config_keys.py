@@ -18,7 +18,7 @@ from simgr_jax.models.options import SHAPE_KEYS, ModelOptions
 from simgr_jax.semantic_ids import build
 
 # The shared groups of which a model reads only some keys.
-_SHARED = ("backbone", "prompt", "lora", "semantic_ids", "optimizer", "training")
+_SHARED = ("backbone", "item_reader", "prompt", "lora", "semantic_ids", "optimizer", "training")
 # Groups of `config.data` that only one format reads.
 _FORMAT_GROUPS = ("log", "recbole", "amazon_reviews", "synthetic")
 
@@ -85,6 +85,8 @@ def unread(config: ml_collections.ConfigDict) -> dict[str, str]:
         all_of("semantic_ids")
     else:
         found |= {f"semantic_ids.{key}": why for key, why in build.unread(config.semantic_ids).items()}
+    if not reads_item_texts(config):
+        all_of("item_reader", why="config.semantic_ids.embeddings.names=llm" if options.reads_semantic_ids else "")
     if not options.is_trained:
         all_of("optimizer")
         all_of("training")
@@ -97,6 +99,18 @@ def unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     if config.data.split != "temporal":
         found |= dict.fromkeys(("data.validation_fraction", "data.test_fraction"), "config.data.split=temporal")
     return found
+
+
+def reads_item_texts(config: ml_collections.ConfigDict) -> bool:
+    """Whether an LLM reads the items' texts (`config.item_reader`) before training."""
+    options = registry.options_of(config)
+    fitted = options.reads_semantic_ids and config.semantic_ids.source == "fit"
+    has_checkpoint = options.takes_checkpoint and bool(config.backbone.checkpoint)
+    return (
+        (fitted and "llm" in config.semantic_ids.embeddings.names)
+        or (has_checkpoint and config.backbone.token_init == "reading")
+        or getattr(options, "item_text", "none") != "none"
+    )
 
 
 def _unread_backbone(config: ml_collections.ConfigDict, options: ModelOptions, all_of) -> None:

@@ -67,7 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
                 # "fit" learns them from embeddings; "given" takes the dataset's own (`*.index.json`).
                 "source": "fit",
                 "embeddings": {
-                    # Any of "tfidf", "text_encoder", "npy", "interactions" (training interactions only), concatenated.
+                    # Any of "tfidf", "text_encoder", "llm" (see item_reader), "npy", "interactions" (training
+                    # interactions only), concatenated.
                     "names": ("tfidf",),
                     # One factor for each name; () is all one.
                     "weights": (),
@@ -96,6 +97,18 @@ def get_config() -> ml_collections.ConfigDict:
                 # Items with equal codes: "level" tells them apart by one more level, "keep" lets them tie.
                 "collisions": "level",
             },
+            # How an LLM reads the items' texts, for "llm" in semantic_ids.embeddings.names, backbone.token_init=reading
+            # and simgr.item_text.
+            "item_reader": {
+                # A Hugging Face decoder: a folder, or a hub id. "" is backbone.checkpoint.
+                "checkpoint": "",
+                # The states after this many layers are read; 0 is all.
+                "layers": 0,
+                # Texts are cut to this many of the LLM's tokens.
+                "max_tokens": 64,
+                # The states' directions are divided by their deviation to this power: 0 leaves them, 1 whitens.
+                "whitening": 0.5,
+            },
             # How an LLM reads a history, for models that read tokens.
             "prompt": {
                 # Text before the first item.
@@ -110,7 +123,8 @@ def get_config() -> ml_collections.ConfigDict:
                 # A Hugging Face decoder: a folder, or a hub id. "" trains one from scratch, of the shape below.
                 "checkpoint": "",
                 # Initial embeddings of a checkpoint's new semantic-ID tokens: "mean" (around the mean of its
-                # embeddings) or "words" (from the words of the items that carry each code).
+                # embeddings), "words" (from the words of the items that carry each code) or "reading" (so that an
+                # item's codes come nearest to the LLM's reading of its text).
                 "token_init": "mean",
                 "width": 128,
                 "layers": 2,

@@ -31,7 +31,9 @@ from simgr_jax.evaluation.ranking import Ranker
 from simgr_jax.evaluation.references import reference_rankings
 from simgr_jax.evaluation.report import Judged, write_report
 from simgr_jax.evaluation.saved_ranking import CaseRankings
+from simgr_jax.hub import local_folder
 from simgr_jax.huggingface.checkpoint import Checkpoint
+from simgr_jax.huggingface.item_reader import ItemReader
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
 from simgr_jax.huggingface.pretrained import load_pretrained, open_checkpoint
 from simgr_jax.inputs import prompts
@@ -214,13 +216,15 @@ class Run:
         if not self.options.reads_semantic_ids:
             return None, {}
         dataset, split = self._data
+        readings = self.item_readings if "llm" in self.config.semantic_ids.embeddings.names else None
         with distributed.main_first():
             kept = self.workdir / _SEMANTIC_IDS
             if trained_on.has_learned(self.workdir) and kept.exists():
                 trained_on.check(self._learned_items(), self.workdir)
                 found = saved_ids.read(kept)
             else:
-                found = build(self.config.semantic_ids, dataset, split.train, self.cache_dir, self.config.seed)
+                arguments = (split.train, self.cache_dir, self.config.seed, readings)
+                found = build(self.config.semantic_ids, dataset, *arguments)
         distributed.check_same("the semantic IDs", found[0].codes)
         return found
 
@@ -236,6 +240,32 @@ class Run:
     def id_quality(self) -> dict[str, Any]:
         """How good the semantic IDs are (see `semantic_ids.quality`)."""
         return self._ids[1]
+
+    @functools.cached_property
+    @_on_mesh
+    def item_readings(self) -> Float[np.ndarray, "N X"]:
+        """An LLM's readings of the items' texts (see `huggingface.item_reader`).
+
+        Raises:
+          UserError: the items have no texts, or the LLM can't be used.
+        """
+        reader = self.config.item_reader
+        if self.dataset.item_texts is None:
+            raise UserError(
+                f"config.data: {self.dataset.name} has no item texts for the LLM of config.item_reader to read; choose "
+                "other embeddings, token_init and item_text"
+            )
+        checkpoint = self.checkpoint
+        if reader.checkpoint:
+            with distributed.main_first():
+                checkpoint = Checkpoint(local_folder(reader.checkpoint, "config.item_reader.checkpoint"))
+        if checkpoint is None:
+            raise UserError(
+                "config.item_reader.checkpoint: is empty, as config.backbone.checkpoint is; name the LLM that reads "
+                "the item texts"
+            )
+        dtype = self.config.lora.base_dtype if self.config.lora.rank else self.config.backbone.dtype
+        return ItemReader(checkpoint, reader, dtype, self.dataset.item_texts, self.cache_dir).readings()
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint | None:
@@ -309,9 +339,17 @@ class Run:
         make_backbone: Callable[[], Backbone] = scratch
         if checkpoint is not None:
             tokenizer = cast("PreTrainedTokenizerFast", self.tokenizer)  # A checkpoint has one.
-            pretrained = load_pretrained(checkpoint, tokenizer, self.config, items, self.prompt, longest)
+            read = lambda: self.item_readings  # noqa: E731
+            pretrained = load_pretrained(checkpoint, tokenizer, self.config, items, self.prompt, longest, read)
             make_backbone = lambda: pretrained  # noqa: E731
-        inputs = ModelInputs(items.num_items, items.semantic_ids, self.split.train, make_backbone, rngs)
+        inputs = ModelInputs(
+            items.num_items,
+            items.semantic_ids,
+            self.split.train,
+            make_backbone,
+            rngs,
+            lambda: self.item_readings,
+        )
         model = registry.create(self.config, inputs)
         self._check_beam(model, self.list_length, "give at least that")
         return model

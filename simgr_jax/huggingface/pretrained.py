@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,11 +73,13 @@ def load_pretrained(
     items: ItemContents,
     prompt: Prompt,
     longest: int,
+    item_readings: Callable[[], Float[np.ndarray, "N X"]] | None = None,
 ) -> Backbone:
     """The checkpoint's weights on the devices, and initial embeddings for the semantic-ID tokens.
 
     Args:
       longest: the longest sequence, in positions.
+      item_readings: gives the readings of the items' texts, for the token_init "reading".
 
     Raises:
       UserError: the checkpoint is incomplete or can't read sequences this long, or `token_init` does not suit the data.
@@ -84,7 +87,7 @@ def load_pretrained(
     shape, dtype = backbone_config(checkpoint.config, config, longest), base_dtype(config)
     return Backbone(
         load_transformer(checkpoint, shape, dtype, sharding.variable_sharding),
-        _token_embeddings(checkpoint, tokenizer, config, items),
+        _token_embeddings(checkpoint, tokenizer, config, items, item_readings),
         _text_embedding(checkpoint, prompt.text_tokens, dtype),
     )
 
@@ -98,8 +101,11 @@ def _token_embeddings(
     tokenizer: PreTrainedTokenizerFast,
     config: ml_collections.ConfigDict,
     items: ItemContents,
+    item_readings: Callable[[], Float[np.ndarray, "N X"]],
 ) -> Float[np.ndarray, "V D"]:
     ids = items.semantic_ids
+    if config.backbone.token_init == "reading":
+        return token_init.from_readings(checkpoint, item_readings(), ids.tokens, ids.vocab_size)
     if config.backbone.token_init == "mean":
         return token_init.from_mean(checkpoint, ids.vocab_size, config.seed)
     if items.texts is None:

@@ -119,7 +119,7 @@ def _write_item_index(folder: Path, run: Exportable, model: SimGR, filter_histor
     if model.readout is not None:
         arrays["readout"], arrays["readout_bias"] = model.readout.folded()
     if model.has_collisions:
-        arrays["first_with_same_codes"] = model.first_with_same_tokens()
+        arrays["first_with_same_codes"] = model.first_twin()
     folder.mkdir()
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "items.safetensors")
     _write_json(folder / "item_ids.json", run.dataset.item_ids)

@@ -48,6 +48,7 @@ CASES = {
             "similarity": "dot",
             "in_batch_weight": 0.3,
             "sampled_weight": 0.4,
+            "item_text": "read",
         },
     ),
 }
@@ -65,7 +66,8 @@ def make_model(backbone: dict, options: dict, num_items: int = NUM_ITEMS) -> Sim
     config, rngs = from_scratch_config(**SHAPE, **backbone), nnx.Rngs(0)
     decoder = sharding.create(lambda rngs: Transformer(config, rngs), rngs)
     options = Options(**OPTIONS | options)
-    model = SimGR(options, Backbone(decoder), semantic_ids(num_items), np.arange(num_items), rngs)
+    readings = np.random.default_rng(3).normal(size=(num_items, 6)) if options.item_text == "read" else None
+    model = SimGR(options, Backbone(decoder), semantic_ids(num_items), np.arange(num_items), rngs, readings)
     sharding.place(model)
     return model
 

@@ -7,6 +7,7 @@ Configs are read through Transformers' config classes, which also normalise the 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -20,7 +21,16 @@ from simgr_jax.models.transformer import TransformerConfig
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["EMBEDDING", "Source", "prefix", "require_supported", "sources", "text_config", "transformer_config"]
+__all__ = [
+    "EMBEDDING",
+    "Source",
+    "first_layers",
+    "prefix",
+    "require_supported",
+    "sources",
+    "text_config",
+    "transformer_config",
+]
 
 # From a Hugging Face config and the maximum sequence length to TransformerConfig's fields.
 _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
@@ -67,6 +77,28 @@ def require_supported(model_type: Any, where: Path | str) -> None:
 def text_config(hf_config: PretrainedConfig) -> PretrainedConfig:
     """The config of a multimodal model's language model; for any other model, its own config."""
     return hf_config.get_text_config(decoder=True)
+
+
+def first_layers(hf_config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """A copy of a config that has only the model's first layers.
+
+    Args:
+      layers: how many; 0 keeps all.
+
+    Raises:
+      UserError: the model has fewer.
+    """
+    changed = copy.deepcopy(hf_config)
+    text = text_config(changed)
+    count = text.num_hidden_layers
+    if layers > count:
+        raise UserError(f"config.backbone.checkpoint: has {count} layers, but {layers} are asked for; give fewer")
+    if layers:
+        for name, value in vars(text).items():
+            if isinstance(value, list) and len(value) == count:  # Such as `layer_types`.
+                setattr(text, name, value[:layers])
+        text.num_hidden_layers = layers
+    return changed
 
 
 def transformer_config(hf_config: PretrainedConfig, *, max_length: int, **computation: Any) -> TransformerConfig:
