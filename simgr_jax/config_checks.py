@@ -33,7 +33,6 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed",
     "lora.rank",
-    "item_reader.layers",
     "training.row_length",
     "training.input_streams",
     "training.checkpoint_every_steps",
@@ -41,7 +40,7 @@ _NOT_NEGATIVE = (
     "optimizer.weight_decay",
     "optimizer.clip_norm",
 )
-_SHARES = ("item_reader.whitening", "optimizer.warmup_fraction", "optimizer.final_fraction")
+_SHARES = ("item_reader.depth", "item_reader.whitening", "optimizer.warmup_fraction", "optimizer.final_fraction")
 _DECAYS = ("optimizer.beta1", "optimizer.beta2", "training.ema_decay")
 _CHOICES = {"backbone.token_init": TOKEN_INITS, "lora.base_dtype": ("float32", "bfloat16")}
 

@@ -102,8 +102,9 @@ def get_config() -> ml_collections.ConfigDict:
             "item_reader": {
                 # A Hugging Face decoder: a folder, or a hub id. "" is backbone.checkpoint.
                 "checkpoint": "",
-                # The states after this many layers are read; 0 is all.
-                "layers": 0,
+                # The share of its layers that the LLM reads with, from the first. Early layers know the words, which
+                # is what items have in common, and cost less (docs/llm.md).
+                "depth": 0.25,
                 # Texts are cut to this many of the LLM's tokens.
                 "max_tokens": 64,
                 # The states' directions are divided by their deviation to this power: 0 leaves them, 1 whitens.

@@ -242,30 +242,39 @@ class Run:
         return self._ids[1]
 
     @functools.cached_property
-    @_on_mesh
-    def item_readings(self) -> Float[np.ndarray, "N X"]:
-        """An LLM's readings of the items' texts (see `huggingface.item_reader`).
+    def item_reader(self) -> ItemReader:
+        """What reads the items' texts, for models and semantic IDs that use its readings.
 
         Raises:
           UserError: the items have no texts, or the LLM can't be used.
         """
-        reader = self.config.item_reader
+        config = self.config
         if self.dataset.item_texts is None:
             raise UserError(
                 f"config.data: {self.dataset.name} has no item texts for the LLM of config.item_reader to read; choose "
                 "other embeddings, token_init and item_text"
             )
         checkpoint = self.checkpoint
-        if reader.checkpoint:
+        if config.item_reader.checkpoint:
             with distributed.main_first():
-                checkpoint = Checkpoint(local_folder(reader.checkpoint, "config.item_reader.checkpoint"))
+                checkpoint = Checkpoint(local_folder(config.item_reader.checkpoint, "config.item_reader.checkpoint"))
         if checkpoint is None:
             raise UserError(
                 "config.item_reader.checkpoint: is empty, as config.backbone.checkpoint is; name the LLM that reads "
                 "the item texts"
             )
-        dtype = self.config.lora.base_dtype if self.config.lora.rank else self.config.backbone.dtype
-        return ItemReader(checkpoint, reader, dtype, self.dataset.item_texts, self.cache_dir).readings()
+        dtype = config.lora.base_dtype if config.lora.rank else config.backbone.dtype
+        return ItemReader(checkpoint, config.item_reader, dtype, self.dataset.item_texts, self.cache_dir)
+
+    @functools.cached_property
+    @_on_mesh
+    def item_readings(self) -> Float[np.ndarray, "N X"]:
+        """An LLM's readings of the items' texts.
+
+        Raises:
+          UserError: see `item_reader`.
+        """
+        return self.item_reader.readings()
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint | None:
@@ -689,6 +698,8 @@ class Run:
         learned = {}
         if self.semantic_ids is not None:
             learned["semantic_ids"] = fingerprint(self.semantic_ids.codes.astype(np.int32))
+        if getattr(self.options, "item_text", "none") != "none":
+            learned["item_readings"] = self.item_reader.fingerprint
         if len(self.prompt.text_tokens):
             learned["text_tokens"] = fingerprint(self.prompt.text_tokens)
         return learned

@@ -119,6 +119,7 @@ OTHER = {
     "backbone.remat": "full",
     "backbone.attention": "cudnn",
     "item_reader.checkpoint": "READER",
+    "item_reader.depth": 1.0,
     "item_reader.max_tokens": 2,
     "prompt.prefix": "So far:",
     "prompt.item": "\n{codes}",

@@ -58,7 +58,7 @@ class ItemReader:
     """What an LLM makes of the items' texts.
 
     Attributes:
-      fingerprint: of everything that the states depend on.
+      fingerprint: of everything that the readings depend on, but for the dtype.
     """
 
     def __init__(
@@ -66,29 +66,31 @@ class ItemReader:
     ):
         """
         Args:
-          checkpoint: the LLM's; only its first `config.layers` layers are read.
+          checkpoint: the LLM's; only its first layers are loaded.
           config: `config.item_reader`.
           dtype: of weights and computation.
           texts: [N]; an empty text gets a state of 0.
           cache: the folder for the states.
         """
-        self.config, self._checkpoint, self._dtype, self._texts, self._cache = config, checkpoint, dtype, texts, cache
-        weights = fingerprint(checkpoint.folder)
-        self.fingerprint = fingerprint(VERSION, weights, dtype, config.layers, config.max_tokens, list(texts))
+        self.config, self._checkpoint, self._dtype, self._texts = config, checkpoint, dtype, list(texts)
+        count = families.text_config(checkpoint.config).num_hidden_layers
+        self._layers = max(1, round(config.depth * count))
+        read = fingerprint(VERSION, checkpoint.folder, self._layers, config.max_tokens, self._texts)
+        self.fingerprint = fingerprint(read, config.whitening)
+        self._path = cache / f"item_reader-{fingerprint(read, dtype)}.npz"
 
     def readings(self) -> Float[np.ndarray, "N D"]:
         """Whitened mean states (see `whiten`)."""
         return whiten(self._read_cached(), self.config.whitening)
 
     def _read_cached(self) -> Float[np.ndarray, "N D"]:
-        path = self._cache / f"item_reader-{self.fingerprint}.npz"
-        if any(distributed.all_gather(not path.exists())):
+        if any(distributed.all_gather(not self._path.exists())):
             states = self._read()  # All processes take part.
             if distributed.is_main():
-                with atomic_path(path) as temporary:
+                with atomic_path(self._path) as temporary:
                     np.savez(temporary, states=states)
             return states
-        return load_arrays(path)["states"]
+        return load_arrays(self._path)["states"]
 
     def _read(self) -> Float[np.ndarray, "N D"]:
         """The mean state of each text's tokens, without the first. An LLM uses the first position as a sink of
@@ -102,7 +104,7 @@ class ItemReader:
                 "the items text, or another LLM"
             )
         config = families.transformer_config(
-            families.first_layers(self._checkpoint.config, self.config.layers),
+            families.first_layers(self._checkpoint.config, self._layers),
             max_length=longest,
             dtype=self._dtype,
         )
@@ -118,7 +120,7 @@ class ItemReader:
         """Each text's tokens, cut to `config.max_tokens`, after those that the tokenizer begins every text with; none
         for an empty text."""
         tokenizer = load_tokenizer(self._checkpoint.folder)
-        _, encoded = encode_as_text(list(self._texts), tokenizer, control_tokens(tokenizer))
+        _, encoded = encode_as_text(self._texts, tokenizer, control_tokens(tokenizer))
         begin = tokens_around_text(tokenizer)[0]
         return [
             np.asarray(begin + tokens[: self.config.max_tokens] if tokens else [], np.int64)

@@ -28,6 +28,9 @@ class TextSimilarity(nnx.Module):
     def decay(self) -> Float[Array, ""]:
         return nnx.sigmoid(self.decay_logit[...])
 
+    def weight_and_decay(self) -> tuple[float, float]:
+        return float(self.weight[...]), float(self.decay)
+
     def of_users(
         self, readings: Float[Array, "N X"], items: Int[Array, "B R"], starts: Bool[Array, "B R"]
     ) -> Float[Array, "B R X"]:

@@ -80,24 +80,13 @@ def text_config(hf_config: PretrainedConfig) -> PretrainedConfig:
 
 
 def first_layers(hf_config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """A copy of a config that has only the model's first layers.
-
-    Args:
-      layers: how many; 0 keeps all.
-
-    Raises:
-      UserError: the model has fewer.
-    """
+    """A copy of a config that has only the model's first layers."""
     changed = copy.deepcopy(hf_config)
     text = text_config(changed)
-    count = text.num_hidden_layers
-    if layers > count:
-        raise UserError(f"config.backbone.checkpoint: has {count} layers, but {layers} are asked for; give fewer")
-    if layers:
-        for name, value in vars(text).items():
-            if isinstance(value, list) and len(value) == count:  # Such as `layer_types`.
-                setattr(text, name, value[:layers])
-        text.num_hidden_layers = layers
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == text.num_hidden_layers:  # Such as `layer_types`.
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
     return changed
 
 
