@@ -114,8 +114,8 @@ def reads_item_texts(config: ml_collections.ConfigDict) -> bool:
 
 
 def _unread_backbone(config: ml_collections.ConfigDict, options: ModelOptions, all_of) -> None:
-    """The keys of `backbone`, `lora` and `prompt`."""
-    has_checkpoint = options.takes_checkpoint and bool(config.backbone.checkpoint)
+    """The keys of `backbone`, `lora` and `prompt`, and the rates of a checkpoint's backbone."""
+    has_checkpoint = registry.has_checkpoint(config)
     a_checkpoint = "config.backbone.checkpoint" if options.takes_checkpoint else ""
     if has_checkpoint:
         all_of("backbone", [key for key in config.backbone if key not in SHAPE_KEYS], 'config.backbone.checkpoint=""')
@@ -125,6 +125,8 @@ def _unread_backbone(config: ml_collections.ConfigDict, options: ModelOptions, a
         all_of("backbone", [key for key in config.backbone if key != "token_init"], a_checkpoint)
     if not has_checkpoint:
         all_of("lora", (), a_checkpoint)
+        all_of("optimizer.backbone", (), a_checkpoint)
+        all_of("training", [key for key in config.training if key != "freeze_backbone_epochs"], a_checkpoint)
     elif not config.lora.rank:
         all_of("lora", ("rank",), "config.lora.rank above 0")
 

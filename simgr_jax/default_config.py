@@ -153,6 +153,7 @@ def get_config() -> ml_collections.ConfigDict:
                 # The frozen weights' type; "bfloat16" halves their memory.
                 "base_dtype": "bfloat16",
             },
+            # Of all parameters; with a checkpoint, of those that are not the backbone's.
             "optimizer": {
                 "learning_rate": 2e-3,
                 "warmup_fraction": 0.05,
@@ -167,12 +168,18 @@ def get_config() -> ml_collections.ConfigDict:
                 # Global norm of the gradients; 0 does not clip.
                 "clip_norm": 1.0,
                 "accumulate_steps": 1,
+                # The same of a checkpoint's backbone: of LoRA's adapters, or of all its weights. What is not here, both
+                # groups share.
+                "backbone": {"learning_rate": 2e-4, "warmup_fraction": 0.05, "weight_decay": 0.01, "clip_norm": 1.0},
             },
             # The number of devices that split a batch ("data"), the parameters and the catalog ("fsdp"), and heads and
             # inner widths ("tensor"); -1 takes all that are left (docs/scale.md).
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "training": {
                 "epochs": 30,
+                # A checkpoint's backbone is frozen for this many epochs, like 0.5. Then its learning rate begins with a
+                # warm-up of its own.
+                "freeze_backbone_epochs": 0.0,
                 # A batch is [batch_rows, row_length] positions of the backbone (items or tokens), packed with
                 # sequences.
                 "batch_rows": 16,

@@ -286,7 +286,7 @@ class Run:
 
     @property
     def _has_llm(self) -> bool:
-        return self.options.takes_checkpoint and bool(self.config.backbone.checkpoint)
+        return registry.has_checkpoint(self.config)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
