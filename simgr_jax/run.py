@@ -293,7 +293,7 @@ class Run:
         """The LLM's tokenizer with the semantic-ID tokens; None without an LLM."""
         if self.checkpoint is None or self.semantic_ids is None:
             return None
-        return load_tokenizer(self.checkpoint.folder, self.semantic_ids.token_strings())
+        return load_tokenizer(self.checkpoint.path, self.semantic_ids.token_strings())
 
     @property
     def items(self) -> ItemContents:

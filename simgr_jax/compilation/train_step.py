@@ -63,17 +63,17 @@ class PlannedRun(Run):
     @functools.cached_property
     def llm_config(self) -> PretrainedConfig | None:
         """The LLM's config; None if the backbone is trained from scratch."""
-        return read_config(self._llm_folder) if self._has_llm else None
+        return read_config(self._llm_path) if self._has_llm else None
 
     @functools.cached_property
-    def _llm_folder(self) -> Path:
-        return pretrained.checkpoint_folder(self.config, weights=False)
+    def _llm_path(self) -> Path:
+        return pretrained.checkpoint_path(self.config, weights=False)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
         if not self._has_llm or self._num_items or self.semantic_ids is None:
             return None
-        return load_tokenizer(self._llm_folder, self.semantic_ids.token_strings())
+        return load_tokenizer(self._llm_path, self.semantic_ids.token_strings())
 
     @functools.cached_property
     def _ids(self) -> tuple[SemanticIds | None, dict[str, Any]]:

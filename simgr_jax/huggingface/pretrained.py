@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +29,17 @@ if TYPE_CHECKING:
 _KEY = "config.backbone.checkpoint"
 
 
-def checkpoint_folder(config: ml_collections.ConfigDict, *, weights: bool = True) -> Path:
-    """The folder of `config.backbone.checkpoint`, downloaded if it is a hub id.
+def checkpoint_path(config: ml_collections.ConfigDict, *, weights: bool = True) -> Path:
+    """The GGUF file or the folder of `config.backbone.checkpoint`, downloaded if it is a hub id.
 
     Raises:
-      UserError: see `hub.local_folder`.
+      UserError: there is no such file, or see `hub.local_folder`.
     """
+    path = Path(os.path.expanduser(config.backbone.checkpoint))
+    if path.is_file():
+        return path
+    if path.suffix == ".gguf" and not path.is_dir():
+        raise UserError(f"{path}: no such file; check {_KEY}")
     return local_folder(config.backbone.checkpoint, _KEY, weights=weights)
 
 
@@ -43,7 +49,7 @@ def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
     Raises:
       UserError: the checkpoint can't be used.
     """
-    checkpoint = Checkpoint(checkpoint_folder(config))
+    checkpoint = Checkpoint(checkpoint_path(config))
     # Find mistakes that do not depend on the length now, before the data are prepared.
     backbone_config(checkpoint.config, config, max_length=1)
     return checkpoint

@@ -167,10 +167,10 @@ def _write_json(path: Path, values: list[str]) -> None:
 def _model_card(run: Exportable, model: SimGR) -> str:
     config, dataset, ids = run.config, run.dataset, run.semantic_ids
     checkpoint = config.backbone.checkpoint
-    # A folder's path means nothing elsewhere.
-    folder = Path(os.path.expanduser(checkpoint))
-    is_folder = bool(checkpoint) and folder.is_dir()
-    base = folder.resolve().name if is_folder else checkpoint
+    # A path means nothing elsewhere.
+    path = Path(os.path.expanduser(checkpoint))
+    is_local = bool(checkpoint) and path.exists()
+    base = path.resolve().name if is_local else checkpoint
     how = f"LoRA of rank {config.lora.rank}, merged" if config.lora.rank else "all weights"
     facts = {
         "base model": f"{base} ({how})" if base else "none: trained from scratch",
@@ -185,7 +185,7 @@ def _model_card(run: Exportable, model: SimGR) -> str:
     report = run.workdir / "report" / "metrics.json"
     metrics = read_json_object(report) if report.exists() else None
     title = f"{base or 'SimGR'} as a recommender for {dataset.name}"
-    return export_readme.model_card(title, None if is_folder else checkpoint or None, facts, metrics)
+    return export_readme.model_card(title, None if is_local else checkpoint or None, facts, metrics)
 
 
 def _history_in_words(run: Exportable) -> str:

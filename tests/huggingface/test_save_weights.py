@@ -55,7 +55,7 @@ def tokenizer(size=WORDS, new_tokens=NEW):
 
 def trained(checkpoint):
     """The checkpoint's decoder with changed weights and adapters."""
-    backbone, _ = load(checkpoint.folder)
+    backbone, _ = load(checkpoint.path)
     targets = ("q_proj", "v_proj", "o_proj", "router" if backbone.config.experts else "down_proj")
     lora.add(backbone, lora.LoRAConfig(2, 3.0, targets, 0.0), nnx.Rngs(0))
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def written(folder, checkpoint, backbone=None, new=NEW, words=WORDS, embedding=N
     """Saves to `folder`; returns the tensors written there."""
     folder.mkdir(exist_ok=True)
     embedding = rows(len(new)) if embedding is None else embedding
-    backbone = backbone or load(checkpoint.folder)[0]
+    backbone = backbone or load(checkpoint.path)[0]
     tokens = save_weights.TrainedTokens(new, embedding, **text)
     save_weights.save_finetuned(folder, checkpoint, backbone, tokenizer(words, new), tokens, dtype)
     return {name: array for file in folder.glob("*.safetensors") for name, array in load_file(file).items()}
