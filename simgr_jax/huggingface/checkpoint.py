@@ -131,16 +131,18 @@ def read_config(folder: Path) -> PretrainedConfig:
     path = folder / "config.json"
     require_file(path, "give the folder of a Hugging Face model, or copy the model's config to it")
     values = read_json_object(path)
-    families.require_supported(values.get("model_type"), path)
+    families.require_supported(values.get("model_type"), path, values.get("architectures"))
     if values.get("quantization_config"):
         raise UserError(f"{path}:quantization_config: {_NOT_QUANTISED}")
     _check_numbers(values, path)
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Transformers checks a config's values in many places and raises many kinds of exceptions.
     except Exception as error:
         reason = str(error)[:400]  # It may list all model types.
         raise UserError(f"{path}: Transformers rejects it ({reason}); copy the model's config again") from error
+    families.require_supported(families.text_config(config).model_type, f"{path}:text_config")
+    return config
 
 
 def _check_numbers(values: dict[str, Any], path: Path) -> None:
