@@ -31,11 +31,10 @@ from simgr_jax.evaluation.ranking import Ranker
 from simgr_jax.evaluation.references import reference_rankings
 from simgr_jax.evaluation.report import Judged, write_report
 from simgr_jax.evaluation.saved_ranking import CaseRankings
-from simgr_jax.hub import local_folder
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.item_reader import ItemReader
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
-from simgr_jax.huggingface.pretrained import load_pretrained, open_checkpoint
+from simgr_jax.huggingface.pretrained import checkpoint_path, load_pretrained, open_checkpoint
 from simgr_jax.inputs import prompts
 from simgr_jax.inputs.prompts import ItemContents, Prompt
 from simgr_jax.inputs.training_windows import TrainingWindows
@@ -257,7 +256,7 @@ class Run:
         checkpoint = self.checkpoint
         if config.item_reader.checkpoint:
             with distributed.main_first():
-                checkpoint = Checkpoint(local_folder(config.item_reader.checkpoint, "config.item_reader.checkpoint"))
+                checkpoint = Checkpoint(checkpoint_path(config.item_reader.checkpoint, "config.item_reader.checkpoint"))
         if checkpoint is None:
             raise UserError(
                 "config.item_reader.checkpoint: is empty, as config.backbone.checkpoint is; name the LLM that reads "

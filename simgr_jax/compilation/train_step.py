@@ -67,7 +67,7 @@ class PlannedRun(Run):
 
     @functools.cached_property
     def _llm_path(self) -> Path:
-        return pretrained.checkpoint_path(self.config, weights=False)
+        return pretrained.checkpoint_path(self.config.backbone.checkpoint, weights=False)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast | None:

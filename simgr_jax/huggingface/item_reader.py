@@ -75,7 +75,7 @@ class ItemReader:
         self.config, self._checkpoint, self._dtype, self._texts = config, checkpoint, dtype, list(texts)
         count = families.text_config(checkpoint.config).num_hidden_layers
         self._layers = max(1, round(config.depth * count))
-        read = fingerprint(VERSION, checkpoint.folder, self._layers, config.max_tokens, self._texts)
+        read = fingerprint(VERSION, checkpoint.path, self._layers, config.max_tokens, self._texts)
         self.fingerprint = fingerprint(read, config.whitening)
         self._path = cache / f"item_reader-{fingerprint(read, dtype)}.npz"
 
@@ -95,12 +95,12 @@ class ItemReader:
     def _read(self) -> Float[np.ndarray, "N D"]:
         """The mean state of each text's tokens, without the first. An LLM uses the first position as a sink of
         attention, and its state says little (https://arxiv.org/abs/2309.17453)."""
-        logging.info("Reading %d item texts with the LLM in %s", len(self._texts), self._checkpoint.folder)
+        logging.info("Reading %d item texts with the LLM in %s", len(self._texts), self._checkpoint.path)
         tokens = self._tokenize()
         used, longest = np.unique(np.concatenate(tokens)), max(map(len, tokens))
         if not longest:
             raise UserError(
-                f"config.item_reader: the tokenizer in {self._checkpoint.folder} finds no token in any item text; give "
+                f"config.item_reader: the tokenizer in {self._checkpoint.path} finds no token in any item text; give "
                 "the items text, or another LLM"
             )
         config = families.transformer_config(
@@ -119,7 +119,7 @@ class ItemReader:
     def _tokenize(self) -> list[Int[np.ndarray, " T"]]:
         """Each text's tokens, cut to `config.max_tokens`, after those that the tokenizer begins every text with; none
         for an empty text."""
-        tokenizer = load_tokenizer(self._checkpoint.folder)
+        tokenizer = load_tokenizer(self._checkpoint.path)
         _, encoded = encode_as_text(self._texts, tokenizer, control_tokens(tokenizer))
         begin = tokens_around_text(tokenizer)[0]
         return [

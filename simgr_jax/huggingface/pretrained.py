@@ -29,18 +29,21 @@ if TYPE_CHECKING:
 _KEY = "config.backbone.checkpoint"
 
 
-def checkpoint_path(config: ml_collections.ConfigDict, *, weights: bool = True) -> Path:
-    """The GGUF file or the folder of `config.backbone.checkpoint`, downloaded if it is a hub id.
+def checkpoint_path(name: str, key: str = _KEY, *, weights: bool = True) -> Path:
+    """A checkpoint's GGUF file or folder, downloaded if `name` is a hub id.
+
+    Args:
+      key: the config key that names it.
 
     Raises:
       UserError: there is no such file, or see `hub.local_folder`.
     """
-    path = Path(os.path.expanduser(config.backbone.checkpoint))
+    path = Path(os.path.expanduser(name))
     if path.is_file():
         return path
     if path.suffix == ".gguf" and not path.is_dir():
-        raise UserError(f"{path}: no such file; check {_KEY}")
-    return local_folder(config.backbone.checkpoint, _KEY, weights=weights)
+        raise UserError(f"{path}: no such file; check {key}")
+    return local_folder(name, key, weights=weights)
 
 
 def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
@@ -49,7 +52,7 @@ def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
     Raises:
       UserError: the checkpoint can't be used.
     """
-    checkpoint = Checkpoint(checkpoint_path(config))
+    checkpoint = Checkpoint(checkpoint_path(config.backbone.checkpoint))
     # Find mistakes that do not depend on the length now, before the data are prepared.
     backbone_config(checkpoint.config, config, max_length=1)
     return checkpoint
