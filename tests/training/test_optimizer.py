@@ -30,7 +30,7 @@ def with_checkpoint(freeze: float = 0.0, backbone: tuple | dict = (), **changes)
     """backbone: changes of `config.optimizer.backbone`."""
     run = config(**changes)
     run.backbone.checkpoint = "llm"
-    run.optimizer.backbone.update(backbone)
+    run.optimizer.backbone.update(dict(backbone))
     run.training.freeze_backbone_epochs = freeze
     return run
 
