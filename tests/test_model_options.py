@@ -31,7 +31,7 @@ from simgr_jax.training.random_keys import step_rngs
 from simgr_jax.workdir.cache import fingerprint
 
 LLM = Path(__file__).parent / "huggingface" / "golden" / "qwen3"
-SHARED_GROUPS = ("backbone", "prompt", "lora", "semantic_ids")
+SHARED_GROUPS = ("backbone", "item_reader", "prompt", "lora", "semantic_ids")
 
 # Settings that all cases begin with, as far as their model reads them.
 SMALL = {
@@ -76,6 +76,14 @@ CASES = {
         "simgr",
         {"backbone.checkpoint": "LLM", "lora.rank": 2, "simgr.history": "tokens", "prompt.item": "\n{title} {codes}"},
     ),
+    "simgr with an LLM that reads texts": (
+        "simgr",
+        {
+            "item_reader.checkpoint": "LLM",
+            "simgr.item_text": "read",
+            "semantic_ids.embeddings.names": ("llm", "interactions"),
+        },
+    ),
     "simgr with an LLM that reads items": ("simgr", {"backbone.checkpoint": "LLM"}),
     "lcrec with an LLM": ("lcrec", {"backbone.checkpoint": "LLM", "lora.rank": 2, "prompt.prefix": "bought"}),
     "rpg with graph search": ("rpg", {"rpg.decoding": "graph", "rpg.graph_neighbors": 8}),
@@ -87,6 +95,8 @@ OTHER = {
     "simgr.user_pooling": "mean",
     "simgr.readout": "last_item",
     "simgr.item_encoder": "gated",
+    "simgr.item_text": "read",
+    "simgr.item_text_dtype": "bfloat16",
     "simgr.similarity": "dot",
     "simgr.sampled_from": "popularity",
     "simgr.temperature": 0.1,
@@ -108,6 +118,9 @@ OTHER = {
     "backbone.dtype": "bfloat16",
     "backbone.remat": "full",
     "backbone.attention": "cudnn",
+    "item_reader.checkpoint": "READER",
+    "item_reader.depth": 1.0,
+    "item_reader.max_tokens": 2,
     "prompt.prefix": "So far:",
     "prompt.item": "\n{codes}",
     "prompt.max_title_tokens": 1,
@@ -146,9 +159,15 @@ def other_value(key: str, value: object) -> object:
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory) -> Path:
-    """A checkpoint with a tokenizer."""
-    folder = shutil.copytree(LLM, tmp_path_factory.mktemp("options") / "llm")
+def llms(tmp_path_factory) -> dict[str, str]:
+    """Folders of two checkpoints with a tokenizer, by what CASES and OTHER call them."""
+    folders = {"LLM": LLM, "READER": LLM.with_name("llama")}
+    return {name: str(with_tokenizer(folder, tmp_path_factory.mktemp(name) / name)) for name, folder in folders.items()}
+
+
+def with_tokenizer(source: Path, folder: Path) -> Path:
+    """A copy of a checkpoint, with a tokenizer."""
+    shutil.copytree(source, folder)
     tokenizer = Tokenizer(tokenizer_models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=45, show_progress=False)
@@ -158,20 +177,20 @@ def llm(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def open_case(llm, tmp_path_factory):
+def open_case(llms, tmp_path_factory):
     """A function (case, key, value) -> the case's Run, with one more override if a key is given."""
     cache = tmp_path_factory.mktemp("cache")
 
     @functools.cache
     def config_of(case: str):
         name, settings = CASES[case]
-        values = {key: str(llm) if value == "LLM" else value for key, value in settings.items()}
+        values = {key: llms[value] if value == "LLM" else value for key, value in settings.items()}
         config = load_run_config("quickstart", {"model": name, "cache_dir": str(cache)} | values)
         ignored = unread(config)
         return load_run_config(config, {key: value for key, value in SMALL.items() if key not in ignored})
 
     def open_case(case: str, key: str | None = None, value: object = None) -> Run:
-        override = {} if key is None else {key: str(llm) if value == "LLM" else value}
+        override = {} if key is None else {key: llms[value] if value in ("LLM", "READER") else value}
         return Run(load_run_config(config_of(case), override), cache / "no workdir")
 
     return open_case
@@ -195,7 +214,8 @@ def evidence(run: Run) -> Iterator[str]:
                 return Backbone(Transformer(scratch_config(config), rngs))
             return pretrained._replace(decoder=nnx.merge(*decoder))  # A copy, which adapters may change.
 
-        inputs = ModelInputs(items.num_items, items.semantic_ids, run.split.train, backbone, rngs)
+        readings = lambda: run.item_readings  # noqa: E731
+        inputs = ModelInputs(items.num_items, items.semantic_ids, run.split.train, backbone, rngs, readings)
         return registry.assemble(config, inputs)
 
     def loss(batch):
@@ -228,6 +248,7 @@ def keys_of(*groups: str) -> list[str]:
 
 SLOW = (
     *("simgr with an RQ-VAE", "simgr with an LLM", "simgr with an LLM that reads items"),
+    "simgr with an LLM that reads texts",
     *("lcrec with an LLM", "rpg with graph search"),
 )
 

@@ -67,7 +67,7 @@ class PlannedRun(Run):
 
     @functools.cached_property
     def _llm_path(self) -> Path:
-        return pretrained.checkpoint_path(self.config, weights=False)
+        return pretrained.checkpoint_path(self.config.backbone.checkpoint, weights=False)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
@@ -156,7 +156,7 @@ def _step(run: PlannedRun, place: Callable, place_batch: Callable) -> tuple[Any,
     training = run.config.training
     graphdef, parameters, rest = nnx.split(run.abstract_model(), nnx.Param, ...)
     # The number of steps is arbitrary: no shape depends on it.
-    optimizer = optimizers.create(run.config.optimizer, 1000 * run.config.optimizer.accumulate_steps)
+    optimizer = optimizers.create(run.config, 1000 * run.config.optimizer.accumulate_steps)
     state = place(abstract_state(parameters, optimizer, training.ema_decay))
     step = make_train_step(graphdef, optimizer, training.ema_decay, run.config.seed, state)
     two_items = Sequences.from_lengths(np.zeros(2, np.int64), np.array([2]))

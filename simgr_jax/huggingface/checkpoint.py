@@ -178,12 +178,14 @@ def _folder_config(folder: Path) -> tuple[PretrainedConfig, dict[str, Any]]:
         raise UserError(f"{files[0]}: is a GGUF file; give the file instead of its folder")
     require_file(path, "give the folder of a Hugging Face model, or copy the model's config to it")
     values = read_json_object(path)
-    families.require_supported(values.get("model_type"), path)
+    families.require_supported(values.get("model_type"), path, values.get("architectures"))
     if values.get("quantization_config"):
         raise UserError(f"{path}:quantization_config: {_NOT_QUANTISED}")
     _check_numbers(values, path)
     with _rejections(path):
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), values
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    families.require_supported(families.text_config(config).model_type, f"{path}:text_config")
+    return config, values
 
 
 def _gguf_config(file: GgufFile) -> tuple[PretrainedConfig, dict[str, Any]]:

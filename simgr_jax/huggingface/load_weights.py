@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, Shaped
@@ -35,6 +36,8 @@ def load_transformer(
 
     All tensors' names and shapes are checked before any is read. Then each parameter's buffer is allocated on the
     devices, and the layers' tensors are written into it piece by piece. A process reads only what its own devices hold.
+    What a checkpoint has beside a language model (vision and audio towers, heads that predict several tokens) is left
+    out, and a line says so.
 
     Args:
       config: the result of `families.transformer_config` for the checkpoint's config.
@@ -54,10 +57,23 @@ def load_transformer(
     leaves = {path: _Leaf(variable.shape, sources[path], prefix) for path, variable in parameters.items()}
     for name, shape in _tensor_shapes(leaves.values()).items():
         checkpoint.require(name, shape)
+    if others := _other_parts(checkpoint.names(), prefix):
+        logging.info("%s: only the language model is loaded, not %s", checkpoint.path, ", ".join(others))
     for path, variable in parameters.items():
         sharding = shardings(variable) if shardings else None
         variable.set_value(_load(checkpoint, leaves[path], param_dtype, sharding))
     return nnx.merge(graphdef, abstract)
+
+
+def _other_parts(names: Collection[str], prefix: str) -> list[str]:
+    """The modules of a checkpoint beside its decoder and language-model head, like "model.vision_tower"."""
+    inside, parts = prefix.split(".")[:-1], set()
+    for name in names:
+        if not name.startswith(prefix) and not name.endswith("lm_head.weight"):
+            path = name.split(".")
+            shared = next((i for i, (a, b) in enumerate(zip(path, inside, strict=False)) if a != b), len(inside))
+            parts.add(".".join(path[: shared + 1]))
+    return sorted(parts)
 
 
 def embedding_name(checkpoint: Checkpoint) -> str:

@@ -35,7 +35,11 @@ _SHARD_BYTES = 4 * 10**9
 
 _HEAD = "lm_head.weight"
 # The architecture of a multimodal model's language model.
-_TEXT_ARCHITECTURES = {"gemma3_text": "Gemma3ForCausalLM"}
+_TEXT_ARCHITECTURES = {
+    "gemma3_text": "Gemma3ForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+}
 
 Tensors = Iterator[tuple[str, np.ndarray]]
 

@@ -82,8 +82,10 @@ class TransformerConfig:
       norm: "rms" (https://arxiv.org/abs/1910.07467) or "layer", which also subtracts the mean and has a bias.
       norm_epsilon: the norms' epsilon.
       norm_offset: added to the norms' scales (Gemma: 1).
-      post_norms: whether the outputs of attention and MLP are also normalized (Gemma).
-      qk_norm: whether each head's queries and keys are normalized (Qwen3, Gemma 3).
+      pre_norms: whether the inputs of attention and MLP are normalized (not in OLMo 2).
+      post_norms: whether the outputs of attention and MLP are normalized (Gemma, OLMo 2).
+      qk_norm: whether queries and keys are normalized: "none", "head", each head on its own (Qwen3, Gemma 3), or
+        "all_heads", all heads together (OLMo 2).
       attention_bias: whether q_proj, k_proj and v_proj have a bias.
       attention_output_bias: whether o_proj has a bias.
       mlp_bias: whether the MLP's projections have biases.
@@ -94,7 +96,10 @@ class TransformerConfig:
       normalize_expert_weights: whether the chosen experts' weights are scaled to sum to 1.
       attention_scale: multiplies the attention scores; None is head_width ** -0.5.
       attention_softcap: c; if above 0, attention scores become c tanh(score / c) (Gemma 2).
+      query_growth: (β, L); queries at position p are multiplied by 1 + β ln(1 + floor(p / L)), so that attention over
+        more than L positions stays sharp (Llama 4, Ministral 3).
       embedding_scale: multiplies the input embeddings (Gemma: sqrt(D)).
+      residual_scale: multiplies the outputs of attention and MLP before they are added to the residual (Granite).
       dropout: rate on each residual branch and on the input.
       dtype: "float32" or "bfloat16", for computation; norms, the attention softmax and routing stay float32.
       remat: one of REMAT_POLICIES.
@@ -114,8 +119,9 @@ class TransformerConfig:
     norm: str = "rms"
     norm_epsilon: float = 1e-6
     norm_offset: float = 0.0
+    pre_norms: bool = True
     post_norms: bool = False
-    qk_norm: bool = False
+    qk_norm: str = "none"
     attention_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
@@ -126,7 +132,9 @@ class TransformerConfig:
     normalize_expert_weights: bool = True
     attention_scale: float | None = None
     attention_softcap: float = 0.0
+    query_growth: tuple[float, float] = (0.0, 1.0)
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
     dropout: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
@@ -211,10 +219,13 @@ class Linear(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*B in"], rngs: nnx.Rngs | None) -> Float[Array, "*B out"]:
-        y = x @ self.kernel[...].astype(self.dtype)
+        # As one matrix: with more axes, XLA would transpose the operands of the kernel's gradient on a CPU.
+        rows = x.reshape(-1, x.shape[-1])
+        y = rows @ self.kernel[...].astype(self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
-        return y if self.lora is None else y + self.lora(x, rngs)
+        y = y if self.lora is None else y + self.lora(rows, rngs)
+        return y.reshape(*x.shape[:-1], -1)
 
 
 def apply_rotary(
@@ -270,8 +281,10 @@ class Attention(nnx.Module):
         self.o_proj = Linear(
             query_width, config.width, config.attention_output_bias, config.dtype, rngs, ("heads", "embed")
         )
-        self.q_norm = Norm(config.head_width, config) if config.qk_norm else None
-        self.k_norm = Norm(config.head_width, config) if config.qk_norm else None
+        normed = {"none": (0, 0), "head": (config.head_width,) * 2, "all_heads": (query_width, kv_width)}
+        query_normed, key_normed = normed[config.qk_norm]
+        self.q_norm = Norm(query_normed, config) if query_normed else None
+        self.k_norm = Norm(key_normed, config) if key_normed else None
 
     def __call__(self, x, positions, rope, attend, rngs, asking):
         """
@@ -282,15 +295,19 @@ class Attention(nnx.Module):
         """
         config = self.config
         asks, asking_positions = (x, positions) if asking is None else (_at(x, asking), _at(positions, asking))
-        query, key, value = (
-            projection(y, rngs).reshape(*y.shape[:2], -1, config.head_width)
-            for projection, y in ((self.q_proj, asks), (self.k_proj, x), (self.v_proj, x))
-        )
+        query, key, value = self.q_proj(asks, rngs), self.k_proj(x, rngs), self.v_proj(x, rngs)
+        if config.qk_norm == "all_heads":
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = (y.reshape(*y.shape[:2], -1, config.head_width) for y in (query, key, value))
         query, key, value = (sharding.constrain(y, "batch", None, "heads", None) for y in (query, key, value))
-        if config.qk_norm:
+        if config.qk_norm == "head":
             query, key = self.q_norm(query), self.k_norm(key)
         if config.rope:
             query, key = apply_rotary(query, asking_positions, *rope), apply_rotary(key, positions, *rope)
+        growth, length = config.query_growth
+        if growth:
+            scale = 1 + growth * jnp.log1p(jnp.floor(asking_positions.astype(jnp.float32) / length))
+            query = (query * scale[..., None, None]).astype(query.dtype)
         mixed, kept = attend(query, key, value)
         return self.o_proj(mixed.reshape(*asks.shape[:2], -1), rngs), kept
 
@@ -374,23 +391,28 @@ class MixtureOfExperts(nnx.Module):
 
 class Block(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        norm = lambda: Norm(config.width, config)  # noqa: E731
-        self.pre_attention_norm = norm()
+        norm = lambda exists: Norm(config.width, config) if exists else None  # noqa: E731
+        self.pre_attention_norm = norm(config.pre_norms)
         self.self_attn = Attention(config, rngs)
-        self.post_attention_norm = norm() if config.post_norms else None
-        self.pre_mlp_norm = norm()
+        self.post_attention_norm = norm(config.post_norms)
+        self.pre_mlp_norm = norm(config.pre_norms)
         self.mlp = (MixtureOfExperts if config.experts else MLP)(config, rngs)
-        self.post_mlp_norm = norm() if config.post_norms else None
+        self.post_mlp_norm = norm(config.post_norms)
+        self.residual_scale = config.residual_scale
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, x, positions, rope, attend, rngs, asking=None):
         """asking: as for `Attention`; states at other positions are not computed."""
-        drop = lambda y: self.dropout(y, deterministic=rngs is None, rngs=rngs)  # noqa: E731
-        branch, kept = self.self_attn(self.pre_attention_norm(x), positions, rope, attend, rngs, asking)
+        normed = lambda norm, y: y if norm is None else norm(y)  # noqa: E731
+        branch, kept = self.self_attn(normed(self.pre_attention_norm, x), positions, rope, attend, rngs, asking)
         x = x if asking is None else _at(x, asking)
-        x = x + drop(branch if self.post_attention_norm is None else self.post_attention_norm(branch))
-        branch = self.mlp(self.pre_mlp_norm(x), rngs)
-        return x + drop(branch if self.post_mlp_norm is None else self.post_mlp_norm(branch)), kept
+        x = self._add(x, normed(self.post_attention_norm, branch), rngs)
+        branch = self.mlp(normed(self.pre_mlp_norm, x), rngs)
+        return self._add(x, normed(self.post_mlp_norm, branch), rngs), kept
+
+    def _add(self, x, branch, rngs):
+        branch = branch if self.residual_scale == 1 else branch * self.residual_scale
+        return x + self.dropout(branch, deterministic=rngs is None, rngs=rngs)
 
 
 class HistoryCache(NamedTuple):

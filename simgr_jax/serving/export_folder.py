@@ -118,8 +118,10 @@ def _write_item_index(folder: Path, run: Exportable, model: SimGR, filter_histor
         arrays["pooling"] = np.asarray(model.user_pooling.score.kernel[..., 0], np.float32)
     if model.readout is not None:
         arrays["readout"], arrays["readout_bias"] = model.readout.folded()
+    if model.readings is not None:
+        arrays["readings"] = np.asarray(model.readings[...], np.float32)[: run.dataset.num_items]
     if model.has_collisions:
-        arrays["first_with_same_codes"] = model.first_with_same_tokens()
+        arrays["first_with_same_codes"] = model.first_twin()
     folder.mkdir()
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "items.safetensors")
     _write_json(folder / "item_ids.json", run.dataset.item_ids)
@@ -144,6 +146,7 @@ def _recipe(run: Exportable, model: SimGR, filter_history: bool) -> export_readm
         pooling=run.options.user_pooling,
         readout=model.options.readout,
         similarity=run.options.similarity,
+        text_similarity=model.text_similarity and model.text_similarity.weight_and_decay(),
         has_collisions=model.has_collisions,
         filter_history=filter_history,
     )

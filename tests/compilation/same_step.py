@@ -67,7 +67,7 @@ def actual_step(config, planned: PlannedRun) -> jax.stages.Lowered:
     inputs = ModelInputs(items.num_items, items.semantic_ids, Sequences.from_lists([]), backbone, rngs)
     graphdef, params, rest = nnx.split(create(config, inputs), nnx.Param, ...)
     windows = TrainingWindows(Sequences.from_lists([[0, 1]]), prompt, config.data.max_items, planned.row_length)
-    optimizer = optimizers.create(config.optimizer, 1000 * config.optimizer.accumulate_steps)
+    optimizer = optimizers.create(config, 1000 * config.optimizer.accumulate_steps)
     state = create_state(params, optimizer, config.training.ema_decay)
     step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, state)
     return step.lower(state, rest, sharding.batch_like(windows.batch_like(config.training.batch_rows)))

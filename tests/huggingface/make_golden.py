@@ -1,15 +1,16 @@
 """Makes tiny random checkpoints of every family with Transformers, and the outputs that torch computes from them.
 
-    python tests/huggingface/make_golden.py
+    python tests/huggingface/make_golden.py [NAME ...]
 
-writes `golden/NAME/` for each of CASES: a checkpoint in `save_pretrained`'s layout, and `expected.safetensors` with the
-inputs, hidden states and gradients of `expected`. The tests compare with these files; if torch is installed, they also
-make and compare new checkpoints in the same way.
+writes `golden/NAME/` for each of CASES, or for those named: a checkpoint in `save_pretrained`'s layout, and
+`expected.safetensors` with the inputs, hidden states and gradients of `expected`. The tests compare with these files;
+if torch is installed, they also make and compare new checkpoints in the same way.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ _TINY_VISION = {
     "intermediate_size": 4,
     "num_hidden_layers": 1,
     "num_attention_heads": 1,
+    "image_size": 4,
+    "patch_size": 2,
+}
+_TINY_PIXTRAL = {
+    "model_type": "pixtral",
+    "hidden_size": 4,
+    "intermediate_size": 4,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "head_dim": 4,
     "image_size": 4,
     "patch_size": 2,
 }
@@ -89,6 +100,22 @@ _GEMMA3 = {
     },
 }
 
+# Queries grow three times within a sequence.
+_MINISTRAL3 = {
+    "head_dim": 8,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 100.0,
+        "factor": 4.0,
+        "beta_fast": 2.0,
+        "beta_slow": 1.0,
+        "original_max_position_embeddings": 6,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.3,
+    },
+}
+
 CASES = {
     "llama": Case("LlamaForCausalLM", {"head_dim": 6, "rms_norm_eps": 1e-2}),
     # One of its eight frequencies is kept, two are interpolated and five are divided.
@@ -125,6 +152,45 @@ CASES = {
     ),
     "mistral": Case("MistralForCausalLM", {"sliding_window": 5, "head_dim": 6}),
     "mistral_no_window": Case("MistralForCausalLM", {"sliding_window": None}),
+    "ministral3": Case("Ministral3ForCausalLM", _MINISTRAL3 | {"sliding_window": 7}),
+    "mistral3": Case(
+        "Mistral3ForConditionalGeneration",
+        {
+            "text_config": SMALL | _MINISTRAL3 | {"model_type": "ministral3", "sliding_window": None},
+            "vision_config": _TINY_PIXTRAL,
+            "tie_word_embeddings": False,
+        },
+        small={},
+    ),
+    "granite": Case(
+        "GraniteForCausalLM",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 4.0,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "olmo2": Case("Olmo2ForCausalLM", {"attention_bias": True, "rms_norm_eps": 1e-2}),
+    "olmo3": Case(
+        "Olmo3ForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 5,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 100.0,
+                    "factor": 4.0,
+                    "beta_fast": 2.0,
+                    "original_max_position_embeddings": 20,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
     "qwen2": Case("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     "qwen2_window_yarn": Case(
         "Qwen2Model",
@@ -296,7 +362,7 @@ def main():
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    for name in CASES:
+    for name in sys.argv[1:] or CASES:
         write(name, GOLDEN / name, seed=1)
 
 

@@ -92,7 +92,11 @@ def test_padded_and_packed_states_and_gradients_equal_the_golden_ones(name):
     assert_agrees_with_torch(GOLDEN / name, load_file(GOLDEN / name / "expected.safetensors"))
 
 
-@pytest.mark.parametrize("name", CASES)
+# The others were compared when their golden files were made.
+LIVE = ("llama", "gemma2", "qwen3_moe", "olmo2")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in LIVE else pytest.mark.slow) for name in CASES])
 def test_padded_and_packed_states_and_gradients_equal_torchs(name, tmp_path):
     pytest.importorskip("torch")
     make_golden.write(name, tmp_path, seed=2)
@@ -105,6 +109,23 @@ def test_the_loader_reads_unusual_layouts(name):
     config = families.transformer_config(checkpoint.config, max_length=MAX_LENGTH)
     loaded = load_transformer(checkpoint, config, "float32")
     jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(load(GOLDEN / name)[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("gemma3", "multi_modal_projector, vision_tower"),
+        ("mistral3", "multi_modal_projector, vision_tower"),
+        ("mistral", None),
+        ("gpt2_unscaled", None),
+    ],
+)
+def test_a_line_says_what_beside_the_language_model_is_not_loaded(name, others, caplog):
+    checkpoint = Checkpoint(GOLDEN / name)
+    with caplog.at_level("INFO"):
+        load_transformer(checkpoint, families.transformer_config(checkpoint.config, max_length=MAX_LENGTH), "float32")
+    said = [record.getMessage() for record in caplog.records if "language model" in record.getMessage()]
+    assert said == ([f"{GOLDEN / name}: only the language model is loaded, not {others}"] if others else [])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -126,9 +147,7 @@ def test_the_sources_can_be_reversed_to_rebuild_every_tensor_of_the_decoder(name
         parts.sort(key=lambda part: part[0])
         rebuilt[tensor] = np.concatenate([piece for _, piece in parts], axis=parts[0][0][0])
     others = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
-    decoder = {
-        t: x for t, x in tensors.items() if not t.endswith(others) and not t.startswith(("vision", "multi_modal"))
-    }
+    decoder = {t: x for t, x in tensors.items() if t.startswith(prefix) and not t.endswith(others)}
     assert rebuilt.keys() == decoder.keys()
     jax.tree.map(np.testing.assert_array_equal, rebuilt, decoder)
 
@@ -144,6 +163,11 @@ def test_the_sources_can_be_reversed_to_rebuild_every_tensor_of_the_decoder(name
             "language_model.model.",
         ),
         ("gemma3", ["model.language_model.embed_tokens.weight"], "model.language_model."),
+        (
+            "mistral3",
+            ["language_model.lm_head.weight", "language_model.model.embed_tokens.weight", "vision_tower.x.weight"],
+            "language_model.model.",
+        ),
         ("gpt2", ["wte.weight", "wpe.weight"], ""),
         ("gpt2", ["transformer.wte.weight", "transformer.wpe.weight"], "transformer."),
     ],
@@ -225,6 +249,22 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
         ),
         (
             {
+                "model_type": "olmo3",
+                "layer_types": ["sliding_attention", "full_attention"],
+                "rope_theta": 2e5,
+                "rope_scaling": YARN | {"rope_type": "yarn"},
+            },
+            {
+                "model_type": "olmo3",
+                "layer_types": ["sliding_attention", "full_attention"],
+                "rope_parameters": {
+                    "full_attention": YARN | {"rope_type": "yarn", "rope_theta": 2e5},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+                },
+            },
+        ),
+        (
+            {
                 "model_type": "phi3",
                 "num_attention_heads": 2,
                 "max_position_embeddings": 64,
@@ -248,7 +288,7 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
 def test_older_spellings_of_a_config_mean_the_same(tmp_path, old, new):
     config = config_from_json(tmp_path, make_golden.SMALL | old)
     assert config == config_from_json(tmp_path, make_golden.SMALL | new)
-    kept = {key: old[key] for key in ("model_type", "num_attention_heads", "head_dim") if key in old}
+    kept = {key: old[key] for key in ("model_type", "num_attention_heads", "head_dim", "layer_types") if key in old}
     assert config != config_from_json(tmp_path, make_golden.SMALL | kept)
 
 
@@ -388,9 +428,33 @@ def test_unsupported_model_types_are_refused_with_the_list_of_supported_ones(mod
         families.require_supported(model_type, "folder/config.json")
     message = str(refusal.value)
     assert message.startswith(f"folder/config.json:model_type: {model_type!r} is not supported")
+    assert "nearest" not in message
     for supported in ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3", "phi3", "smollm3", "gpt2"):
         assert supported in message
         families.require_supported(supported, "folder/config.json")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "near"),
+    [
+        ("llama4", "Llama4ForConditionalGeneration", {"llama"}),
+        ("qwen3_next", "Qwen3NextForCausalLM", {"qwen3", "qwen3_moe"}),
+        ("granitemoe", None, {"granite"}),
+        ("mine", "LlamaForCausalLM", {"llama"}),
+        ("mine", "SmolLM3ForCausalLM", {"smollm3"}),
+    ],
+)
+def test_an_unsupported_model_types_nearest_families_are_named(model_type, architecture, near):
+    with pytest.raises(UserError) as refusal:
+        families.require_supported(model_type, "config.json", [architecture] if architecture else None)
+    assert near <= set(str(refusal.value).split("(nearest: ")[1].rstrip(")").split(", "))
+
+
+def test_a_multimodal_model_with_another_language_model_is_refused(tmp_path):
+    text = make_golden.SMALL | {"model_type": "qwen2_moe"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral3", "text_config": text}))
+    with pytest.raises(UserError, match=r"config\.json:text_config:model_type: 'qwen2_moe' is .*\(nearest: qwen3_moe"):
+        read_config(tmp_path)
 
 
 def test_a_config_of_an_unsupported_model_type_is_refused():

@@ -40,7 +40,15 @@ NAMES = (
     "phi3_longrope_long",
     "smollm3",
     "gpt2",
+    "olmo2",
+    "olmo3",
+    "granite",
+    "ministral3",
+    "mistral3",
 )
+MULTIMODAL = ("gemma3", "mistral3")
+# What these have the others have, too, or test_families.py covers it.
+LONG = ("olmo3", "granite", "ministral3", "mistral3")
 
 
 def tokenizer(size=WORDS, new_tokens=NEW):
@@ -93,7 +101,7 @@ def copy(name, folder, **config):
     return Checkpoint(folder)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in NAMES])
 def test_transformers_computes_the_same_hidden_states(name, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     checkpoint = Checkpoint(GOLDEN / name)
@@ -118,7 +126,7 @@ def test_transformers_computes_the_same_hidden_states(name, tmp_path):
 def test_unchanged_tensors_are_written_unchanged(name, tmp_path):
     before = load_file(GOLDEN / name / "model.safetensors")
     after = written(tmp_path / "out", Checkpoint(GOLDEN / name), new=(), embedding=rows(0))
-    if name == "gemma3":  # Only its language model is written.
+    if name in MULTIMODAL:  # Only the language model is written.
         before = {key.replace("language_model.", ""): x for key, x in before.items() if "language_model" in key}
         before = {re.sub("^model.model.", "model.", key): x for key, x in before.items()}
     assert after.keys() == before.keys()
@@ -182,11 +190,15 @@ def test_the_config_is_the_checkpoints_except_for_the_vocabulary_size(tmp_path):
     assert after == before | {"vocab_size": WORDS + len(NEW)}
 
 
-def test_only_the_language_model_of_a_multimodal_model_is_written(tmp_path):
-    tensors = written(tmp_path / "out", Checkpoint(GOLDEN / "gemma3"))
+@pytest.mark.parametrize(
+    ("name", "model_type", "architecture"),
+    [("gemma3", "gemma3_text", "Gemma3ForCausalLM"), ("mistral3", "ministral3", "Ministral3ForCausalLM")],
+)
+def test_only_the_language_model_of_a_multimodal_model_is_written(tmp_path, name, model_type, architecture):
+    tensors = written(tmp_path / "out", Checkpoint(GOLDEN / name))
     config = AutoConfig.from_pretrained(tmp_path / "out")
-    assert (config.model_type, config.architectures) == ("gemma3_text", ["Gemma3ForCausalLM"])
-    assert all(name.startswith("model.") and "vision" not in name for name in tensors)
+    assert (config.model_type, config.architectures) == (model_type, [architecture])
+    assert all(name.startswith(("model.", "lm_head.")) and "vision" not in name for name in tensors)
 
 
 @pytest.mark.parametrize("in_file", [np.float32, np.float16, ml_dtypes.bfloat16])

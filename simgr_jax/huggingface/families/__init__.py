@@ -7,29 +7,44 @@ Configs are read through Transformers' config classes, which also normalise the 
 
 from __future__ import annotations
 
+import copy
+import difflib
 import math
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simgr_jax.errors import UserError, first_line
-from simgr_jax.huggingface.families import gemma, gpt2, llama, phi3, qwen3_moe
+from simgr_jax.huggingface.families import gemma, gpt2, llama, olmo, phi3, qwen3_moe
 from simgr_jax.huggingface.families.source import Source
 from simgr_jax.models.transformer import TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["EMBEDDING", "Source", "prefix", "require_supported", "sources", "text_config", "transformer_config"]
+__all__ = [
+    "EMBEDDING",
+    "Source",
+    "first_layers",
+    "prefix",
+    "require_supported",
+    "sources",
+    "text_config",
+    "transformer_config",
+]
 
-# From a Hugging Face config and the maximum sequence length to TransformerConfig's fields.
+# From a Hugging Face config and the maximum sequence length to TransformerConfig's fields, by the decoder's model type.
 _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "gemma2": gemma.gemma2,
-    "gemma3": gemma.gemma3_text,
     "gemma3_text": gemma.gemma3_text,
     "gpt2": gpt2.gpt2,
+    "granite": llama.granite,
     "llama": llama.llama,
+    "ministral3": llama.ministral3,
     "mistral": llama.mistral,
+    "olmo2": olmo.olmo2,
+    "olmo3": olmo.olmo3,
     "phi3": phi3.phi3,
     "qwen2": llama.qwen2,
     "qwen3": llama.qwen3,
@@ -37,36 +52,66 @@ _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "smollm3": llama.smollm3,
 }
 
+# Models of text and images or sound, whose `text_config` is that of one of the decoders above.
+_MULTIMODAL = ("gemma3", "mistral3")
+
 # Families whose tensors are not named like Llama's.
 _SOURCES: dict[str, Callable[[TransformerConfig], dict[str, Source]]] = {
     "gemma2": gemma.sources,
-    "gemma3": gemma.sources,
     "gemma3_text": gemma.sources,
     "gpt2": gpt2.sources,
+    "olmo2": olmo.sources,
+    "olmo3": olmo.sources,
     "phi3": phi3.sources,
 }
 
+# The model types that can be read.
+_SUPPORTED = tuple(sorted((*_FIELDS, *_MULTIMODAL)))
+
 # The name of the token embedding, [V, D], without the checkpoint's prefix.
-EMBEDDING: dict[str, str] = dict.fromkeys(_FIELDS, "embed_tokens.weight") | {"gpt2": "wte.weight"}
+EMBEDDING: dict[str, str] = dict.fromkeys(_SUPPORTED, "embed_tokens.weight") | {"gpt2": "wte.weight"}
 
 
-def require_supported(model_type: Any, where: Path | str) -> None:
+def require_supported(model_type: Any, where: Path | str, architectures: Any = None) -> None:
     """
     Args:
       where: the file that contains `model_type`.
+      architectures: what the file gives as the model's classes.
 
     Raises:
-      UserError: models of this type are not supported.
+      UserError: models of this type are not supported. It says which supported types have similar names.
     """
-    if not isinstance(model_type, str) or model_type not in _FIELDS:
-        raise UserError(
-            f"{where}:model_type: {model_type!r} is not supported; use a checkpoint of one of {', '.join(_FIELDS)}"
-        )
+    if isinstance(model_type, str) and model_type in _SUPPORTED:
+        return
+    near = _near(model_type, architectures)
+    raise UserError(
+        f"{where}:model_type: {model_type!r} is not supported; use a checkpoint of one of {', '.join(_SUPPORTED)}"
+        + (f" (nearest: {', '.join(near)})" if near else "")
+    )
+
+
+def _near(model_type: Any, architectures: Any) -> list[str]:
+    """The supported types whose names are nearest to the model's type or to its class ("LlamaForCausalLM": llama)."""
+    classes = architectures if isinstance(architectures, list) else []
+    names = [re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", str(name).split("For")[0]).lower() for name in classes]
+    found = [near for name in (str(model_type), *names) for near in difflib.get_close_matches(name, _SUPPORTED)]
+    return list(dict.fromkeys(found))
 
 
 def text_config(hf_config: PretrainedConfig) -> PretrainedConfig:
     """The config of a multimodal model's language model; for any other model, its own config."""
     return hf_config.get_text_config(decoder=True)
+
+
+def first_layers(hf_config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """A copy of a config that has only the model's first layers."""
+    changed = copy.deepcopy(hf_config)
+    text = text_config(changed)
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == text.num_hidden_layers:  # Such as `layer_types`.
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
+    return changed
 
 
 def transformer_config(hf_config: PretrainedConfig, *, max_length: int, **computation: Any) -> TransformerConfig:
@@ -80,15 +125,16 @@ def transformer_config(hf_config: PretrainedConfig, *, max_length: int, **comput
     Raises:
       UserError: the model's type, or an option of its config, is not supported.
     """
-    require_supported(hf_config.model_type, "config.backbone.checkpoint: config.json")
+    text = text_config(hf_config)
+    require_supported(text.model_type, "config.backbone.checkpoint: config.json", hf_config.architectures)
     try:
-        fields = _FIELDS[hf_config.model_type](text_config(hf_config), max_length)
+        fields = _FIELDS[text.model_type](text, max_length)
         _require_positive(fields)
     # Transformers lets values pass that mean nothing, like a width of 0 or a word for a number.
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             "config.backbone.checkpoint: its config does not describe a "
-            f"{hf_config.model_type} model ({type(error).__name__}: {first_line(error)}); copy the model's config again"
+            f"{text.model_type} model ({type(error).__name__}: {first_line(error)}); copy the model's config again"
         ) from error
     return TransformerConfig(**fields, **computation)
 
@@ -98,8 +144,8 @@ def _require_positive(fields: dict[str, Any]) -> None:
     Raises:
       ValueError: a size, the norms' epsilon or a scale is not a finite number above 0.
     """
-    positive = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "norm_epsilon", "attention_scale")
-    for name in positive:
+    sizes = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width")
+    for name in (*sizes, "norm_epsilon", "attention_scale", "embedding_scale", "residual_scale"):
         value = fields.get(name)
         if name in fields and value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
             raise ValueError(f"{name} = {value}")
@@ -121,7 +167,7 @@ def sources(hf_config: PretrainedConfig, names: Collection[str] = ()) -> dict[st
     config = transformer_config(hf_config, max_length=1)
     if config.experts:
         return qwen3_moe.sources(config, names)
-    return _SOURCES.get(hf_config.model_type, llama.sources)(config)
+    return _SOURCES.get(text_config(hf_config).model_type, llama.sources)(config)
 
 
 def prefix(hf_config: PretrainedConfig, names: Collection[str]) -> str:

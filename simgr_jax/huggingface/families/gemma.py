@@ -24,10 +24,7 @@ def gemma3_text(config: Gemma3TextConfig, max_length: int) -> dict[str, Any]:
     """Local and global layers have different rotary positions."""
     # Transformers' Gemma 3 reads this option but ignores it, so its meaning in a checkpoint is unclear.
     require_off(config, "attn_logit_softcapping")
-    ropes = {
-        kind: rope.rope(config, config.rope_parameters[kind], max_length) for kind in sorted(set(config.layer_types))
-    }
-    return _gemma(config) | {"rope": tuple(ropes[kind] for kind in config.layer_types), "qk_norm": True}
+    return _gemma(config) | {"rope": rope.by_layer_type(config, max_length), "qk_norm": "head"}
 
 
 def _gemma(config: Gemma2Config | Gemma3TextConfig) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Llama and the families that differ from it in an option or two: Mistral, Qwen2, Qwen3 and SmolLM3."""
+"""Llama and the families that differ from it in an option or two: Granite, Mistral, Ministral 3, Qwen2, Qwen3 and
+SmolLM3."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ from simgr_jax.huggingface.families.source import Source, activation, head_width
 from simgr_jax.models.transformer import Rope, TransformerConfig
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config, SmolLM3Config
+    from transformers import (
+        GraniteConfig,
+        LlamaConfig,
+        Ministral3Config,
+        MistralConfig,
+        PretrainedConfig,
+        Qwen2Config,
+        Qwen3Config,
+        SmolLM3Config,
+    )
 
 
 def shape(config: PretrainedConfig) -> dict[str, Any]:
@@ -43,9 +53,28 @@ def llama(config: LlamaConfig, max_length: int) -> dict[str, Any]:
     }
 
 
+def granite(config: GraniteConfig, max_length: int) -> dict[str, Any]:
+    """Granite 3 (https://huggingface.co/ibm-granite): scaled embeddings, residual branches and attention scores. The
+    scale of the logits concerns only the language-model head."""
+    return llama(config, max_length) | {
+        "attention_scale": config.attention_multiplier,
+        "embedding_scale": config.embedding_multiplier,
+        "residual_scale": config.residual_multiplier,
+    }
+
+
 def mistral(config: MistralConfig, max_length: int) -> dict[str, Any]:
     """Mistral (https://arxiv.org/abs/2310.06825): the same window in every layer."""
     return decoder(config, max_length) | {"windows": (config.sliding_window or 0,) * config.num_hidden_layers}
+
+
+def ministral3(config: Ministral3Config, max_length: int) -> dict[str, Any]:
+    """Ministral 3 (https://arxiv.org/abs/2601.08584): queries that grow at far positions."""
+    rope = config.rope_parameters
+    fields = mistral(config, max_length)
+    if growth := rope.get("llama_4_scaling_beta"):
+        fields["query_growth"] = float(growth), float(rope["original_max_position_embeddings"])
+    return fields
 
 
 def qwen2(config: Qwen2Config, max_length: int) -> dict[str, Any]:
@@ -58,7 +87,7 @@ def qwen3(config: Qwen3Config, max_length: int) -> dict[str, Any]:
     return decoder(config, max_length) | {
         "attention_bias": config.attention_bias,
         "attention_output_bias": config.attention_bias,
-        "qk_norm": True,
+        "qk_norm": "head",
         "windows": layer_windows(config),
     }
 
@@ -92,7 +121,7 @@ def attention(config: TransformerConfig) -> dict[str, Source]:
     for name in ("q_proj", "k_proj", "v_proj"):
         table |= linear(f"{ours}.{name}", f"{theirs}.{name}", config.attention_bias)
     table |= linear(f"{ours}.o_proj", f"{theirs}.o_proj", config.attention_output_bias)
-    if config.qk_norm:
+    if config.qk_norm != "none":
         table |= {f"{ours}.{name}.scale": Source(f"{theirs}.{name}.weight") for name in ("q_norm", "k_norm")}
     return table
 

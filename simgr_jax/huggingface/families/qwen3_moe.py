@@ -25,7 +25,7 @@ def qwen3_moe(config: Qwen3MoeConfig, max_length: int) -> dict[str, Any]:
     return llama.decoder(config, max_length) | {
         "attention_bias": config.attention_bias,
         "attention_output_bias": config.attention_bias,
-        "qk_norm": True,
+        "qk_norm": "head",
         "windows": (config.sliding_window or 0,) * config.num_hidden_layers,
         "mlp_width": config.moe_intermediate_size,
         "experts": config.num_experts,

@@ -28,6 +28,12 @@ def uniform(config: PretrainedConfig, max_length: int) -> tuple[Rope, ...]:
     return (rope(config, config.rope_parameters, max_length),) * config.num_hidden_layers
 
 
+def by_layer_type(config: PretrainedConfig, max_length: int) -> tuple[Rope, ...]:
+    """Rotary positions of their own for each of the config's `layer_types`."""
+    ropes = {kind: rope(config, config.rope_parameters[kind], max_length) for kind in sorted(set(config.layer_types))}
+    return tuple(ropes[kind] for kind in config.layer_types)
+
+
 def rope(config: PretrainedConfig, parameters: Parameters, max_length: int) -> Rope:
     """The rotary positions for one entry of `rope_parameters`.
 
