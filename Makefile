@@ -1,4 +1,5 @@
 # make quickstart   trains SimGR on the embedded data and shows its metrics
+# make workdirs/smollm2-135m-instruct.gguf   fetches a small pretrained LLM
 # make test         the test suite (make test-slow: the tests that take minutes)
 # make lint         ruff and shellcheck
 # make types        mypy on the public modules

@@ -121,7 +121,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "max_title_tokens": 32,
             },
             "backbone": {
-                # A Hugging Face decoder: a folder, or a hub id. "" trains one from scratch, of the shape below.
+                # A pretrained decoder: a Hugging Face folder, a hub id, or a GGUF file. "" trains one from scratch, with
+                # the shape below.
                 "checkpoint": "",
                 # Initial embeddings of a checkpoint's new semantic-ID tokens: "mean" (around the mean of its
                 # embeddings), "words" (from the words of the items that carry each code) or "reading" (so that an

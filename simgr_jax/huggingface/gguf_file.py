@@ -163,7 +163,7 @@ def _read(path: Path, data: mmap.mmap) -> GgufFile:
     """
     values = _Values(data)
     if data[:4] != b"GGUF":
-        raise UserError(f'{path}: is not a GGUF file, which begins with "GGUF"; give another file')
+        raise UserError(f'{path}: is not a GGUF file, which begins with "GGUF"; give one, or a Hugging Face folder')
     _, version = values.numbers("I", 2)
     if version not in _VERSIONS:
         order = "is in big-endian order" if version & 0xFFFF == 0 else f"has version {version} of the format"

@@ -15,6 +15,7 @@ import make_gguf
 import ml_dtypes
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from simgr_jax.errors import UserError
@@ -22,6 +23,8 @@ from simgr_jax.huggingface import families, gguf_file, gguf_tokenizer
 from simgr_jax.huggingface.checkpoint import Checkpoint, read_config
 from simgr_jax.huggingface.gguf_architectures import GgufTensor
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
+from simgr_jax.huggingface.load_weights import load_transformer
+from simgr_jax.huggingface.pretrained import checkpoint_path
 
 GOLDEN = make_gguf.FOLDER
 BYTE_LEVEL, SENTENCEPIECE = GOLDEN / "byte_level.gguf", GOLDEN / "sentencepiece.gguf"
@@ -233,7 +236,7 @@ BAD_FILES = {
     "no heads": (changed(llama__attention__head_count=0), r"x.gguf: Transformers rejects it \(.*\); "),
     "no layers": (
         changed(llama__block_count=0),
-        "config.backbone.checkpoint: its config.json does not describe a llama ",
+        "config.backbone.checkpoint: its config does not describe a llama ",
     ),
     "an unknown type": (
         of_type("Q2_K", np.zeros((2, 84), np.uint8)),
@@ -291,6 +294,30 @@ def test_a_folder_with_nothing_but_a_gguf_file_names_the_file(tmp_path):
     shutil.copy(BYTE_LEVEL, tmp_path / "x.gguf")
     with pytest.raises(UserError, match=f"^{tmp_path}/x.gguf: is a GGUF file; give the file instead of its folder"):
         read_config(tmp_path)
+
+
+def test_a_file_is_found_like_a_folder(tmp_path):
+    def path(checkpoint):
+        return checkpoint_path(ConfigDict({"backbone": {"checkpoint": str(checkpoint)}}))
+
+    assert path(BYTE_LEVEL) == BYTE_LEVEL
+    with pytest.raises(UserError, match=f"^{tmp_path}/x.gguf: no such file; check config.backbone.checkpoint"):
+        path(tmp_path / "x.gguf")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized_programs")
+def test_smollm2_knows_the_capital_of_france(root):
+    path = root / "workdirs" / "smollm2-135m-instruct.gguf"
+    if not path.exists():
+        pytest.skip(f"make {path.relative_to(root)}")
+    checkpoint, tokenizer = Checkpoint(path), load_tokenizer(path)
+    config = families.transformer_config(checkpoint.config, max_length=8)
+    tokens = tokenizer("The capital of France is")["input_ids"]
+    table = checkpoint.read("model.embed_tokens.weight")
+    positions = np.arange(len(tokens))[None]
+    states = load_transformer(checkpoint, config, "float32")(table[tokens][None], np.ones_like(positions), positions)
+    assert tokenizer.decode(int((table @ np.asarray(states[0, -1])).argmax())) == " Paris"
 
 
 def test_no_damage_of_the_header_leads_to_another_error(tmp_path):

@@ -133,7 +133,7 @@ def transformer_config(hf_config: PretrainedConfig, *, max_length: int, **comput
     # Transformers lets values pass that mean nothing, like a width of 0 or a word for a number.
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(
-            "config.backbone.checkpoint: its config.json does not describe a "
+            "config.backbone.checkpoint: its config does not describe a "
             f"{text.model_type} model ({type(error).__name__}: {first_line(error)}); copy the model's config again"
         ) from error
     return TransformerConfig(**fields, **computation)
