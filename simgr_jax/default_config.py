@@ -121,7 +121,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "max_title_tokens": 32,
             },
             "backbone": {
-                # A pretrained decoder: a Hugging Face folder, a hub id, or a GGUF file. "" trains one from scratch, with
+                # A pretrained decoder: a Hugging Face folder, a hub id or a GGUF file. "" trains one from scratch, with
                 # the shape below.
                 "checkpoint": "",
                 # Initial embeddings of a checkpoint's new semantic-ID tokens: "mean" (around the mean of its
