@@ -60,6 +60,12 @@ class _Metadata:
         return found
 
     def factors(self, name: str) -> list[float]:
+        """
+        Raises:
+          UserError: there is no such tensor.
+        """
+        if name not in self.file.tensors:
+            raise _missing(self.file, name)
         return self.file.tensors[name].read(slice(None)).reshape(-1).astype(float).tolist()
 
     def unsupported(self, key: str) -> UserError:
@@ -101,7 +107,7 @@ def _decoder(metadata: _Metadata, model_type: str, architecture: str) -> dict[st
 def _model(metadata: _Metadata, model_type: str, architecture: str) -> dict[str, Any]:
     file = metadata.file
     if _EMBEDDING not in file.tensors:
-        raise UserError(f"{file.path}:{_EMBEDDING}: the tensor is missing; use a file with all weights of a model")
+        raise _missing(file, _EMBEDDING)
     tokens = {key: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in _SPECIAL_TOKENS.items()}
     return tokens | {
         "architectures": [architecture],
@@ -110,6 +116,10 @@ def _model(metadata: _Metadata, model_type: str, architecture: str) -> dict[str,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "torch_dtype": _DTYPES[file.dtype],
     }
+
+
+def _missing(file: GgufFile, name: str) -> UserError:
+    return UserError(f"{file.path}:{name}: the tensor is missing; use a file with all weights of a model")
 
 
 def _rope_scaling(metadata: _Metadata) -> dict[str, Any] | None:

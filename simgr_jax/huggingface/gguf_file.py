@@ -81,7 +81,7 @@ class GgufFile(NamedTuple):
 
     @property
     def architecture(self) -> str:
-        return self.metadata.get("general.architecture", "")
+        return str(self.metadata.get("general.architecture", ""))
 
     @property
     def dtype(self) -> str:

@@ -65,10 +65,9 @@ def build(file: GgufFile) -> PreTrainedTokenizerFast:
     """
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = _Vocabulary(file)
-    kind = vocabulary.kind
     try:
-        tokenizer = _byte_level(vocabulary) if kind == "gpt2" else _sentencepiece(vocabulary)
+        vocabulary = _Vocabulary(file)
+        tokenizer = _byte_level(vocabulary) if vocabulary.kind == "gpt2" else _sentencepiece(vocabulary)
         _add_tokens(tokenizer, vocabulary)
         special = vocabulary.special_tokens()
         tokenizer.post_processor = _around_text(vocabulary, special)
@@ -90,7 +89,7 @@ class _Vocabulary:
     Attributes:
       kind: "gpt2" (BPE on bytes) or "llama" (SentencePiece).
       split: the name of the rule by which a text is split.
-      tokens: without those that the converter invented to fill the table.
+      tokens: without those that the converter invented for the table's last rows.
       types: of the tokens.
     """
 
@@ -109,12 +108,10 @@ class _Vocabulary:
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
             raise UserError(f"{file.path}:tokenizer.ggml.tokens: is no list of tokens; use a file with a tokenizer")
         types = self.get("token_type", [TokenType.NORMAL] * len(tokens))
-        invented = (
-            kind == TokenType.UNUSED and token == f"[PAD{i}]"
-            for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
-        )
-        kept = next((i for i, is_invented in enumerate(invented) if is_invented), len(tokens))
-        self.tokens, self.types = tokens[:kept], types[:kept]
+        count = len(tokens)
+        while count and types[count - 1] == TokenType.UNUSED and tokens[count - 1] == f"[PAD{count - 1}]":
+            count -= 1
+        self.tokens, self.types = tokens[:count], types[:count]
 
     def get(self, key: str, default: Any = None) -> Any:
         return self._metadata.get(f"tokenizer.ggml.{key}", default)
