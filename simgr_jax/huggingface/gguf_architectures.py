@@ -109,13 +109,13 @@ def _model(metadata: _Metadata, model_type: str, architecture: str) -> dict[str,
     if _EMBEDDING not in file.tensors:
         raise _missing(file, _EMBEDDING)
     tokens = {key: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in _SPECIAL_TOKENS.items()}
-    return tokens | {
+    return {
         "architectures": [architecture],
         "model_type": model_type,
         "vocab_size": file.tensors[_EMBEDDING].shape[0],
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "torch_dtype": _DTYPES[file.dtype],
-    }
+    } | tokens
 
 
 def _missing(file: GgufFile, name: str) -> UserError:
@@ -173,6 +173,50 @@ def _llama(metadata: _Metadata) -> dict[str, Any]:
     return _decoder(metadata, "llama", "LlamaForCausalLM") | {
         "attention_bias": "blk.0.attn_q.bias" in names,
         "mlp_bias": "blk.0.ffn_up.bias" in names,
+    }
+
+
+def _granite(metadata: _Metadata) -> dict[str, Any]:
+    return _llama(metadata) | {
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        "attention_multiplier": metadata.number("attention.scale"),
+        "embedding_multiplier": metadata.number("embedding_scale", 1.0),
+        "residual_multiplier": metadata.number("residual_scale", 1.0),
+        "logits_scaling": metadata.number("logit_scale", 1.0),
+    }
+
+
+def _ministral3(metadata: _Metadata) -> dict[str, Any]:
+    """Its rope is YaRN with two scales of attention, of which the file has one; the other is 1 in all models."""
+    values = _decoder(metadata, "ministral3", "Ministral3ForCausalLM")
+    return values | {
+        "rope_scaling": None,
+        "rope_parameters": (values["rope_scaling"] or {"rope_type": "default"})
+        | {
+            "rope_theta": values["rope_theta"],
+            "mscale": 1.0,
+            "mscale_all_dim": metadata.number("rope.scaling.yarn_log_multiplier"),
+            "llama_4_scaling_beta": metadata.number("attention.temperature_scale"),
+        },
+    }
+
+
+def _olmo(metadata: _Metadata) -> dict[str, Any]:
+    """OLMo 3 has windows, OLMo 2 has none. Rope is scaled only in layers without a window."""
+    is_olmo3 = metadata.get("attention.sliding_window") is not None
+    values = _decoder(metadata, *(("olmo3", "Olmo3ForCausalLM") if is_olmo3 else ("olmo2", "Olmo2ForCausalLM")))
+    values["attention_bias"] = "blk.0.attn_q.bias" in metadata.file.tensors
+    if not is_olmo3:
+        return values
+    theta, has_window = values["rope_theta"], metadata.get("attention.sliding_window_pattern")
+    return values | {
+        "sliding_window": metadata.number("attention.sliding_window"),
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in has_window],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": theta} | (values["rope_scaling"] or {}),
+            "sliding_attention": {"rope_type": "default", "rope_theta": metadata.number("rope.freq_base_swa", theta)},
+        },
     }
 
 
@@ -289,7 +333,10 @@ _ARCHITECTURES = {
     "gemma2": _Architecture(_gemma2, norm_offset=1.0),
     "gemma3": _Architecture(_gemma3, norm_offset=1.0),
     "gpt2": _Architecture(_gpt2, "transformer.", transposed=("c_attn", "c_proj", "c_fc")),
+    "granite": _Architecture(_granite, rotary_neighbors=True),
     "llama": _Architecture(_llama, rotary_neighbors=True),
+    "mistral3": _Architecture(_ministral3, rotary_neighbors=True),
+    "olmo2": _Architecture(_olmo),
     "phi3": _Architecture(_phi3),
     "qwen2": _Architecture(_qwen2),
     "qwen3": _Architecture(_qwen3),

