@@ -103,7 +103,7 @@ def get_config() -> ml_collections.ConfigDict:
                 # A Hugging Face decoder: a folder, or a hub id. "" is backbone.checkpoint.
                 "checkpoint": "",
                 # The share of its layers that the LLM reads with, from the first. Early layers know the words, which
-                # is what items have in common, and cost less (docs/llm.md).
+                # is what items have in common, and cost less (docs/item_texts.md).
                 "depth": 0.25,
                 # Texts are cut to this many of the LLM's tokens.
                 "max_tokens": 64,
