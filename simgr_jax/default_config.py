@@ -103,7 +103,7 @@ def get_config() -> ml_collections.ConfigDict:
                 # A Hugging Face decoder: a folder, or a hub id. "" is backbone.checkpoint.
                 "checkpoint": "",
                 # The share of its layers that the LLM reads with, from the first. Early layers know the words, which
-                # is what items have in common, and cost less (docs/llm.md).
+                # is what items have in common, and cost less (docs/item_texts.md).
                 "depth": 0.25,
                 # Texts are cut to this many of the LLM's tokens.
                 "max_tokens": 64,
@@ -121,8 +121,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "max_title_tokens": 32,
             },
             "backbone": {
-                # A pretrained decoder: a Hugging Face folder or hub id, or a GGUF file. "" trains one from scratch, of the
-                # shape below.
+                # A pretrained decoder: a Hugging Face folder, a hub id or a GGUF file. "" trains one from scratch, with
+                # the shape below.
                 "checkpoint": "",
                 # Initial embeddings of a checkpoint's new semantic-ID tokens: "mean" (around the mean of its
                 # embeddings), "words" (from the words of the items that carry each code) or "reading" (so that an

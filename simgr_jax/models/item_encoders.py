@@ -228,7 +228,7 @@ class WithText(ItemEncoder):
     embedding does.
     """
 
-    def __init__(self, codes: ItemEncoder, text_width: int, width: int, norm: float):
+    def __init__(self, codes: ItemEncoder, text_width: int, width: int, norm: Float[Array, ""]):
         """
         Args:
           codes: the encoder of the codes.

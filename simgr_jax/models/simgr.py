@@ -212,9 +212,9 @@ class SimGR(nnx.Module):
         self.readings, self.text_similarity = nnx.data(None), nnx.data(None)
         if item_readings is not None:
             self.text_similarity = TextSimilarity()
-            readings = jnp.asarray(np.pad(item_readings, (padding, (0, 0))), options.item_text_dtype)
+            readings = jnp.pad(jnp.asarray(item_readings, options.item_text_dtype), (padding, (0, 0)))
             self.readings = Catalog(readings, axes=("items", None))
-            norm = float(jnp.sqrt(jnp.mean(jnp.sum(jnp.square(self.embedding[...]), axis=1))))
+            norm = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(self.embedding[...]), axis=1)))
             self.item_encoder = item_encoders.WithText(self.item_encoder, readings.shape[1], shape.width, norm)
         self.backbone = backbone.decoder
         self.user_pooling = user_pooling.create(options.user_pooling, shape.width, rngs)
@@ -479,17 +479,22 @@ class SimGR(nnx.Module):
         return rank_catalog(scores, targets, k, self.num_items)
 
 
-def _twins(tokens: np.ndarray, readings: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _twins(
+    tokens: Int[np.ndarray, "N L"], readings: Float[np.ndarray, "N X"] | None
+) -> tuple[Int[np.ndarray, " G"], Int[np.ndarray, " N"]]:
     """The first item of each of the G groups of items with the same tokens and reading; and the group of each item, or
     -1."""
-    contents = tokens
-    if readings is not None:
-        _, reading = np.unique(readings, axis=0, return_inverse=True)
-        contents = np.column_stack([tokens, reading.reshape(-1)])
-    _, first, group, count = np.unique(contents, axis=0, return_index=True, return_inverse=True, return_counts=True)
-    is_shared = count > 1
+    first, group, is_shared = _groups(tokens)
+    if readings is not None and is_shared.any():
+        first, group, is_shared = _groups(np.column_stack([tokens, _groups(readings)[1]]))
     group_number = np.where(is_shared, np.cumsum(is_shared) - 1, -1)
-    return first[is_shared], group_number[group.reshape(-1)]
+    return first[is_shared], group_number[group]
+
+
+def _groups(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first of each group of equal rows, the group of each row, and whether a group has more than one."""
+    _, first, group, count = np.unique(rows, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    return first, group.reshape(-1), count > 1
 
 
 def _share_scores(
