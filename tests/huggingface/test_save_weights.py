@@ -204,11 +204,11 @@ def test_only_the_language_model_of_a_multimodal_model_is_written(tmp_path, name
 @pytest.mark.parametrize("in_file", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("asked", [None, "float32", "bfloat16"])
 def test_the_dtype_is_the_checkpoints_or_the_requested_one(tmp_path, in_file, asked):
-    checkpoint = copy("mistral", tmp_path / "in", dtype=np.dtype(in_file).name)
+    copy("mistral", tmp_path / "in", dtype=np.dtype(in_file).name)
     before = load_file(GOLDEN / "mistral" / "model.safetensors")
     tensors = {name: array.astype(in_file) for name, array in before.items()}
     save_weights.save_file(tensors, tmp_path / "in" / "model.safetensors")
-    after = written(tmp_path / "out", checkpoint, dtype=asked)
+    after = written(tmp_path / "out", Checkpoint(tmp_path / "in"), dtype=asked)
     expected = np.dtype(asked or in_file)
     assert {array.dtype for array in after.values()} == {expected}
     assert str(AutoConfig.from_pretrained(tmp_path / "out").dtype).endswith(expected.name)
