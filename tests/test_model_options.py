@@ -74,7 +74,13 @@ CASES = {
     ),
     "simgr with an LLM": (
         "simgr",
-        {"backbone.checkpoint": "LLM", "lora.rank": 2, "simgr.history": "tokens", "prompt.item": "\n{title} {codes}"},
+        {
+            "backbone.checkpoint": "LLM",
+            "lora.rank": 2,
+            "simgr.history": "tokens",
+            "simgr.readout": "last_item",
+            "prompt.item": "\n{title} {codes}",
+        },
     ),
     "simgr with an LLM that reads texts": (
         "simgr",
@@ -84,7 +90,7 @@ CASES = {
             "semantic_ids.embeddings.names": ("llm", "interactions"),
         },
     ),
-    "simgr with an LLM that reads items": ("simgr", {"backbone.checkpoint": "LLM"}),
+    "simgr with an LLM that reads items": ("simgr", {"backbone.checkpoint": "LLM", "simgr.readout": "last_item"}),
     "lcrec with an LLM": ("lcrec", {"backbone.checkpoint": "LLM", "lora.rank": 2, "prompt.prefix": "bought"}),
     "rpg with graph search": ("rpg", {"rpg.decoding": "graph", "rpg.graph_neighbors": 8}),
     "sasrec with the binary loss": ("sasrec", {"sasrec.loss": "binary"}),
@@ -143,7 +149,14 @@ OTHER = {
 
 
 # For the cases that have that value.
-ANOTHER = {"simgr.history": "item", "rpg.decoding": "exhaustive", "sasrec.loss": "full", "prompt.prefix": "box"}
+ANOTHER = {
+    "simgr.history": "item",
+    "simgr.item_text": "none",
+    "simgr.readout": "state",
+    "rpg.decoding": "exhaustive",
+    "sasrec.loss": "full",
+    "prompt.prefix": "box",
+}
 
 
 def other_value(key: str, value: object) -> object:
