@@ -57,6 +57,7 @@ RUNS = {
             '--config.prompt.prefix=100% "bought" 😀:',
             "--config.prompt.item=\n{title} {codes}",
             "--config.prompt.max_title_tokens=4",
+            "--config.simgr.item_text=read",
             "--config.simgr.user_pooling=attention",
             "--config.simgr.similarity=dot",
             "--config.training.row_length=60",

@@ -18,7 +18,7 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 from simgr_jax.config_files import load_run_config
-from simgr_jax.config_keys import flat, unread
+from simgr_jax.config_keys import flat, reads_item_texts, unread
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface.pretrained import load_pretrained
 from simgr_jax.inputs.rank_batches import rank_batches
@@ -74,7 +74,13 @@ CASES = {
     ),
     "simgr with an LLM": (
         "simgr",
-        {"backbone.checkpoint": "LLM", "lora.rank": 2, "simgr.history": "tokens", "prompt.item": "\n{title} {codes}"},
+        {
+            "backbone.checkpoint": "LLM",
+            "lora.rank": 2,
+            "simgr.history": "tokens",
+            "simgr.readout": "last_item",
+            "prompt.item": "\n{title} {codes}",
+        },
     ),
     "simgr with an LLM that reads texts": (
         "simgr",
@@ -84,7 +90,7 @@ CASES = {
             "semantic_ids.embeddings.names": ("llm", "interactions"),
         },
     ),
-    "simgr with an LLM that reads items": ("simgr", {"backbone.checkpoint": "LLM"}),
+    "simgr with an LLM that reads items": ("simgr", {"backbone.checkpoint": "LLM", "simgr.readout": "last_item"}),
     "lcrec with an LLM": ("lcrec", {"backbone.checkpoint": "LLM", "lora.rank": 2, "prompt.prefix": "bought"}),
     "rpg with graph search": ("rpg", {"rpg.decoding": "graph", "rpg.graph_neighbors": 8}),
     "sasrec with the binary loss": ("sasrec", {"sasrec.loss": "binary"}),
@@ -143,7 +149,14 @@ OTHER = {
 
 
 # For the cases that have that value.
-ANOTHER = {"simgr.history": "item", "rpg.decoding": "exhaustive", "sasrec.loss": "full", "prompt.prefix": "box"}
+ANOTHER = {
+    "simgr.history": "item",
+    "simgr.item_text": "none",
+    "simgr.readout": "state",
+    "rpg.decoding": "exhaustive",
+    "sasrec.loss": "full",
+    "prompt.prefix": "box",
+}
 
 
 def other_value(key: str, value: object) -> object:
@@ -202,8 +215,10 @@ def evidence(run: Run) -> Iterator[str]:
     ids, prompt, items, config = run.semantic_ids, run.prompt, run.items, run.config
     yield fingerprint(None if ids is None else ids.codes.tolist())
     yield fingerprint(prompt.prefix, prompt.pieces.values, prompt.text_tokens, run.row_length)
+    readings = run.item_readings if reads_item_texts(config) else None
     if run.checkpoint is not None:
-        pretrained = load_pretrained(run.checkpoint, run.tokenizer, config, items, run.prompt, run.longest_sequence)
+        arguments = (config, items, run.prompt, run.longest_sequence, lambda: readings)
+        pretrained = load_pretrained(run.checkpoint, run.tokenizer, *arguments)
         decoder = nnx.split(pretrained.decoder)
 
     def model():
@@ -214,8 +229,7 @@ def evidence(run: Run) -> Iterator[str]:
                 return Backbone(Transformer(scratch_config(config), rngs))
             return pretrained._replace(decoder=nnx.merge(*decoder))  # A copy, which adapters may change.
 
-        readings = lambda: run.item_readings  # noqa: E731
-        inputs = ModelInputs(items.num_items, items.semantic_ids, run.split.train, backbone, rngs, readings)
+        inputs = ModelInputs(items.num_items, items.semantic_ids, run.split.train, backbone, rngs, lambda: readings)
         return registry.assemble(config, inputs)
 
     def loss(batch):
@@ -265,7 +279,7 @@ def test_every_key_changes_what_the_model_does_or_is_refused(case, open_case):
                 ignored.append(key)
         except UserError as error:
             # Some values need another key, too, and the message is about that.
-            assert key in str(error) or key.startswith(("semantic_ids.", "lora.rank")), (key, error)
+            assert key in str(error) or key.startswith(("semantic_ids.", "lora.rank", "simgr.item_text")), (key, error)
     assert not ignored
 
 

@@ -397,7 +397,7 @@ class GgufTensor:
         return self.read((np.asarray(rows),))
 
     def read(self, index: tuple[slice | Int[np.ndarray, " R"], ...] = ()) -> Shaped[np.ndarray, "*S"]:
-        """As `Checkpoint.read`. Of the first axis, also rows by their numbers."""
+        """As `Checkpoint.read`. The first axis also takes rows by their numbers."""
         index = (*index, *(slice(None),) * (len(self.shape) - len(index)))
         if len(self.shape) == 1:
             values = self._stored.read(slice(None))[0][self._order()][index]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Shaped
 
 from simgr_jax.devices import sharding
@@ -31,7 +32,7 @@ ACTIVATIONS = {
 # Which of a layer's activations are kept for the backward pass; the others are recomputed.
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("projection"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -219,13 +220,13 @@ class Linear(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*B in"], rngs: nnx.Rngs | None) -> Float[Array, "*B out"]:
-        # As one matrix: with more axes, XLA would transpose the operands of the kernel's gradient on a CPU.
+        # As one matrix: with more axes, XLA would copy the transposed operands of the kernel's gradient on a CPU.
         rows = x.reshape(-1, x.shape[-1])
         y = rows @ self.kernel[...].astype(self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         y = y if self.lora is None else y + self.lora(rows, rngs)
-        return y.reshape(*x.shape[:-1], -1)
+        return checkpoint_name(y.reshape(*x.shape[:-1], -1), "projection")
 
 
 def apply_rotary(
@@ -240,7 +241,8 @@ def apply_rotary(
     """
     pairs = frequencies.shape[0]
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles) * scale, jnp.sin(angles) * scale
+    # The barrier keeps XLA from computing them again for every head and for every use of the result.
+    cos, sin = jax.lax.optimization_barrier((jnp.cos(angles) * scale, jnp.sin(angles) * scale))
     first, second, rest = jnp.split(x.astype(jnp.float32), [pairs, 2 * pairs], axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1).astype(x.dtype)
 

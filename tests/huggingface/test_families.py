@@ -397,10 +397,10 @@ LLAMA3 |= {"original_max_position_embeddings": 64}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rope_theta": "abc"}, r"its config does not describe a llama model \(ValueError: .*'abc'"),
+        ({"rope_theta": "abc"}, r"config does not describe a llama model \(ValueError: .*'abc'"),
         ({"rope_theta": 0}, 'the rope type "default" with parameters that give no finite frequencies above 0'),
         ({"rope_theta": -1e4}, "that give no finite frequencies above 0"),
-        ({"rope_theta": 10**400}, r"its config does not describe a llama model \(OverflowError: "),
+        ({"rope_theta": 10**400}, r"config does not describe a llama model \(OverflowError: "),
         ({"rope_theta": 10**11}, ""),
         ({"rope_parameters": LLAMA3 | {"factor": 8.0}}, ""),
         ({"rope_parameters": LLAMA3 | {"factor": 0}}, 'type "llama3" with parameters that give no finite frequencies'),
