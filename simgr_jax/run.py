@@ -34,7 +34,8 @@ from simgr_jax.evaluation.saved_ranking import CaseRankings
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
 from simgr_jax.huggingface.pretrained import load_pretrained, open_checkpoint
-from simgr_jax.inputs import prompts
+from simgr_jax.inputs import item_texts, prompts
+from simgr_jax.inputs.item_texts import ItemTexts
 from simgr_jax.inputs.prompts import ItemContents, Prompt
 from simgr_jax.inputs.training_windows import TrainingWindows
 from simgr_jax.models import parameters, popularity, registry
@@ -264,7 +265,15 @@ class Run:
     @functools.cached_property
     def prompt(self) -> Prompt:
         """How histories become the backbone's inputs."""
-        return prompts.create(self.options.history, self.config.prompt, self.items, self.tokenizer)
+        items, tokenizer = self.items, self.tokenizer
+        with distributed.main_first():
+            return prompts.create(self.options.history, self.config.prompt, items, tokenizer, self.cache_dir)
+
+    @property
+    def item_texts(self) -> ItemTexts:
+        """The items' texts in prompts, for a run with an LLM that reads tokens."""
+        tokenizer, strings = cast("PreTrainedTokenizerFast", self.tokenizer), self.semantic_ids.token_strings()
+        return item_texts.read(tokenizer, strings, self.dataset.item_texts, self.cache_dir, **self.config.prompt)
 
     @functools.cached_property
     def row_length(self) -> int:
