@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from simgr_jax.data.dataset import Dataset
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation.ranking import Ranker
+from simgr_jax.huggingface import export_config, families
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.save_weights import DTYPES, TrainedTokens, save_finetuned, save_from_scratch
 from simgr_jax.inputs.item_texts import ItemTexts, tokens_around_text
@@ -137,18 +138,23 @@ def _recipe(run: Exportable, model: SimGR, filter_history: bool) -> export_readm
     config, max_items = run.config, run.config.data.max_items
     all_fit = run.prompt.longest(max_items) <= run.row_length
     return export_readme.Recipe(
+        loading=_loading(run),
         reads_text=run.options.history == "tokens",
         prefix=config.prompt.prefix,
         end_tokens=len(tokens_around_text(run.tokenizer)[1]) if run.tokenizer else 0,
         max_items=max_items,
         max_tokens=None if all_fit else run.row_length,
-        embedding_scale=model.backbone.config.embedding_scale,
         pooling=run.options.user_pooling,
         readout=model.options.readout,
         similarity=run.options.similarity,
         has_collisions=model.has_collisions,
         filter_history=filter_history,
     )
+
+
+def _loading(run: Exportable) -> export_config.Loading:
+    config = run.checkpoint.config if run.checkpoint else None
+    return export_config.loading(families.text_config(config)) if config else export_config.Loading()
 
 
 def _item_prompts(run: Exportable) -> list[str]:
@@ -184,7 +190,7 @@ def _model_card(run: Exportable, model: SimGR) -> str:
     report = run.workdir / "report" / "metrics.json"
     metrics = read_json_object(report) if report.exists() else None
     title = f"{base or 'SimGR'} as a recommender for {dataset.name}"
-    return export_readme.model_card(title, None if is_folder else checkpoint or None, facts, metrics)
+    return export_readme.model_card(title, None if is_folder else checkpoint or None, facts, metrics, _loading(run))
 
 
 def _history_in_words(run: Exportable) -> str:
