@@ -272,8 +272,9 @@ class Run:
     @property
     def item_texts(self) -> ItemTexts:
         """The items' texts in prompts, for a run with an LLM that reads tokens."""
-        tokenizer, strings = cast("PreTrainedTokenizerFast", self.tokenizer), self.semantic_ids.token_strings()
-        return item_texts.read(tokenizer, strings, self.dataset.item_texts, self.cache_dir, **self.config.prompt)
+        tokenizer, ids = cast("PreTrainedTokenizerFast", self.tokenizer), cast(SemanticIds, self.semantic_ids)
+        titles, options = self.dataset.item_texts, self.config.prompt
+        return item_texts.read(tokenizer, ids.token_strings(), titles, self.cache_dir, **options)
 
     @functools.cached_property
     def row_length(self) -> int:
