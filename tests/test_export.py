@@ -59,6 +59,7 @@ RUNS = {
             "--config.prompt.item=\n{title} {codes}",
             "--config.prompt.max_title_tokens=4",
             "--config.simgr.item_text=read",
+            "--config.simgr.repeat_bias=True",
             "--config.simgr.user_pooling=attention",
             "--config.simgr.similarity=dot",
             "--config.training.row_length=60",

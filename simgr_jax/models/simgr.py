@@ -4,6 +4,7 @@ item vector, the aggregate of the item's semantic-ID tokens (arXiv 2602.07847)."
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -19,6 +20,7 @@ from simgr_jax.models import item_encoders, readout, user_pooling
 from simgr_jax.models.embed_tokens import embed_tokens, new_embedding
 from simgr_jax.models.model_inputs import Backbone, Catalog, ModelInputs
 from simgr_jax.models.options import COMPUTATION_KEYS, SHAPE_KEYS, ModelOptions
+from simgr_jax.models.repeat_bias import RepeatBias, newest_in_history
 from simgr_jax.models.text_similarity import TextSimilarity
 from simgr_jax.ops import sampled_loss
 from simgr_jax.ops.clip_between import clip_between
@@ -58,6 +60,7 @@ class Options(ModelOptions):
         "read", which adds a trained map of it to the codes' aggregate, and the texts' similarity to the score (see
         `text_similarity`).
       item_text_dtype: how the readings are kept on the devices: "float32" or "bfloat16".
+      item_text_dropout: rate on the history's text in the texts' similarity.
       similarity: "cosine" or "dot".
       temperature: τ, or its initial value if it is learned.
       learn_temperature: whether τ is a parameter.
@@ -70,6 +73,8 @@ class Options(ModelOptions):
       popularity_prior: α. The full-catalog loss adds α log q(i) to the logits, where q is an item's share of the
         training interactions, and ranking does not. So similarity learns less of how popular items were (logit
         adjustment, https://arxiv.org/abs/2007.07314).
+      repeat_bias: whether a learned number is added to the scores of the history's items (see `repeat_bias`). The
+        full-catalog loss trains it.
       label_smoothing: ε of all losses.
       catalog_chunk: items, on each device, that the full-catalog loss encodes and scores at once, so that memory does
         not grow with the catalog. 0 takes all at once; -1 takes as many as the device's memory has room for.
@@ -88,6 +93,7 @@ class Options(ModelOptions):
     item_encoder_width: int = 256
     item_text: str = "none"
     item_text_dtype: str = "float32"
+    item_text_dropout: float = 0.5
     similarity: str = "cosine"
     temperature: float = 0.07
     learn_temperature: bool = False
@@ -100,6 +106,7 @@ class Options(ModelOptions):
     in_batch_weight: float = 0.0
     log_q: bool = True
     popularity_prior: float = 0.0
+    repeat_bias: bool = False
     label_smoothing: float = 0.0
     catalog_chunk: int = AUTO_CHUNK
 
@@ -111,6 +118,7 @@ class Options(ModelOptions):
         self.require(self.item_encoder_width >= 1, "item_encoder_width", "give a number from 1")
         self.require_choice("item_text", ITEM_TEXTS)
         self.require_choice("item_text_dtype", ("float32", "bfloat16"))
+        self.require(0 <= self.item_text_dropout < 1, "item_text_dropout", "give a rate from 0 to below 1, like 0.5")
         self.require_choice("similarity", SIMILARITIES)
         self.require(self.temperature > 0, "temperature", "give a number above 0, like 0.07")
         if self.learn_temperature:
@@ -135,13 +143,14 @@ class Options(ModelOptions):
         )
         self.require(self.popularity_prior >= 0, "popularity_prior", "give 0 or more, like 0.5")
         self.require_label_smoothing()
+        self.require(not (self.repeat_bias and self.label_smoothing), "label_smoothing", "give 0 with repeat_bias")
 
     def unread(self) -> dict[str, str]:
         unread = {}
         if self.item_encoder not in item_encoders.WITH_WIDTH:
             unread["item_encoder_width"] = f"item_encoder={item_encoders.WITH_WIDTH[0]}"
         if self.item_text == "none":
-            unread["item_text_dtype"] = "item_text=read"
+            unread |= dict.fromkeys(("item_text_dtype", "item_text_dropout"), "item_text=read")
         if not self.learn_temperature:
             unread |= dict.fromkeys(("temperature_min", "temperature_max"), "learn_temperature=True")
         if not self.sampled_weight:
@@ -149,7 +158,7 @@ class Options(ModelOptions):
         if not self.in_batch_weight:
             unread["log_q"] = "in_batch_weight above 0"
         if not self.full_catalog_weight:
-            unread |= dict.fromkeys(("catalog_chunk", "popularity_prior"), "full_catalog_weight above 0")
+            unread |= dict.fromkeys(("catalog_chunk", "popularity_prior", "repeat_bias"), "full_catalog_weight above 0")
         return unread
 
 
@@ -211,13 +220,14 @@ class SimGR(nnx.Module):
         )
         self.readings, self.text_similarity = nnx.data(None), nnx.data(None)
         if item_readings is not None:
-            self.text_similarity = TextSimilarity()
+            self.text_similarity = TextSimilarity(item_readings.shape[1], options.item_text_dropout)
             readings = jnp.pad(jnp.asarray(item_readings, options.item_text_dtype), (padding, (0, 0)))
             self.readings = Catalog(readings, axes=("items", None))
             norm = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(self.embedding[...]), axis=1)))
             self.item_encoder = item_encoders.WithText(self.item_encoder, readings.shape[1], shape.width, norm)
         self.backbone = backbone.decoder
         self.user_pooling = user_pooling.create(options.user_pooling, shape.width, rngs)
+        self.repeat_bias = RepeatBias() if options.repeat_bias else None
         log_temperature = jnp.log(jnp.float32(options.temperature))
         self.log_temperature = nnx.Param(log_temperature) if options.learn_temperature else Catalog(log_temperature)
 
@@ -233,21 +243,21 @@ class SimGR(nnx.Module):
         contents = self._contents()
         if items is not None:
             contents = jax.tree.map(lambda of_all: of_all[items], contents)
-        encoder, table = self._whole_encoder()
+        encoder, _, table = self._whole_encoder()
         return encoder(table, contents)
 
     def _contents(self) -> item_encoders.Contents:
         """What the whole catalog's vectors are encoded from."""
         return self.tokens[...] if self.readings is None else (self.tokens[...], self.readings[...])
 
-    def _whole_encoder(self) -> tuple[item_encoders.ItemEncoder, Float[Array, "V D"]]:
-        """The item encoder and the table of token embeddings, whole on every device: they are small, and all devices
-        read them."""
+    def _whole_encoder(self) -> tuple[item_encoders.ItemEncoder, TextSimilarity | None, Float[Array, "V D"]]:
+        """The item encoder, the texts' similarity and the table of token embeddings, whole on every device: they are
+        small, and all devices read them."""
         table = sharding.constrain(self.embedding[...], None, None)
         if not sharding.item_axes():
-            return self.item_encoder, table
-        graphdef, parameters = nnx.split(self.item_encoder)
-        return nnx.merge(graphdef, sharding.gather_kernels(parameters, "float32")), table
+            return self.item_encoder, self.text_similarity, table
+        graphdef, parameters = nnx.split((self.item_encoder, self.text_similarity))
+        return *nnx.merge(graphdef, sharding.gather_kernels(parameters, "float32")), table
 
     def user_states(
         self,
@@ -288,19 +298,20 @@ class SimGR(nnx.Module):
         temperature = self.temperature
 
         def vectors_of(items):
-            return self._compared(self._vectors_of(items, item_vectors), items)
+            readings = None if self.readings is None else self.readings[items]
+            return self._compared(self._vectors_of(items, item_vectors), readings)
 
         if self.readout is not None:
             last_vectors = self._vectors_of(batch.last_items.reshape(-1), item_vectors)
             states = self.readout(states, to_similarity_space(last_vectors, options.similarity))
         states = to_similarity_space(states, options.similarity)
         if self.text_similarity is not None:
-            texts = self.text_similarity.of_users(self.readings[...], batch.last_items, batch.starts)
+            texts = self.text_similarity.of_users(self.readings[...], batch.last_items, batch.starts, rngs)
             states = jnp.concatenate([states, texts.reshape(len(states), -1)], axis=-1)
         target_vectors = vectors_of(targets)
         loss, scalars = jnp.float32(0), {"temperature": temperature}
         if options.full_catalog_weight:
-            losses = self._full_catalog_losses(states, targets, target_vectors, item_vectors if dense else None, chunk)
+            losses = self._full_catalog_losses(batch, states, vectors_of, item_vectors if dense else None, chunk)
             scalars["full_catalog_loss"] = mean_of_valid(losses, valid)
             loss += options.full_catalog_weight * scalars["full_catalog_loss"]
         if options.sampled_weight:
@@ -341,47 +352,71 @@ class SimGR(nnx.Module):
 
     def _full_catalog_losses(
         self,
-        states: Float[Array, "B E"],
-        targets: Int[Array, " B"],
-        target_vectors: Float[Array, "B E"],
+        batch: TrainBatch,
+        states: Float[Array, "B*R E"],
+        vectors_of: Callable[[Int[Array, " M"]], Float[Array, "M E"]],
         item_vectors: Float[Array, "N D"] | None,
         chunk: int,
-    ) -> Float[Array, " B"]:
-        """item_vectors: `encode_items()`; None computes the loss without them, in chunks."""
-        temperature, smoothing = self.temperature, self.options.label_smoothing
-        prior = None
-        if self.options.popularity_prior:
-            # As one more column of the items' vectors. The temperature will divide it away.
-            prior = self.options.popularity_prior * self.log_q[...]
+    ) -> Float[Array, " B*R"]:
+        """
+        Args:
+          states: the users', in the similarity's space.
+          vectors_of: items' vectors there.
+          item_vectors: `encode_items()`; None computes the loss without them, in chunks.
+        """
+        temperature, smoothing, targets = self.temperature, self.options.label_smoothing, batch.targets.reshape(-1)
+        prior = self.options.popularity_prior * self.log_q[...] if self.options.popularity_prior else None
+        if prior is not None:
+            # One more column of the items' vectors. The temperature will divide it away.
             states = jnp.pad(states, ((0, 0), (0, 1))).at[:, -1].set(temperature)
-            target_vectors = jnp.column_stack([target_vectors, prior[targets]])
+
+        def with_prior(vectors, prior):
+            return vectors if prior is None else jnp.column_stack([vectors, prior])
+
+        def of_items(items):
+            return with_prior(vectors_of(items), None if prior is None else prior[items])
+
+        target_vectors = of_items(targets)
         if item_vectors is not None:
-            vectors = self._compared(item_vectors)
-            vectors = vectors if prior is None else jnp.column_stack([vectors, prior])
-            return full_catalog_cross_entropy(states, vectors, targets, temperature, smoothing)
+            vectors = with_prior(self._compared(item_vectors, self._readings()), prior)
+            losses = full_catalog_cross_entropy(states, vectors, targets, temperature, smoothing)
+        else:
+            encoder, texts, table = self._whole_encoder()
+            graphdef, parameters = nnx.split((encoder, texts))
 
-        encoder, table = self._whole_encoder()
-        graphdef, parameters = nnx.split(encoder)
+            def encode(learned, items):
+                (parameters, tables), (contents, prior) = learned, items
+                encoder, texts = nnx.merge(graphdef, parameters)
+                columns = [to_similarity_space(encoder.combine(tables, contents), self.options.similarity)]
+                if texts is not None:
+                    columns.append(texts.of_items(contents[1]))
+                return with_prior(jnp.concatenate(columns, axis=-1), prior)
 
-        def encode(learned, items):
-            (parameters, tables), (contents, prior) = learned, items
-            vectors = nnx.merge(graphdef, parameters).combine(tables, contents)
-            columns = [to_similarity_space(vectors, self.options.similarity)]
-            if self.readings is not None:
-                columns.append(contents[1].astype(jnp.float32))
-            return jnp.column_stack(columns if prior is None else [*columns, prior])
-
-        return streamed_cross_entropy(
-            encode,
-            (parameters, encoder.tables(table)),
-            (self._contents(), prior),
-            self.num_items,
-            states,
-            target_vectors,
+            losses = streamed_cross_entropy(
+                encode,
+                (parameters, encoder.tables(table)),
+                (self._contents(), prior),
+                self.num_items,
+                states,
+                target_vectors,
+                temperature,
+                smoothing,
+                chunk,
+            )
+        if self.repeat_bias is None:
+            return losses
+        shape, read = batch.targets.shape, batch.last_items
+        by_row = lambda of_readouts: of_readouts.reshape(*shape, -1)  # noqa: E731
+        logits_of_read = jnp.einsum("bre,bae->bra", by_row(states), by_row(of_items(read.reshape(-1)))) / temperature
+        target_logits = jnp.sum(states * target_vectors, axis=-1).reshape(shape) / temperature
+        return self.repeat_bias.in_cross_entropy(
+            losses.reshape(shape),
+            target_logits,
+            logits_of_read,
+            newest_in_history(read, batch.starts),
+            batch.targets[:, :, None] == read[:, None, :],
             temperature,
-            smoothing,
-            chunk,
-        )
+        ).reshape(-1)
 
     def _catalog_chunk(self, num_queries: int) -> int:
         """How many of a device's items the full-catalog loss scores at once; 0 is all."""
@@ -414,25 +449,26 @@ class SimGR(nnx.Module):
             # The same as `_share_scores`, for a catalog that is not split.
             group = self.twin_group[: self.num_items]
             scores = jnp.where(group >= 0, scores[:, self.twins[...]][:, group], scores)
+        if self.repeat_bias is not None:
+            scores = self.repeat_bias.in_ranking(scores, batch.history)
         return jax.nn.log_softmax(scores / self.temperature)
 
     def item_vectors(self, catalog: Float[Array, "N D"]) -> Float[Array, "N E"]:
-        return self._compared(catalog)[: self.num_items]
+        return self._compared(catalog, self._readings())[: self.num_items]
 
-    def _compared(self, vectors: Float[Array, "M D"], items: Int[Array, " M"] | None = None) -> Float[Array, "M E"]:
-        """Item vectors in the similarity's space. With text similarity, the texts' readings are further columns.
+    def _readings(self) -> Float[Array, "N X"] | None:
+        return None if self.readings is None else self.readings[...]
 
-        Args:
-          items: which these are; None is the whole catalog.
-        """
+    def _compared(self, vectors: Float[Array, "M D"], readings: Float[Array, "M X"] | None) -> Float[Array, "M E"]:
+        """Item vectors in the similarity's space. With texts' similarity, what it compares is further columns."""
         vectors = to_similarity_space(vectors, self.options.similarity)
-        if self.readings is None:
+        if self.text_similarity is None:
             return vectors
-        readings = self.readings[...] if items is None else self.readings[items]
-        return jnp.concatenate([vectors, readings.astype(jnp.float32)], axis=-1)
+        return jnp.concatenate([vectors, self.text_similarity.of_items(readings)], axis=-1)
 
     def rank(self, batch: RankBatch, catalog: Float[Array, "N D"], k: int, filter_history: bool) -> Ranking:
-        users, items = self.user_vectors(batch, catalog), sharding.constrain(self._compared(catalog), "items", None)
+        users = self.user_vectors(batch, catalog)
+        items = sharding.constrain(self._compared(catalog, self._readings()), "items", None)
         by_user, by_item = sharding.spec("queries"), sharding.spec("items")
         rank = sharding.per_device(
             partial(self._rank, k, filter_history),
@@ -474,6 +510,8 @@ class SimGR(nnx.Module):
         first = sharding.part_index("items") * len(vectors)
         if len(twins):
             scores = _share_scores(scores, twins - first, twin_group)
+        if self.repeat_bias is not None:
+            scores = self.repeat_bias.in_ranking(scores, history)
         if filter_history:
             scores = without_history(scores, history)
         return rank_catalog(scores, targets, k, self.num_items)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from simgr_jax.devices import sharding
 from simgr_jax.ops.tied_rank import num_ahead, tied_rank
@@ -63,7 +63,12 @@ def rank_catalog(
 
 
 def without_history(scores: Float[Array, "B N"], history: Int[Array, "B M"]) -> Float[Array, "B N"]:
-    """The scores with -inf for history items, so that they are never recommended.
+    """The scores with -inf for history items, so that they are never recommended; see `in_history`."""
+    return jnp.where(in_history(scores, history), -jnp.inf, scores)
+
+
+def in_history(scores: Float[Array, "B N"], history: Int[Array, "B M"]) -> Bool[Array, "B N"]:
+    """Whether each score is of an item in the history.
 
     Within `sharding.per_device`, `scores` are for this device's items.
 
@@ -74,7 +79,7 @@ def without_history(scores: Float[Array, "B N"], history: Int[Array, "B M"]) -> 
     columns = history - sharding.part_index("items") * here
     is_here = (history >= 0) & (columns >= 0) & (columns < here)
     rows = jnp.arange(len(scores))[:, None]
-    return scores.at[rows, jnp.where(is_here, columns, here)].set(-jnp.inf, mode="drop")
+    return jnp.zeros(scores.shape, bool).at[rows, jnp.where(is_here, columns, here)].set(True, mode="drop")
 
 
 def _top_k(scores: Float[Array, "B N"], first: Int[Array, ""] | int, k: int) -> tuple[Array, Array]:

@@ -121,8 +121,10 @@ def _write_item_index(folder: Path, run: Exportable, model: SimGR, filter_histor
         arrays["pooling"] = np.asarray(model.user_pooling.score.kernel[..., 0], np.float32)
     if model.readout is not None:
         arrays["readout"], arrays["readout_bias"] = model.readout.folded()
-    if model.readings is not None:
-        arrays["readings"] = np.asarray(model.readings[...], np.float32)[: run.dataset.num_items]
+    if model.text_similarity is not None:
+        readings = model.readings[: run.dataset.num_items]
+        arrays["texts"] = np.asarray(model.text_similarity.of_items(readings))
+        arrays["read_texts"] = np.asarray(model.text_similarity.of_read(readings))
     if model.has_collisions:
         arrays["first_with_same_codes"] = model.first_twin()
     folder.mkdir()
@@ -149,7 +151,9 @@ def _recipe(run: Exportable, model: SimGR, filter_history: bool) -> export_readm
         pooling=run.options.user_pooling,
         readout=model.options.readout,
         similarity=run.options.similarity,
-        text_similarity=model.text_similarity and model.text_similarity.weight_and_decay(),
+        text_similarity=model.text_similarity
+        and (float(model.text_similarity.weight[...]), float(model.text_similarity.decay)),
+        repeat_bias=model.repeat_bias and float(model.repeat_bias.bias[...]),
         has_collisions=model.has_collisions,
         filter_history=filter_history,
     )

@@ -26,6 +26,7 @@ class Recipe:
       readout: how the user's state becomes the user's vector, "state" or "last_item" (see `models.readout`).
       similarity: "cosine" or "dot".
       text_similarity: the weight and the decay of `text_similarity.TextSimilarity`; None if it is no part of the score.
+      repeat_bias: what is added to the scores of a history's items; None if nothing is.
       has_collisions: whether some items have the same codes (and text), and so the same score.
       filter_history: whether a history's items are left out of its list.
     """
@@ -40,6 +41,7 @@ class Recipe:
     readout: str
     similarity: str
     text_similarity: tuple[float, float] | None
+    repeat_bias: float | None
     has_collisions: bool
     filter_history: bool
 
@@ -62,7 +64,8 @@ item_ids = json.loads((here / "item_ids.json").read_text(encoding="utf-8"))
 items = load_file(here / "items.safetensors")
 model = $model.eval()
 $loading
-history = [item_ids.index(item) for item in sys.argv[1:]][-$max_items:]
+history = [item_ids.index(item) for item in sys.argv[1:]]
+newest = history[-$max_items:]
 ${inputs}with torch.no_grad():
     states = model($model_inputs).last_hidden_state[0]
 $scoring
@@ -91,7 +94,7 @@ def score_script(recipe: Recipe) -> str:
         parts = {
             "loading": 'model.get_input_embeddings().weight.data = items["vectors"]  # a position per item\n',
             "inputs": "",
-            "model_inputs": "torch.tensor([history])",
+            "model_inputs": "torch.tensor([newest])",
         }
     return _SCRIPT.substitute(
         parts,
@@ -116,10 +119,10 @@ def _text_inputs(recipe: Recipe) -> str:
         return f'tokens = tokenizer({prefix}"".join(prompts[item] for item in {items})).input_ids{end}'
 
     if recipe.max_tokens is None:
-        return f"{tokens('history')}\n"
+        return f"{tokens('newest')}\n"
     return (
-        "for start in range(len(history)):  # the newest items that fit\n"
-        f"    {tokens('history[start:]')}\n"
+        "for start in range(len(newest)):  # those that fit\n"
+        f"    {tokens('newest[start:]')}\n"
         f"    if len(tokens) <= {recipe.max_tokens}:\n"
         "        break\n"
     )
@@ -137,11 +140,13 @@ def _scoring(recipe: Recipe) -> Iterator[str]:
         yield 'scores = items["vectors"] @ user'
     if recipe.text_similarity:
         weight, decay = recipe.text_similarity
-        yield 'texts = items["readings"]'
-        yield f"text = sum({decay!r} ** age * texts[item] for age, item in enumerate(reversed(history)))"
-        yield f"scores += texts @ ({weight!r} * normalize(text, dim=0))"
+        read = f'{decay!r} ** age * items["read_texts"][item]'
+        yield f"text = sum({read} for age, item in enumerate(reversed(history)))"
+        yield f'scores += items["texts"] @ ({weight!r} * normalize(text, dim=0))'
     if recipe.has_collisions:
         yield 'scores = scores[items["first_with_same_codes"].long()]  # items with the same codes share a score'
+    if recipe.repeat_bias is not None:
+        yield f"scores[history] += {recipe.repeat_bias!r}"
     if recipe.filter_history:
         yield "scores[history] = -torch.inf"
 
@@ -181,7 +186,9 @@ def index_readme(recipe: Recipe, script: str) -> str:
             "the last item's vector"
         )
     if recipe.text_similarity:
-        tensors += "; `readings` float32 [N, X], what an LLM made of each item's text"
+        tensors += (
+            "; `texts` float32 [N, X], what an LLM made of each item's text, compared with the history's `read_texts`"
+        )
     if recipe.has_collisions:
         tensors += "; `first_with_same_codes` int32 [N], for each item the first item with the same codes"
     prompts = ""
@@ -195,7 +202,7 @@ def index_readme(recipe: Recipe, script: str) -> str:
     if recipe.text_similarity:
         weight, _ = recipe.text_similarity
         text = " and `text` [X]"
-        numpy += f' + items["readings"] @ text / np.linalg.norm(text) * {weight!r}'
+        numpy += f' + items["texts"] @ text / np.linalg.norm(text) * {weight!r}'
     return _INDEX_README.substitute(tensors=tensors, prompts=prompts, script=script, numpy=numpy, text=text)
 
 

@@ -50,6 +50,8 @@ CASES = {
             "in_batch_weight": 0.3,
             "sampled_weight": 0.4,
             "item_text": "read",
+            "repeat_bias": True,
+            "label_smoothing": 0.0,
         },
     ),
 }

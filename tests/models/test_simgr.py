@@ -370,6 +370,8 @@ def test_the_catalog_and_the_backbone_read_the_same_table(make_simgr):
         ({"sampled_negatives": 0}, "sampled_negatives"),
         ({"sampled_from": "batch"}, "sampled_from"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"label_smoothing": 0.1, "repeat_bias": True}, "label_smoothing"),
+        ({"item_text_dropout": 1.0}, "item_text_dropout"),
         ({"catalog_chunk": -2}, "catalog_chunk"),
         ({"item_encoder": "rnn"}, "item_encoder"),
         ({"item_encoder_width": 0}, "item_encoder_width"),
@@ -386,9 +388,11 @@ def test_options_that_have_no_effect_name_the_setting_that_gives_them_one():
     assert options.unread() == {
         "item_encoder_width": "item_encoder=mean_mlp",
         "item_text_dtype": "item_text=read",
+        "item_text_dropout": "item_text=read",
         "temperature_min": "learn_temperature=True",
         "temperature_max": "learn_temperature=True",
         "log_q": "in_batch_weight above 0",
         "catalog_chunk": "full_catalog_weight above 0",
         "popularity_prior": "full_catalog_weight above 0",
+        "repeat_bias": "full_catalog_weight above 0",
     }

@@ -15,15 +15,30 @@ READINGS /= np.linalg.norm(READINGS, axis=1, keepdims=True)
 HISTORIES = [[3], [1, 4, 1], [9, 2, 6, 5, 30]]
 
 
+HISTORY_MAP, ITEM_MAP = np.random.default_rng(6).normal(0, 0.3, size=(2, 6, 6))
+
+
 def user_part(history, decay, weight):
     """float64 [X], from a history's items, oldest first."""
     total = sum(decay**age * READINGS[item].astype(np.float64) for age, item in enumerate(reversed(history)))
+    total += total @ HISTORY_MAP
     return weight * total / np.linalg.norm(total)
 
 
+def item_part():
+    """float64 [N, X]."""
+    mapped = READINGS + READINGS @ ITEM_MAP
+    return mapped / np.linalg.norm(mapped, axis=1, keepdims=True)
+
+
+def set_to(layer, weight, decay_logit=0.0):
+    layer.weight[...], layer.decay_logit[...] = jnp.float32(weight), jnp.float32(decay_logit)
+    layer.history_map[...], layer.item_map[...] = jnp.float32(HISTORY_MAP), jnp.float32(ITEM_MAP)
+
+
 def test_a_history_is_the_decayed_sum_of_its_readings_in_training_and_at_its_end():
-    layer = TextSimilarity()
-    layer.weight[...], layer.decay_logit[...] = jnp.float32(1.7), jnp.float32(-0.4)
+    layer = TextSimilarity(width=6, dropout=0.5)
+    set_to(layer, 1.7, -0.4)
     decay = 1 / (1 + np.exp(0.4))
     items = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]])
     starts = np.array([[True, False, False, True, False], [True, False, False, True, True]])
@@ -34,6 +49,18 @@ def test_a_history_is_the_decayed_sum_of_its_readings_in_training_and_at_its_end
     ends = layer.at_end(jnp.asarray(READINGS), np.array([[3, 1, 4, -1], [1, 5, -1, -1], [9, 2, 6, 0]]))
     for end, history in zip(ends, ([3, 1, 4], [1, 5], [9, 2, 6, 0]), strict=True):
         np.testing.assert_allclose(end, user_part(history, decay, 1.7), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer.of_items(jnp.asarray(READINGS)), item_part(), rtol=1e-5, atol=1e-6)
+
+
+def test_it_begins_as_the_similarity_of_texts_and_dropout_hides_parts_of_the_history_in_training():
+    layer = TextSimilarity(width=6, dropout=0.5)
+    np.testing.assert_allclose(layer.of_items(jnp.asarray(READINGS)), READINGS, rtol=1e-5)
+    items, starts = np.tile(np.arange(20), (9, 1)), np.ones((9, 20), bool)
+    np.testing.assert_allclose(
+        layer.of_users(jnp.asarray(READINGS), items, starts), 0.5 * READINGS[items], rtol=1e-5, atol=1e-7
+    )
+    hidden = np.asarray(layer.of_users(jnp.asarray(READINGS), items, starts, nnx.Rngs(dropout=0))) == 0
+    assert abs(hidden.mean() - 0.5) < 0.06
 
 
 @pytest.mark.parametrize("history", ["item", "tokens"])
@@ -42,8 +69,8 @@ def test_it_is_added_to_the_score(make_simgr, history):
     model = make_simgr(history=history, item_text="read", readings=READINGS)
     batch = batch_of(model, HISTORIES, [0] * len(HISTORIES))
     score = jax.jit(lambda model: model.log_probabilities(batch, model.catalog())[: len(HISTORIES)])
-    wanted = np.stack([user_part(one, 0.5, 2.0) for one in HISTORIES]) @ READINGS.T / 0.2
-    model.text_similarity.weight[...] = jnp.float32(0)
+    wanted = np.stack([user_part(one, 0.5, 2.0) for one in HISTORIES]) @ item_part().T / 0.2
+    set_to(model.text_similarity, 0)
     without = np.asarray(score(model), np.float64)
     model.text_similarity.weight[...] = jnp.float32(2)
     found = np.asarray(score(model), np.float64)
