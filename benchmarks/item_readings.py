@@ -16,6 +16,8 @@ import numpy as np
 
 from benchmarks import record
 from simgr_jax import default_config
+from simgr_jax.evaluation import metrics
+from simgr_jax.ops.tied_rank import tied_rank
 from simgr_jax.run import Run
 
 WHITENINGS = (0.0, 0.5, 1.0)
@@ -48,14 +50,12 @@ def main() -> None:
 def ndcg(run: Run, decay: float) -> float:
     """Validation NDCG@10, with history items left in. decay: of an item's weight with each item bought since."""
     readings, cases = run.item_readings, run.split.validation
-    gains = []
+    ranks = []
     for history, target in zip(cases.histories, cases.targets, strict=True):
         weights = np.power(decay, np.arange(len(history))[::-1])
         scores = readings @ (weights @ readings[history])
-        # A tie counts as the mean of its ranks.
-        rank = np.sum(scores > scores[target]) + (np.sum(scores == scores[target]) - 1) / 2
-        gains.append(1 / np.log2(rank + 2) if rank < 10 else 0)
-    return round(float(np.mean(gains)), 4)
+        ranks.append(tied_rank(np.sum(scores > scores[target]), np.sum(scores == scores[target]) - 1))
+    return round(float(metrics.gains(np.array(ranks), 10).mean()), 4)
 
 
 if __name__ == "__main__":

@@ -104,12 +104,10 @@ def unread(config: ml_collections.ConfigDict) -> dict[str, str]:
 def reads_item_texts(config: ml_collections.ConfigDict) -> bool:
     """Whether an LLM reads the items' texts (`config.item_reader`) before training."""
     options = registry.options_of(config)
-    fitted = options.reads_semantic_ids and config.semantic_ids.source == "fit"
-    has_checkpoint = options.takes_checkpoint and bool(config.backbone.checkpoint)
     return (
-        (fitted and "llm" in config.semantic_ids.embeddings.names)
-        or (has_checkpoint and config.backbone.token_init == "reading")
-        or getattr(options, "item_text", "none") != "none"
+        options.reads_item_texts
+        or (options.reads_semantic_ids and build.reads_llm(config.semantic_ids))
+        or (registry.has_checkpoint(config) and config.backbone.token_init == "reading")
     )
 
 

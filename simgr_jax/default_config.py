@@ -154,7 +154,7 @@ def get_config() -> ml_collections.ConfigDict:
                 # The frozen weights' type; "bfloat16" halves their memory.
                 "base_dtype": "bfloat16",
             },
-            # Of all parameters; with a checkpoint, of those that are not the backbone's.
+            # For all parameters; with a checkpoint, for those that are not the backbone's.
             "optimizer": {
                 "learning_rate": 2e-3,
                 "warmup_fraction": 0.05,

@@ -34,7 +34,7 @@ from simgr_jax.evaluation.saved_ranking import CaseRankings
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.item_reader import ItemReader
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
-from simgr_jax.huggingface.pretrained import checkpoint_path, load_pretrained, open_checkpoint
+from simgr_jax.huggingface.pretrained import item_reader_path, load_pretrained, open_checkpoint
 from simgr_jax.inputs import item_texts, prompts
 from simgr_jax.inputs.item_texts import ItemTexts
 from simgr_jax.inputs.prompts import ItemContents, Prompt
@@ -44,8 +44,7 @@ from simgr_jax.models.model_inputs import Backbone, ModelInputs
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.models.scratch import scratch_backbone
 from simgr_jax.ops.top_k import Ranking
-from simgr_jax.semantic_ids import saved_ids
-from simgr_jax.semantic_ids.build import build
+from simgr_jax.semantic_ids import build, saved_ids
 from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.serving import export_folder
 from simgr_jax.serving.histories import Histories
@@ -216,15 +215,18 @@ class Run:
         if not self.options.reads_semantic_ids:
             return None, {}
         dataset, split = self._data
-        readings = self.item_readings if "llm" in self.config.semantic_ids.embeddings.names else None
+        kept = self.workdir / _SEMANTIC_IDS
+        is_kept = trained_on.has_learned(self.workdir) and kept.exists()
+        # All processes read the texts together, and none has kept IDs where one has not.
+        is_read = build.reads_llm(self.config.semantic_ids) and any(distributed.all_gather(not is_kept))
+        readings = self.item_readings if is_read else None
         with distributed.main_first():
-            kept = self.workdir / _SEMANTIC_IDS
-            if trained_on.has_learned(self.workdir) and kept.exists():
+            if is_kept:
                 trained_on.check(self._learned_items(), self.workdir)
                 found = saved_ids.read(kept)
             else:
                 arguments = (split.train, self.cache_dir, self.config.seed, readings)
-                found = build(self.config.semantic_ids, dataset, *arguments)
+                found = build.build(self.config.semantic_ids, dataset, *arguments)
         distributed.check_same("the semantic IDs", found[0].codes)
         return found
 
@@ -254,15 +256,8 @@ class Run:
                 f"config.data: {self.dataset.name} has no item texts for the LLM of config.item_reader to read; choose "
                 "other embeddings, token_init and item_text"
             )
-        checkpoint = self.checkpoint
-        if config.item_reader.checkpoint:
-            with distributed.main_first():
-                checkpoint = Checkpoint(checkpoint_path(config.item_reader.checkpoint, "config.item_reader.checkpoint"))
-        if checkpoint is None:
-            raise UserError(
-                "config.item_reader.checkpoint: is empty, as config.backbone.checkpoint is; name the LLM that reads "
-                "the item texts"
-            )
+        with distributed.main_first():
+            checkpoint = Checkpoint(item_reader_path(config))
         dtype = config.lora.base_dtype if config.lora.rank else config.backbone.dtype
         return ItemReader(checkpoint, config.item_reader, dtype, self.dataset.item_texts, self.cache_dir)
 
@@ -707,7 +702,7 @@ class Run:
         learned = {}
         if self.semantic_ids is not None:
             learned["semantic_ids"] = fingerprint(self.semantic_ids.codes.astype(np.int32))
-        if getattr(self.options, "item_text", "none") != "none":
+        if self.options.reads_item_texts:
             learned["item_readings"] = self.item_reader.fingerprint
         if len(self.prompt.text_tokens):
             learned["text_tokens"] = fingerprint(self.prompt.text_tokens)

@@ -93,13 +93,7 @@ class PlannedRun(Run):
 
     @property
     def _reading_width(self) -> int:
-        reader = self.config.item_reader.checkpoint
-        key = "config.item_reader.checkpoint"
-        config = read_config(pretrained.checkpoint_path(reader, key, weights=False)) if reader else self.llm_config
-        if config is None:
-            raise UserError(
-                f"{key}: is empty, as config.backbone.checkpoint is; name the LLM that reads the item texts"
-            )
+        config = read_config(pretrained.item_reader_path(self.config, weights=False))
         return families.text_config(config).hidden_size
 
     def abstract_model(self) -> Recommender:
@@ -113,7 +107,7 @@ class PlannedRun(Run):
         items = self.items  # Data are read before the tracing.
 
         def readings() -> Float[Array, "N X"]:
-            # Of an assumed catalog, which may be large, nothing is made.
+            # Nothing is made of an assumed catalog, which may be large.
             return jnp.zeros((items.num_items, self._reading_width)) if self._num_items else self.item_readings
 
         def make() -> Recommender:

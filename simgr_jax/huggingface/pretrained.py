@@ -46,6 +46,21 @@ def checkpoint_path(name: str, key: str = _KEY, *, weights: bool = True) -> Path
     return local_folder(name, key, weights=weights)
 
 
+def item_reader_path(config: ml_collections.ConfigDict, *, weights: bool = True) -> Path:
+    """The LLM that reads the items' texts: that of `config.item_reader`, or the backbone's.
+
+    Raises:
+      UserError: there is neither, or see `checkpoint_path`.
+    """
+    for group in ("item_reader", "backbone"):
+        if name := config[group].checkpoint:
+            return checkpoint_path(name, f"config.{group}.checkpoint", weights=weights)
+    raise UserError(
+        "config.item_reader.checkpoint: is empty, as config.backbone.checkpoint is; name the LLM that reads the item "
+        "texts"
+    )
+
+
 def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
     """The checkpoint of `config.backbone.checkpoint`; no weights are read.
 

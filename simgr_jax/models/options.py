@@ -40,6 +40,11 @@ class ModelOptions:
     prompt_keys: ClassVar[tuple[str, ...]] = ()
     is_trained: ClassVar[bool] = True
 
+    @property
+    def reads_item_texts(self) -> bool:
+        """Whether it needs an LLM's readings of the items' texts (`config.item_reader`)."""
+        return False
+
     def unread(self) -> dict[str, str]:
         """The model's own options without effect, given the others, each with the setting that would give it one."""
         return {}

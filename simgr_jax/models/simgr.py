@@ -145,6 +145,10 @@ class Options(ModelOptions):
         self.require_label_smoothing()
         self.require(not (self.repeat_bias and self.label_smoothing), "label_smoothing", "give 0 with repeat_bias")
 
+    @property
+    def reads_item_texts(self) -> bool:
+        return self.item_text != "none"
+
     def unread(self) -> dict[str, str]:
         unread = {}
         if self.item_encoder not in item_encoders.WITH_WIDTH:
@@ -165,7 +169,7 @@ class Options(ModelOptions):
 def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> SimGR:
     chosen = readout.choose(options.readout, bool(config.backbone.checkpoint), config.backbone.layers)
     options = dataclasses.replace(options, readout=chosen)
-    readings = None if options.item_text == "none" else inputs.item_readings()
+    readings = inputs.item_readings() if options.reads_item_texts else None
     return SimGR(options, inputs.backbone(), inputs.semantic_ids, inputs.item_counts, inputs.rngs, readings)
 
 

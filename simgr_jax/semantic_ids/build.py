@@ -76,6 +76,11 @@ def build(
     return SemanticIds(codes, sizes), report
 
 
+def reads_llm(config: ConfigDict) -> bool:
+    """Whether codes are fitted to an LLM's readings of the items' texts."""
+    return config.source == "fit" and "llm" in config.embeddings.names
+
+
 def unread(config: ConfigDict) -> dict[str, str]:
     """The keys of `config.semantic_ids` without effect as the others are set, each with what would give it one."""
     found = {}

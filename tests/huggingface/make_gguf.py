@@ -30,8 +30,8 @@ FOLDER = GOLDEN / "gguf"
 
 _HEADS = {"head_dim": 8}
 CASES = {
-    "llama": Case("LlamaForCausalLM", {"head_dim": 6, "rms_norm_eps": 1e-2}),
-    # Of its eight frequencies, four are kept, one is interpolated and three are divided.
+    **{name: FAMILIES[name] for name in ("llama", "qwen2", "qwen3", "qwen3_moe", "granite", "olmo2", "olmo3", "gpt2")},
+    # Four of its eight frequencies are kept, one is interpolated and three are divided.
     "llama_llama3_rope": Case(
         "LlamaForCausalLM",
         {
@@ -56,7 +56,6 @@ CASES = {
             "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 100.0},
         },
     ),
-    "qwen2": Case("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     "qwen2_yarn": Case(
         "Qwen2ForCausalLM",
         {
@@ -70,18 +69,7 @@ CASES = {
             },
         },
     ),
-    "qwen3": Case("Qwen3ForCausalLM", _HEADS),
     "qwen3_biases": Case("Qwen3ForCausalLM", _HEADS | {"attention_bias": True}),
-    "qwen3_moe": Case(
-        "Qwen3MoeForCausalLM",
-        {
-            "head_dim": 4,
-            "moe_intermediate_size": 8,
-            "num_experts": 5,
-            "num_experts_per_tok": 2,
-            "norm_topk_prob": True,
-        },
-    ),
     "gemma2": Case(
         "Gemma2ForCausalLM",
         _HEADS | {"sliding_window": 5, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
@@ -120,12 +108,8 @@ CASES = {
             },
         },
     ),
-    "granite": FAMILIES["granite"],
     "ministral3": Case("Ministral3ForCausalLM", FAMILIES["ministral3"].config | {"sliding_window": None}),
-    "olmo2": FAMILIES["olmo2"],
-    "olmo3": FAMILIES["olmo3"],
     "smollm3": Case("SmolLM3ForCausalLM", {"num_hidden_layers": 5}),
-    "gpt2": FAMILIES["gpt2"],
 }
 
 TEXTS = (

@@ -146,7 +146,7 @@ def by_name(state: nnx.State, names=(*NEW, *BACKBONE)) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("accumulated", "freeze"), [(1, 0.0), (1, 0.25), (2, 0.25), (2, 1.0)])
 def test_new_parts_and_backbone_have_their_own_adamw_and_the_backbones_begins_when_it_thaws(accumulated, freeze):
-    """Of eight updates, two are done before it thaws: a quarter of the epoch."""
+    """Two of eight updates are done before it thaws: a quarter of the epoch."""
     run = with_checkpoint(
         freeze,
         backbone={"learning_rate": 0.02, "warmup_fraction": 0.5, "weight_decay": 0.5, "clip_norm": 0.7},
