@@ -110,6 +110,7 @@ class PlannedRun(Run):
             )
         return families.text_config(config).hidden_size
 
+    @functools.cached_property
     def windows(self) -> TrainingWindows:
         """Assumed items have histories of `data.max_items`."""
         if not self._num_items:

@@ -42,7 +42,7 @@ def layers_a_turn(layers: int) -> int:
 
     Each iteration copies what it passes on, so one layer per iteration is slow on a CPU (measure changes with
     benchmarks/llm_train_step.py). The compiled program grows with this number, not with the depth. Layers that are left
-    over are compiled once more, so many layers are divided without a rest: 30 layers compile in two thirds of the time.
+    over are compiled once more, so many layers are divided without a rest.
     """
     if sharding.platform() != "cpu":
         return 1
