@@ -29,7 +29,7 @@ def main() -> None:
     config = flags.FLAGS.config
     if flags.FLAGS.measure:
         run = prepare_run(config)
-        training = TimedTraining(run, config.training.batch_rows, run.row_length)
+        training = TimedTraining(run, run.batch_rows, run.windows.row_length)
         print(training.run(STEPS)[1] / STEPS)
         return
     seconds = {name: [] for name in TUNABLES}

@@ -24,7 +24,7 @@ def main() -> None:
     cli.required("config")
     config = flags.FLAGS.config
     run = prepare_run(config)
-    rows, row_length = config.training.batch_rows, run.row_length
+    rows, row_length = run.batch_rows, run.windows.row_length
     longest = min(row_length, run.prompt.longest(config.data.max_items))
     shapes = {"packed": (rows, row_length, None), "padded": (rows * row_length // longest, longest, 1)}
     trainings = {name: TimedTraining(run, *shape) for name, shape in shapes.items()}

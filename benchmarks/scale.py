@@ -101,7 +101,9 @@ def measure(model: str, way: str, num_items: int, topology: str, rows: int, opti
     config.training.batch_rows = config.evaluation.batch_size = rows * len(opened.devices)
     config.update_from_flattened_dict(options)
     with tempfile.TemporaryDirectory() as folder:
-        found = step_report.compile_step(PlannedRun(config, Path(folder), num_items), opened)
+        found = step_report.compile_step(
+            PlannedRun(config, Path(folder), num_items, opened.devices[0].platform), opened
+        )
     figures = {
         "fits": found.fits,
         "peak_gib": round(found.peak / step_report.GIB, 2),

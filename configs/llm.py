@@ -25,13 +25,16 @@ def get_config(way: str = "lora") -> ml_collections.ConfigDict:
     config.semantic_ids.quantizer.levels = 4
     config.simgr.history = "tokens"
     config.backbone.dropout = 0.0
-    config.backbone.dtype = "bfloat16"
     config.backbone.remat = "dots"
     config.lora.rank = 16 if way == "lora" else 0
     # Semantic-ID tokens, item encoder and adapters start from scratch; they need a higher rate than an LLM's weights.
     config.optimizer.learning_rate = 1e-3
     config.optimizer.backbone.learning_rate = 1e-3 if way == "lora" else 2e-4
     config.training.epochs = 5
-    config.training.batch_rows = 16
-    config.training.row_length = 512
+    # Data and machine decide these.
+    config.training.batch_rows = 0
+    config.training.row_length = 0
+    config.backbone.dtype = "auto"
+    # Less memory than the default, because an LLM's states are wide.
+    config.evaluation.batch_size = 64
     return config

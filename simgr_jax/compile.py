@@ -31,7 +31,8 @@ def main() -> None:
         raise UserError(f"--num_items: {num_items} is not positive; give at least 1, or leave it out")
     topology = open_topology(cli.required("topology"))
     with _workdir() as workdir:
-        found = step_report.compile_step(PlannedRun(flags.FLAGS.config, workdir, num_items), topology)
+        run = PlannedRun(flags.FLAGS.config, workdir, num_items, topology.devices[0].platform)
+        found = step_report.compile_step(run, topology)
     print("\n".join(step_report.lines(found)))
     sys.exit(0 if found.fits else 1)
 

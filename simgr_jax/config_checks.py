@@ -24,7 +24,6 @@ _POSITIVE = (
     "optimizer.backbone.learning_rate",
     "optimizer.accumulate_steps",
     "training.epochs",
-    "training.batch_rows",
     "training.log_every_steps",
     "training.evaluate_every_epochs",
     "training.patience",
@@ -34,6 +33,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed",
     "lora.rank",
+    "training.batch_rows",
     "training.row_length",
     "training.input_streams",
     "training.checkpoint_every_steps",
@@ -52,7 +52,11 @@ _SHARES = (
     "optimizer.final_fraction",
 )
 _DECAYS = ("optimizer.beta1", "optimizer.beta2", "training.ema_decay")
-_CHOICES = {"backbone.token_init": TOKEN_INITS, "lora.base_dtype": ("float32", "bfloat16")}
+_CHOICES = {
+    "backbone.token_init": TOKEN_INITS,
+    "backbone.dtype": ("auto", "float32", "bfloat16"),
+    "lora.base_dtype": ("float32", "bfloat16"),
+}
 
 
 def check(config: ml_collections.ConfigDict) -> None:

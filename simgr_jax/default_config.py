@@ -137,7 +137,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "rope_theta": 10_000.0,
                 "norm_epsilon": 1e-6,
                 "dropout": 0.3,
-                # The computation's type; "bfloat16" on accelerators. Parameters, norms, logits and losses are float32.
+                # The computation's type: "float32", "bfloat16", or "auto", which is bfloat16 on accelerators and on
+                # CPUs with bfloat16 units, otherwise float32. Parameters, norms, logits and losses are float32.
                 "dtype": "float32",
                 # What a layer's backward pass recomputes to save memory: "none", "dots" (all but the large matrix
                 # products) or "full".
@@ -182,9 +183,9 @@ def get_config() -> ml_collections.ConfigDict:
                 # warm-up of its own.
                 "freeze_backbone_epochs": 0.0,
                 # A batch is [batch_rows, row_length] positions of the backbone (items or tokens), packed with
-                # sequences.
+                # sequences. 0 chooses 16, or 8 or 4 if an epoch would have fewer than 100 updates.
                 "batch_rows": 16,
-                # 0 chooses: 64, or the longest prompt if that is longer.
+                # 0 chooses: 64, or the longest training prompt if that is longer.
                 "row_length": 0,
                 # A batch has this many parts, each shuffled and packed on its own by the process that reads it; 0 is
                 # one per process. A common multiple of several process counts lets a run continue with any of them.

@@ -23,9 +23,10 @@ from simgr_jax.data.dataset import Dataset, EvaluationCases, Split
 from simgr_jax.data.load import load as load_data
 from simgr_jax.data.load import oracle_folder
 from simgr_jax.devices import distributed, sharding
+from simgr_jax.devices.choose_dtype import choose_dtype
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation import predictions, saved_ranking
-from simgr_jax.evaluation.metrics import SELECTION_K, summarize
+from simgr_jax.evaluation.metrics import SELECTION_K, shows_everybody_the_same, summarize
 from simgr_jax.evaluation.protocols import FILTERED, LEFT_IN
 from simgr_jax.evaluation.ranking import Ranker
 from simgr_jax.evaluation.references import reference_rankings
@@ -48,8 +49,9 @@ from simgr_jax.semantic_ids import build, saved_ids
 from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.serving import export_folder
 from simgr_jax.serving.histories import Histories
-from simgr_jax.training import loop
+from simgr_jax.training import loop, steps
 from simgr_jax.training.checkpoints import Checkpoints
+from simgr_jax.training.progress_line import ProgressLine
 from simgr_jax.workdir import config_file, trained_on
 from simgr_jax.workdir.atomic_write import one_line_on_a_full_disk, remove_leftovers
 from simgr_jax.workdir.cache import fingerprint
@@ -118,21 +120,33 @@ class Run:
     """One run: its config, its workdir, and everything that follows from them, made when it is first asked for.
 
     Attributes:
-      config: every option.
+      config: every option. The dtype is chosen at once, the rows of a batch when training begins.
       workdir: the folder of config, checkpoints, metrics and reports.
       options: the options of the run's model.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: str | Path):
+    def __init__(self, config: ml_collections.ConfigDict, workdir: str | Path, platform: str | None = None):
         """
+        Args:
+          platform: JAX's name of the devices, like "cpu"; None is this machine's.
+
         Raises:
           UserError: a config value is invalid.
         """
         config_checks.check(config)
-        self.config, self.workdir = config, Path(os.path.expanduser(workdir))
+        self.workdir = Path(os.path.expanduser(workdir))
+        self.config = saved_config.with_choices(config, self.workdir)
+        if self.config.backbone.dtype == "auto":
+            self._choose("backbone.dtype", choose_dtype(platform or sharding.platform()))
         self.options = registry.options_of(config)
         self._best: Recommender | None = None
+        # Validations in a row whose lists are nearly the same for all users, and whether the user was warned of them.
+        self._equal_lists, self._warned = 0, False
         self._cost: dict[str, float | None] = {}
+
+    def _choose(self, key: str, value: Any) -> None:
+        """Sets a key of `saved_config.CHOSEN`, to the main process's choice."""
+        self.config = with_values(self.config, {key: distributed.all_gather(value)[0]}).lock()
 
     @classmethod
     def load(cls, workdir: str | Path, places: Mapping[str, Any] | None = None) -> Run:
@@ -166,6 +180,7 @@ class Run:
         """
         with jax.set_mesh(sharding.make_mesh(self.config.mesh, devices)):
             parts = sharding.shards("batch")
+            # 0 rows become a multiple when the run chooses them.
             rows = {"training.batch_rows": self.config.training.batch_rows} if self.options.is_trained else {}
             rows["evaluation.batch_size"] = self.config.evaluation.batch_size
             for key, count in rows.items():
@@ -310,16 +325,16 @@ class Run:
         return item_texts.read(tokenizer, ids.token_strings(), titles, self.cache_dir, **options)
 
     @functools.cached_property
-    def row_length(self) -> int:
-        """The length of the rows that prompts are packed into."""
+    def longest_prompt(self) -> int:
+        """The most inputs that a history's prompt has. Longer histories lose their oldest items."""
+        longest = self.prompt.longest(self.config.data.max_items)
         asked = self.config.training.row_length if self.options.is_trained else 0
-        return prompts.choose_row_length(asked, self.prompt, self.config.data.max_items, self.options.windows)
+        return min(longest, asked) if asked else longest
 
     @property
     def longest_sequence(self) -> int:
         """The number of positions that the backbone has to support. A model that reads targets reads one more item."""
-        length = min(self.prompt.longest(self.config.data.max_items), self.row_length)
-        return length + int(self.prompt.pieces.lengths.max()) * (self.options.windows == "with_target")
+        return self.longest_prompt + int(self.prompt.pieces.lengths.max()) * (self.options.windows == "with_target")
 
     @functools.cached_property
     def windows(self) -> TrainingWindows:
@@ -328,14 +343,20 @@ class Run:
         Raises:
           UserError: there is none.
         """
-        windows = TrainingWindows(
-            *(self.split.train, self.prompt, self.config.data.max_items, self.row_length, self.options.windows)
-        )
+        max_items, row_length = self.config.data.max_items, self.config.training.row_length
+        if row_length:
+            prompts.check_row_length(row_length, self.prompt, max_items)
+        windows = TrainingWindows(self.split.train, self.prompt, max_items, row_length, self.options.windows)
         if not len(windows):
             raise UserError(
                 "config.data.split: leaves no training sequence of two items; give users with more interactions"
             )
         return windows
+
+    @property
+    def batch_rows(self) -> int:
+        """The rows of a training batch. Call it on the run's mesh, which shares them."""
+        return self.config.training.batch_rows or steps.choose_batch_rows(self.config, self.windows)
 
     # The model.
 
@@ -372,7 +393,7 @@ class Run:
     def ranker(self) -> Ranker:
         """Ranks with models of the run's structure."""
         config = self.config
-        arguments = (config.evaluation.batch_size, config.data.max_items, self.row_length)
+        arguments = (config.evaluation.batch_size, config.data.max_items, self.longest_prompt)
         return Ranker(self.model, self.prompt, *arguments)
 
     @property
@@ -438,29 +459,36 @@ class Run:
             remove_leftovers(self._report_folder(split), _LEFTOVER_AGE)
 
     def _train(self) -> None:
-        saved_config.check_same(self.config, self.workdir, may_be_longer=True)
-        model, split = self.model, self.split
-        learned = self._learned_items() | self._learned_contents()
-        learned["training_sequences"] = fingerprint(split.train.values, split.train.offsets)
-        trained_on.check(learned, self.workdir)
-        if self.options.is_trained:
-            self._check_longer()
-        if distributed.is_main():
-            # Saved only now, so that a config that can't be trained can be corrected in the same workdir.
-            config_file.save(self.config.to_dict(), self.workdir)
-            if not trained_on.has_learned(self.workdir) and self.semantic_ids is not None:
-                saved_ids.write(self.workdir / _SEMANTIC_IDS, self.semantic_ids, self.id_quality)
-            trained_on.save(learned, self.workdir)
-        dataset = self.dataset
-        print(
-            f"{dataset.name}: {len(dataset.user_ids):,} users, {dataset.num_items:,} items, "
-            f"{len(dataset.sequences.values):,} interactions",
-            flush=True,
-        )
-        if self.options.is_trained:
-            Console().print(parameters.table(model))
-            self._best = None
-            loop.fit(model, self.windows, self._validate, self.config, self.workdir)
+        with ProgressLine() as line:
+            saved_config.check_same(self.config, self.workdir, may_be_longer=True)
+            with line.doing("opening the checkpoint"):
+                _ = self.checkpoint  # First, so that a bad one is reported before the data are prepared.
+            with line.doing("preparing the data"):
+                dataset, split = self.dataset, self.split
+            line.say(
+                f"{dataset.name}: {len(dataset.user_ids):,} users, {dataset.num_items:,} items, "
+                f"{len(dataset.sequences.values):,} interactions"
+            )
+            with line.doing("preparing the semantic IDs"):
+                _ = self.semantic_ids
+            with line.doing("preparing the model"):
+                model = self.model
+            learned = self._learned_items() | self._learned_contents()
+            learned["training_sequences"] = fingerprint(split.train.values, split.train.offsets)
+            trained_on.check(learned, self.workdir)
+            if self.options.is_trained:
+                self._choose("training.batch_rows", self.batch_rows)
+                self._check_longer()
+            if distributed.is_main():
+                # Saved only now, so that a config that can't be trained can be corrected in the same workdir.
+                config_file.save(self.config.to_dict(), self.workdir)
+                if not trained_on.has_learned(self.workdir) and self.semantic_ids is not None:
+                    saved_ids.write(self.workdir / _SEMANTIC_IDS, self.semantic_ids, self.id_quality)
+                trained_on.save(learned, self.workdir)
+            if self.options.is_trained:
+                Console().print(parameters.table(model))
+                self._best = None
+                loop.fit(model, self.windows, self._validate, self.config, self.workdir, line)
 
     def _check_longer(self) -> None:
         """
@@ -475,9 +503,26 @@ class Run:
     def _validate(self, model: Recommender) -> dict[str, float]:
         """The metrics of the validation split, with history items left in."""
         ranking = self.ranker.rank(model, self.split.validation, self.list_length)
-        ks = self.config.evaluation.ks
+        ks, num_items = self.config.evaluation.ks, self.dataset.num_items
         ranks, items = np.asarray(ranking.target_rank), np.asarray(ranking.items)
-        return summarize(ranks, items, self.dataset.num_items, ks)
+        metrics = summarize(ranks, items, num_items, ks)
+        are_equal = shows_everybody_the_same(items, self.split.validation.targets, num_items)
+        self._warn_of_equal_lists(are_equal, metrics[f"coverage@{SELECTION_K}"])
+        return metrics
+
+    def _warn_of_equal_lists(self, are_equal: bool, coverage: float) -> None:
+        """Warns once: at the second validation in a row whose lists are nearly equal, or at the only one of the run."""
+        self._equal_lists = self._equal_lists + 1 if are_equal else 0
+        training = self.config.training
+        if not self._warned and self._equal_lists == min(2, -(-training.epochs // training.evaluate_every_epochs)):
+            self._warned = True
+            distributed.warn(
+                __name__,
+                f"validation/coverage@{SELECTION_K} is {coverage:.2g}: nearly all users get the same items, so the "
+                "model ranks by popularity; give it more steps (fewer config.training.batch_rows, more "
+                "config.training.epochs) or another config.optimizer.learning_rate; docs/llm_training.md says what "
+                "else to try",
+            )
 
     @_on_mesh
     def evaluate(self, split: str = "test") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from simgr_jax import default_config
-from simgr_jax.config_keys import flat, unread
+from simgr_jax.config_keys import flat, unread, with_values
 from simgr_jax.errors import UserError
 from simgr_jax.workdir import config_file
 
@@ -16,6 +16,8 @@ from simgr_jax.workdir import config_file
 _PLACES = ("cache_dir", "data.path")
 # Keys that say how long to train. A run that is trained longer may raise them.
 _LENGTHS = ("training.epochs", "training.patience")
+# Keys that the run chooses, and the values by which a config lets it. A workdir's config.json has what the run chose.
+CHOSEN = {"backbone.dtype": "auto", "training.batch_rows": 0}
 
 
 def load(workdir: Path) -> ml_collections.ConfigDict:
@@ -39,6 +41,20 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
     return config
 
 
+def with_choices(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:
+    """The config with what the workdir's run has chosen, if there is one, for the keys that `config` lets it choose.
+
+    Raises:
+      UserError: see `load`.
+    """
+    now = flat(config)
+    keys = [key for key, left_open in CHOSEN.items() if now[key] == left_open]
+    if not keys or not (workdir / config_file.FILE_NAME).exists():
+        return config
+    before = flat(load(workdir))
+    return with_values(config, {key: before[key] for key in keys}).lock()
+
+
 def check_same(
     config: ml_collections.ConfigDict,
     workdir: Path,
@@ -47,7 +63,7 @@ def check_same(
     may_be_longer: bool = False,
 ) -> None:
     """Checks `config` against the one that the workdir's run began with, if there is one. Only keys that the run reads
-    count, and places may differ.
+    count, and places may differ. A choice that one of the two configs leaves to the run does not differ.
 
     Args:
       otherwise: what to do instead of continuing with the same config.
@@ -61,9 +77,10 @@ def check_same(
     if not path.exists():
         return
     before, now, ignored = flat(load(workdir)), flat(config), unread(config)
-    longer = _may_differ_if_longer(before, now) if may_be_longer else ()
+    may_differ = {*_PLACES, *ignored, *(_may_differ_if_longer(before, now) if may_be_longer else ())}
+    may_differ |= {key for key, left_open in CHOSEN.items() if left_open in (before[key], now[key])}
     for key in sorted(now):
-        if before[key] != now[key] and key not in _PLACES and key not in ignored and key not in longer:
+        if before[key] != now[key] and key not in may_differ:
             raise UserError(
                 f"{path}:{key}: the run here has {before[key]!r}, not {now[key]!r}; "
                 f"continue with the same config, or {otherwise}"

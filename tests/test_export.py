@@ -192,7 +192,9 @@ def test_transformers_computes_the_hidden_states_that_were_trained(export, name)
     workdir, output = export(name)
     run = Run.load(workdir)
     trained, config, prompt = run.best_model(), run.config, run.prompt
-    (batch, _), *_ = rank_batches(run.cases().take(range(USERS)), prompt, USERS, config.data.max_items, run.row_length)
+    (batch, _), *_ = rank_batches(
+        run.cases().take(range(USERS)), prompt, USERS, config.data.max_items, run.longest_prompt
+    )
     trained.user_pooling = LastToken()
     positions = np.broadcast_to(np.arange(batch.inputs.shape[1]), batch.inputs.shape)
     segments = (positions < batch.lengths[:, None]).astype(np.int32)
@@ -306,6 +308,7 @@ def test_the_readmes_show_the_metrics_and_the_program(scratch, trained_workdir):
     (row,) = (line for line in card.splitlines() if line.startswith("| NDCG@10 "))
     for name in ("", "popularity/", "oracle/"):
         assert f"{metrics[f'{name}NDCG@10']:.4f}" in row
+    assert "| computed in | float32, in training |" in card
     script = (scratch / "item_index" / "score.py").read_text()
     assert f"```python\n{script}```" in (scratch / "item_index" / "README.md").read_text()
 

@@ -46,6 +46,7 @@ SMALL = {
     "backbone.head_width": 4,
     "backbone.mlp_width": 8,
     "backbone.dropout": 0.1,
+    "backbone.dtype": "float32",
     "semantic_ids.embeddings.dim": 8,
     "semantic_ids.quantizer.levels": 3,
     "semantic_ids.quantizer.codebook_size": 6,
@@ -214,7 +215,9 @@ def evidence(run: Run) -> Iterator[str]:
     programs for training and ranking, with constants like the initial parameters. The cheapest comes first."""
     ids, prompt, items, config = run.semantic_ids, run.prompt, run.items, run.config
     yield fingerprint(None if ids is None else ids.codes.tolist())
-    yield fingerprint(prompt.prefix, prompt.pieces.values, prompt.text_tokens, run.row_length)
+    yield fingerprint(prompt.prefix, prompt.pieces.values, prompt.text_tokens, run.longest_prompt)
+    if run.options.is_trained:
+        yield fingerprint(run.windows.row_length)
     readings = run.item_readings if reads_item_texts(config) else None
     if run.checkpoint is not None:
         arguments = (config, items, run.prompt, run.longest_sequence, lambda: readings)
@@ -243,7 +246,7 @@ def evidence(run: Run) -> Iterator[str]:
     if run.options.is_trained:
         yield program(run, loss, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), run.windows.batch_like(2)))
     cases = run.split.test.take(range(4))
-    batch, _ = next(rank_batches(cases, prompt, 4, config.data.max_items, run.row_length))
+    batch, _ = next(rank_batches(cases, prompt, 4, config.data.max_items, run.longest_prompt))
     yield program(run, rank, batch)
 
 

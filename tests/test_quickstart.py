@@ -14,7 +14,8 @@ AS_USERS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_ENABLE_COMPILATION_CACHE
 @pytest.mark.slow
 def test_quickstart_beats_popularity_threefold_and_comes_near_the_oracle(root, tmp_path):
     command = [sys.executable, "-m", "simgr_jax.train", "--config=configs/quickstart.py", f"--workdir={tmp_path}"]
-    subprocess.run(command, cwd=root, check=True, env=os.environ | AS_USERS)
+    ended = subprocess.run(command, cwd=root, check=True, env=os.environ | AS_USERS, stderr=subprocess.PIPE, text=True)
+    assert "popularity" not in ended.stderr
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["HR@10"] >= 3 * metrics["popularity/HR@10"]
     assert metrics["HR@10"] >= 0.6 * metrics["oracle/HR@10"]

@@ -8,6 +8,7 @@ import pytest
 from simgr_jax import default_config, saved_config
 from simgr_jax.config_files import load_run_config
 from simgr_jax.config_keys import flat, with_values
+from simgr_jax.devices.choose_dtype import choose_dtype
 from simgr_jax.errors import UserError
 from simgr_jax.run import Run
 from simgr_jax.semantic_ids import saved_ids
@@ -108,6 +109,48 @@ def test_a_restart_that_leaves_no_epoch_is_refused(config, tmp_path):
     config.optimizer.restart_epoch = config.training.epochs
     with pytest.raises(UserError, match=r"^config\.optimizer\.restart_epoch: 30 leaves no epoch of "):
         Run(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "validations", "warnings"),
+    [(3, (1, 1, 1), [2]), (3, (1, 0, 1), []), (4, (1, 0, 1, 1), [4]), (5, (1, 1, 0, 1, 1), [2]), (1, (1,), [1])],
+)
+def test_a_run_that_recommends_the_same_to_all_warns_once(config, tmp_path, caplog, epochs, validations, warnings):
+    """At the second validation in a row, because after the first a run that learns may do the same. A run of one epoch
+    has no other."""
+    config.training.epochs = epochs
+    run, warned = Run(config, tmp_path), []
+    for number, is_equal in enumerate(validations, start=1):
+        caplog.clear()
+        run._warn_of_equal_lists(bool(is_equal), 0.0123)
+        warned += [number] * ("coverage@10 is 0.012: nearly all users get the same items" in caplog.text)
+    assert warned == warnings
+
+
+LEFT_OPEN = {"backbone.dtype": "auto", "training.batch_rows": 0}
+
+
+def test_what_a_run_has_chosen_holds_for_whoever_lets_it_choose(config, tmp_path):
+    chosen = {"backbone.dtype": "bfloat16", "training.batch_rows": 12}
+    save(with_values(config, chosen), tmp_path)
+    left_open = with_values(config, LEFT_OPEN).lock()
+    settled = flat(Run(left_open, tmp_path).config)
+    assert {key: settled[key] for key in chosen} == chosen
+    assert settled | LEFT_OPEN == flat(left_open)
+    saved_config.check_same(left_open, tmp_path)
+    with pytest.raises(UserError, match=r"training\.batch_rows: the run here has 12, not 8"):
+        saved_config.check_same(with_values(config, chosen | {"training.batch_rows": 8}), tmp_path)
+
+
+def test_a_run_that_has_chosen_nothing_yet_may_choose(config, tmp_path):
+    """As the workdir that a comparison prepares."""
+    left_open = with_values(config, LEFT_OPEN).lock()
+    save(left_open, tmp_path)
+    run = Run(left_open, tmp_path)
+    assert run.config.backbone.dtype == choose_dtype("cpu")
+    assert run.config.training.batch_rows == 0
+    saved_config.check_same(run.config, tmp_path)
+    assert Run(left_open, tmp_path, platform="tpu").config.backbone.dtype == "bfloat16"
 
 
 def test_a_key_that_an_older_run_lacks_has_its_default(config, tmp_path):

@@ -318,7 +318,7 @@ def _check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 def _begin(config: ml_collections.ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
-    config_file.save(config.to_dict(), workdir)
+    config_file.save(saved_config.with_choices(config, workdir).to_dict(), workdir)
 
 
 def _train_trial(config: ml_collections.ConfigDict, workdir: Path, title: str) -> float:

@@ -24,7 +24,7 @@ from simgr_jax.huggingface.checkpoint import read_config
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
 from simgr_jax.inputs import prompts
 from simgr_jax.inputs.prompts import ItemContents
-from simgr_jax.inputs.training_windows import TrainingWindows
+from simgr_jax.inputs.training_windows import SHORTEST_ROW, TrainingWindows
 from simgr_jax.models import registry
 from simgr_jax.models.model_inputs import Backbone, ModelInputs
 from simgr_jax.models.recommender import Recommender
@@ -33,6 +33,7 @@ from simgr_jax.models.transformer import Transformer
 from simgr_jax.run import Run
 from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training import optimizer as optimizers
+from simgr_jax.training import steps
 from simgr_jax.training.state import abstract_state, make_train_step
 
 if TYPE_CHECKING:
@@ -42,17 +43,24 @@ if TYPE_CHECKING:
 class PlannedRun(Run):
     """A run to compile, not to train. It needs only its LLM's config, and can assume a catalog instead of data."""
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, num_items: int | None = None):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        num_items: int | None = None,
+        platform: str | None = None,
+    ):
         """
         Args:
           workdir: the folder for the prepared data.
           num_items: if given, assumes a catalog of this size instead of reading the data. Its items have as many codes
             as the config's quantizer gives, and prompts consist of codes only.
+          platform: JAX's name of the devices that it is planned for; None is this machine's.
 
         Raises:
           UserError: the config has an invalid value.
         """
-        super().__init__(config, workdir)
+        super().__init__(config, workdir, platform)
         self._num_items = num_items
 
     def with_config(self, config: ml_collections.ConfigDict) -> PlannedRun:
@@ -95,6 +103,23 @@ class PlannedRun(Run):
     def _reading_width(self) -> int:
         config = read_config(pretrained.item_reader_path(self.config, weights=False))
         return families.text_config(config).hidden_size
+
+    @functools.cached_property
+    def windows(self) -> TrainingWindows:
+        """Assumed items have histories of `data.max_items`."""
+        if not self._num_items:
+            return super().windows
+        two_items, max_items = Sequences.from_lengths(np.zeros(2, np.int64), np.array([2])), self.config.data.max_items
+        longest = self.prompt.longest(max_items + (self.options.windows == "with_target"))
+        row_length = self.config.training.row_length or max(SHORTEST_ROW, longest)
+        return TrainingWindows(two_items, self.prompt, max_items, row_length, self.options.windows)
+
+    @property
+    def batch_rows(self) -> int:
+        """The rows of a batch. Assumed items have many users."""
+        if self._num_items and not self.config.training.batch_rows:
+            return steps.round_rows(steps.ROWS[0], self.config)
+        return super().batch_rows
 
     def abstract_model(self) -> Recommender:
         """The model with shapes in place of arrays.
@@ -169,12 +194,10 @@ def _like(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDty
 
 def _step(run: PlannedRun, place: Callable, place_batch: Callable) -> tuple[Any, tuple]:
     """The step and its arguments, to which `place` and `place_batch` give their shardings."""
-    training = run.config.training
+    ema_decay = run.config.training.ema_decay
     graphdef, parameters, rest = nnx.split(run.abstract_model(), nnx.Param, ...)
     # The number of steps is arbitrary: no shape depends on it.
     optimizer = optimizers.create(run.config, 1000 * run.config.optimizer.accumulate_steps)
-    state = place(abstract_state(parameters, optimizer, training.ema_decay))
-    step = make_train_step(graphdef, optimizer, training.ema_decay, run.config.seed, state)
-    two_items = Sequences.from_lengths(np.zeros(2, np.int64), np.array([2]))
-    windows = TrainingWindows(two_items, run.prompt, run.config.data.max_items, run.row_length, run.options.windows)
-    return step, (state, place(rest), place_batch(windows.batch_like(training.batch_rows)))
+    state = place(abstract_state(parameters, optimizer, ema_decay))
+    step = make_train_step(graphdef, optimizer, ema_decay, run.config.seed, state)
+    return step, (state, place(rest), place_batch(run.windows.batch_like(run.batch_rows)))

@@ -72,6 +72,18 @@ def exposure(items: Int[np.ndarray, "C K"], num_items: int) -> Int[np.ndarray, "
     return np.bincount(top[top >= 0], minlength=num_items)
 
 
+def shows_everybody_the_same(items: Int[np.ndarray, "C K"], targets: Int[np.ndarray, " C"], num_items: int) -> bool:
+    """Whether the top-10 lists are nearly the same for all cases, although the targets are not: then the model ranks by
+    popularity.
+
+    Lists and targets are compared by their effective number of items, exp(entropy). Equal lists have 10; a model that
+    learns has some 30 after its first epoch, and hundreds later (docs/llm_training.md).
+    """
+    shown = np.exp(entropy(exposure(items, num_items)))
+    wanted = np.exp(entropy(np.bincount(targets, minlength=num_items)))
+    return bool(shown < 2 * SELECTION_K and wanted > 10 * SELECTION_K)
+
+
 def entropy(counts: Float[np.ndarray, "... N"]) -> Float[np.ndarray, " ..."]:
     """Shannon entropy in nats of the items' shares of `counts`, along the last axis; 0 where nothing is counted."""
     total = np.maximum(counts.sum(axis=-1), 1)

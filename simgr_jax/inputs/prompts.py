@@ -87,10 +87,6 @@ class Prompt:
         return gather(values, offsets[items] + self.merged * is_first, offsets[items + 1])
 
 
-# The shortest rows that a run chooses by itself. Short histories are packed; longer rows would only cost attention.
-_SHORTEST_ROW = 64
-
-
 class ItemContents(NamedTuple):
     """What a prompt can say about the N items of the catalog.
 
@@ -131,28 +127,20 @@ def create(
     return text_prompt(items.semantic_ids, item_texts.read(tokenizer, strings, items.texts, cache_dir, **config))
 
 
-def choose_row_length(asked: int, prompt: Prompt, max_items: int, windows: str) -> int:
-    """The length of the rows that prompts are packed into: `config.training.row_length`, or enough for the longest
-    prompt if that is 0.
-
-    Args:
-      asked: `config.training.row_length`.
-      windows: the training windows (see `training_windows.WINDOWS`).
+def check_row_length(row_length: int, prompt: Prompt, max_items: int) -> None:
+    """Checks a row length that was asked for, and warns if it cuts histories.
 
     Raises:
       UserError: an item's prompt is longer than a row.
     """
-    if not asked:
-        return max(_SHORTEST_ROW, prompt.longest(max_items + int(windows == "with_target")))
-    prompt.check_fits(asked)
-    seen = int((asked - prompt.overhead) / prompt.pieces.lengths.mean())
+    prompt.check_fits(row_length)
+    seen = int((row_length - prompt.overhead) / prompt.pieces.lengths.mean())
     if seen < max_items:
         logging.getLogger(__name__).warning(
             "config.training.row_length: %d holds about %d items of a history, fewer than config.data.max_items = %d; "
             "give 0 to make rows long enough",
-            *(asked, seen, max_items),
+            *(row_length, seen, max_items),
         )
-    return asked
 
 
 def check(config: ml_collections.ConfigDict, history: str, has_tokenizer: bool) -> None:

@@ -18,13 +18,15 @@ from simgr_jax.inputs.render_rows import render_rows
 #   "one_target"   it reads a history and predicts the one item after it. Each target has its own window, for a model
 #                  whose states see the whole history.
 WINDOWS = ("history", "with_target", "one_target")
+# The shortest rows that are chosen by the data. Short windows are packed; longer rows would only cost attention.
+SHORTEST_ROW = 64
 
 
 class TrainingWindows:
     """Windows of sequences, for Grain to shuffle and pack.
 
-    A window has at most `max_items` items, and its prompt at most `row_length` inputs. A sequence is cut from its
-    newest end, so every interaction trains once per epoch, and the oldest window is the short one.
+    A window has at most `max_items` items, and its prompt fits in a row. A sequence is cut from its newest end, so
+    every interaction trains once per epoch, and the oldest window is the short one.
 
     Attributes:
       row_length: T, the length of the rows that windows are packed into.
@@ -36,11 +38,14 @@ class TrainingWindows:
     """
 
     def __init__(self, sequences: Sequences, prompt: Prompt, max_items: int, row_length: int, windows: str = "history"):
-        """windows: one of WINDOWS."""
-        self.row_length = row_length
-        self.max_readouts = prompt.most_items(row_length)
+        """
+        Args:
+          row_length: 0 makes rows as long as the longest window of `max_items`, and at least SHORTEST_ROW.
+          windows: one of WINDOWS.
+        """
         self._values, self._prompt, self._kind = sequences.values, prompt, windows
         reads_target = windows == "with_target"
+        by_data, row_length = not row_length, row_length or prompt.longest(max_items + reads_target)
         newest = NewestItems(sequences.values, prompt, max_items, row_length, spare_items=int(reads_target))
         # A window [begin, end) has the items values[begin:end] and the targets values[begin + 1:end + 1].
         cut = _cut_prefixes if windows == "one_target" else _cut_windows
@@ -48,7 +53,9 @@ class TrainingWindows:
         self._input_ends = self._ends + reads_target
         self._lengths = newest.lengths(self._begins, self._input_ends)
         self.num_inputs = int(self._lengths.sum(dtype=np.int64))
-        self._room = np.zeros(row_length, np.int8)
+        self.row_length = max(SHORTEST_ROW, int(self._lengths.max(initial=0))) if by_data else row_length
+        self.max_readouts = prompt.most_items(self.row_length)
+        self._room = np.zeros(self.row_length, np.int8)
 
     def __len__(self) -> int:
         return len(self._begins)

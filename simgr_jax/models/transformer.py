@@ -41,9 +41,12 @@ def layers_a_turn(layers: int) -> int:
     """The number of layers in one iteration of the loop over layers.
 
     Each iteration copies what it passes on, so one layer per iteration is slow on a CPU (measure changes with
-    benchmarks/llm_train_step.py). The compiled program grows with this number, not with the depth.
+    benchmarks/llm_train_step.py). The compiled program grows with this number, not with the depth. Layers that are left
+    over are compiled once more, so many layers are divided without a rest.
     """
-    return max(min(layers, 4), 1) if sharding.platform() == "cpu" else 1
+    if sharding.platform() != "cpu":
+        return 1
+    return max(min(layers, 4), 1) if layers <= 8 else next((turn for turn in (4, 3, 2) if layers % turn == 0), 4)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Exportable(Protocol):
     @property
     def item_texts(self) -> ItemTexts: ...
     @property
-    def row_length(self) -> int: ...
+    def longest_prompt(self) -> int: ...
     @property
     def ranker(self) -> Ranker: ...
     def best_model(self) -> Any: ...
@@ -105,7 +105,7 @@ def _write_model(folder: Path, run: Exportable, model: SimGR, dtype: str) -> Non
     tokens = TrainedTokens(run.semantic_ids.token_strings(), np.asarray(model.embedding[...]))
     if run.checkpoint is None:
         theta = run.config.backbone.rope_theta
-        save_from_scratch(folder, model.backbone, theta, run.row_length, tokens, dtype or None)
+        save_from_scratch(folder, model.backbone, theta, run.longest_prompt, tokens, dtype or None)
         return
     if model.text_embedding is not None:
         tokens = tokens._replace(text_tokens=run.prompt.text_tokens, text_embedding=model.text_embedding[...])
@@ -140,14 +140,14 @@ def _write_item_index(folder: Path, run: Exportable, model: SimGR, filter_histor
 
 def _recipe(run: Exportable, model: SimGR, filter_history: bool) -> export_readme.Recipe:
     config, max_items = run.config, run.config.data.max_items
-    all_fit = run.prompt.longest(max_items) <= run.row_length
+    all_fit = run.prompt.longest(max_items) <= run.longest_prompt
     return export_readme.Recipe(
         loading=_loading(run),
         reads_text=run.options.history == "tokens",
         prefix=config.prompt.prefix,
         end_tokens=len(tokens_around_text(run.tokenizer)[1]) if run.tokenizer else 0,
         max_items=max_items,
-        max_tokens=None if all_fit else run.row_length,
+        max_tokens=None if all_fit else run.longest_prompt,
         pooling=run.options.user_pooling,
         readout=model.options.readout,
         similarity=run.options.similarity,
@@ -193,6 +193,7 @@ def _model_card(run: Exportable, model: SimGR) -> str:
         "user": f"pooling of the hidden states: {run.options.user_pooling}",
         "readout": model.options.readout,
         "similarity": run.options.similarity,
+        "computed in": f"{config.backbone.dtype}, in training",
     }
     report = run.workdir / "report" / "metrics.json"
     metrics = read_json_object(report) if report.exists() else None

@@ -18,13 +18,19 @@ from simgr_jax.errors import Stopped, UserError
 from simgr_jax.evaluation.metrics import SELECTION_METRIC
 from simgr_jax.inputs.train_batches import train_batches
 from simgr_jax.inputs.training_windows import TrainingWindows
+from simgr_jax.models import registry
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.training import optimizer as optimizers
+from simgr_jax.training import steps
 from simgr_jax.training.checkpoints import Checkpoints, Progress
 from simgr_jax.training.metric_writer import MetricWriter
+from simgr_jax.training.progress_line import ProgressLine
 from simgr_jax.training.standardize import standardize
 from simgr_jax.training.state import create_state, make_train_step
 from simgr_jax.training.stop_request import StopRequest
+
+# With fewer updates an LLM hardly learns (docs/llm_training.md).
+FEW_UPDATES = 200
 
 
 class _StepTimer:
@@ -72,6 +78,7 @@ def fit(
     validate: Callable[[Recommender], dict[str, float]],
     config: ml_collections.ConfigDict,
     workdir: Path,
+    line: ProgressLine,
 ) -> None:
     """Trains `model`, continuing from the workdir's latest checkpoint if there is one.
 
@@ -82,6 +89,7 @@ def fit(
       windows: the training windows.
       validate: maps a model to the metrics of the validation split.
       config: `training`, `optimizer` and `seed` are read.
+      line: shows what training does.
 
     Raises:
       UserError: the losses or gradients of `training.max_bad_steps` steps in a row, or of the last two, are not finite;
@@ -89,25 +97,30 @@ def fit(
       Stopped: a signal asked the run to stop; its last step is saved, unless that was skipped.
     """
     began, training = time.monotonic(), config.training
-    steps_per_epoch = _steps_per_epoch(windows, training)
+    rows = training.batch_rows
+    steps_per_epoch = steps.steps_per_epoch(windows, rows)
     num_steps = training.epochs * steps_per_epoch
     evaluate_every = training.evaluate_every_epochs * steps_per_epoch
     checkpoint_every = training.checkpoint_every_steps
     frozen_steps = optimizers.frozen_steps(config, steps_per_epoch)
 
     optimizer = optimizers.create(config, steps_per_epoch)
-    batch_like = sharding.batch_like(windows.batch_like(training.batch_rows))
-    part = distributed.input_part(batch_like.inputs.sharding, training.batch_rows)
-    make_batches = partial(
-        train_batches, windows, training.batch_rows, config.seed, streams=training.input_streams, part=part
-    )
+    batch_like = sharding.batch_like(windows.batch_like(rows))
+    part = distributed.input_part(batch_like.inputs.sharding, rows)
+    make_batches = partial(train_batches, windows, rows, config.seed, streams=training.input_streams, part=part)
     batches = make_batches()
     progress = Progress()
     # The batches are always closed, because the interpreter aborts if a prefetching thread outlives it. The request to
     # stop comes before the checkpoints, because it may arrive while the last one is written.
     with closing(batches), StopRequest() as stop, Checkpoints(workdir / "checkpoints") as checkpoints:
+        if (checkpoints.latest_step or 0) < num_steps:
+            _warn_of_few_updates(num_steps // config.optimizer.accumulate_steps, config)
+            batch = f"{rows} rows of {windows.row_length} positions"
+            dtype = f", computed in {config.backbone.dtype}" if registry.has_checkpoint(config) else ""
+            line.say(f"{training.epochs} epochs of {steps_per_epoch} steps, each of {batch}{dtype}")
         if checkpoints.latest_step is None:
-            standardize(model, make_batches)
+            with line.doing("standardizing the readout"):
+                standardize(model, make_batches)
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         state = create_state(params, optimizer, training.ema_decay)
         if checkpoints.latest_step is not None:
@@ -115,8 +128,8 @@ def fit(
             for leaf in jax.tree.leaves(state):
                 leaf.delete()
             state, progress = checkpoints.restore_latest(state)
-            if distributed.is_main() and state.step < num_steps:
-                print(f"continuing after step {int(state.step)} of {num_steps}")
+            if state.step < num_steps:
+                line.say(f"continuing after step {int(state.step)} of {num_steps}")
             batches.set_state(progress.input)
         began -= progress.seconds
 
@@ -127,19 +140,22 @@ def fit(
 
         step, pending = int(state.step), []
         # Compiled ahead of time, so that the loop can't compile: a batch of another shape is an error.
-        train_steps = {frozen: compiled(frozen) for frozen in _phases(step, frozen_steps, num_steps)}
-        if step < frozen_steps and distributed.is_main():
-            print(f"the backbone is frozen in the first {min(frozen_steps, num_steps)} of {num_steps} steps")
+        with line.doing("compiling the training step"):
+            train_steps = {frozen: compiled(frozen) for frozen in _phases(step, frozen_steps, num_steps)}
+        if step < frozen_steps:
+            line.say(f"the backbone is frozen in the first {min(frozen_steps, num_steps)} of {num_steps} steps")
         timer = _StepTimer(progress.step_seconds, progress.targets)
         bad_steps = _BadSteps(training.max_bad_steps)
-        with MetricWriter(workdir, num_steps, step) as writer:
+        with MetricWriter(workdir, step) as writer:
             stop.listen()
             timer.start()
+            line.begin(step, num_steps, steps_per_epoch, evaluate_every)
             while step < num_steps and progress.since_best < training.patience:
                 train_step = train_steps[step < frozen_steps]
                 state, scalars = train_step(state, rest, sharding.join_batch(next(batches)))
                 step += 1
                 pending.append(scalars)
+                line.started(step, scalars)
 
                 evaluates = step % evaluate_every == 0 or step == num_steps
                 stops = stop.at(step, state)
@@ -155,6 +171,7 @@ def fit(
                     scalars = _means(good) | {"bad_steps": len(finished) - len(good)}
                     scalars |= {"targets_per_second": timer.lap()}
                     writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
+                    line.show()
                     if len(good) < len(finished):
                         skipped = f"{len(finished) - len(good)} of the last {len(finished)} steps were skipped"
                         reason = "their loss or gradient was not finite"
@@ -176,8 +193,10 @@ def fit(
                     timer.stop()
                     metrics = None
                     if evaluates:
-                        metrics = validate(nnx.merge(graphdef, state.evaluation_params, rest))
+                        with line.doing("validating"):
+                            metrics = validate(nnx.merge(graphdef, state.evaluation_params, rest))
                         writer.write(step, {f"validation/{name}": value for name, value in metrics.items()})
+                        line.validated(step, metrics)
                         progress = progress.after_evaluation(metrics[SELECTION_METRIC])
                     progress = progress._replace(
                         seconds=time.monotonic() - began,
@@ -216,7 +235,8 @@ def check_longer(
             f"config.training.patience: the run here stopped at step {step}, because validation had not got better; "
             f"raise it above {since_best} to go on"
         )
-    restart, steps_per_epoch = config.optimizer.restart_epoch, _steps_per_epoch(windows, config.training)
+    restart = config.optimizer.restart_epoch
+    steps_per_epoch = steps.steps_per_epoch(windows, config.training.batch_rows)
     if new_restart and 0 < restart * steps_per_epoch < (step or 0):
         reached = -(-step // steps_per_epoch)
         raise UserError(
@@ -225,14 +245,18 @@ def check_longer(
         )
 
 
+def _warn_of_few_updates(updates: int, config: ml_collections.ConfigDict) -> None:
+    if updates < FEW_UPDATES and registry.has_checkpoint(config):
+        distributed.warn(
+            __name__,
+            f"config.training.epochs: {updates} updates are few for an LLM: the learning rate falls before it has "
+            "learned much; raise epochs, or lower config.training.batch_rows",
+        )
+
+
 def _phases(step: int, frozen_steps: int, num_steps: int) -> list[bool]:
-    """Whether the backbone is frozen, in each phase of the steps from `step` on."""
-    return [True] * (step < frozen_steps) + [False] * (frozen_steps < num_steps)
-
-
-def _steps_per_epoch(windows: TrainingWindows, training: ml_collections.ConfigDict) -> int:
-    # Packing leaves some room empty, so an epoch is slightly more batches than this.
-    return -(-windows.num_inputs // (training.batch_rows * windows.row_length))
+    """Whether the backbone is frozen, in each phase of the steps that are left after `step`."""
+    return [True] * (step < frozen_steps) + [False] * (max(step, frozen_steps) < num_steps)
 
 
 def _means(scalars: list[dict[str, np.ndarray]]) -> dict[str, float]:

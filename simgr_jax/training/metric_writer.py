@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
+"""Where a run's numbers go: metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from simgr_jax import standard_output
 from simgr_jax.devices import distributed
 from simgr_jax.errors import UserError
 from simgr_jax.workdir.atomic_write import atomic_path
@@ -22,41 +18,23 @@ _FLUSH_SECONDS = 60
 
 
 class MetricWriter:
-    """Each `write` adds a line to `workdir/metrics.jsonl` and TensorBoard events, and shows progress.
+    """Each `write` adds a line to `workdir/metrics.jsonl` and TensorBoard events.
 
-    On a terminal the progress is a bar (step, loss, targets/s, time left); elsewhere it is one plain line per `write`.
     A run that continues from `first_step` repeats later steps, so their old lines are dropped. With several processes,
     only the first one writes. Use as a context manager.
 
     Logging never stops training. Lines that can't be written, e.g. to a full disk, wait for the next `write`;
-    TensorBoard events, and progress that can't be printed, end with a warning.
+    TensorBoard events end with a warning.
     """
 
-    def __init__(self, workdir: Path, num_steps: int, first_step: int):
-        self._num_steps = num_steps
+    def __init__(self, workdir: Path, first_step: int):
         self._open = contextlib.ExitStack()
         if not distributed.is_main():
             return
-        self._open.enter_context(standard_output.never_fails())
         file = workdir / "metrics.jsonl"
         _drop_after(first_step, file)
         self._lines = self._open.enter_context(contextlib.closing(_Lines(file)))
         self._events = self._open.enter_context(contextlib.closing(_Events(workdir / "tensorboard", first_step)))
-        self._console = Console()
-        self._started, self._first_step = time.monotonic(), first_step
-        self._bar = None
-        if self._console.is_terminal:
-            self._bar = Progress(
-                MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
-                console=self._console,
-                # By default Rich forgets speeds after 30 seconds, too soon to estimate the time left of slow steps.
-                speed_estimate_period=600,
-            )
-            self._task = self._bar.add_task("starting", total=num_steps, completed=first_step)
-            self._open.enter_context(self._bar)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """scalars: by name, `part/metric`, like "train/loss" or "validation/NDCG@10"."""
@@ -64,18 +42,6 @@ class MetricWriter:
             return
         self._lines.add(json.dumps({"step": step} | scalars))
         self._events.add(step, scalars)
-        text = "  ".join(f"{name.removeprefix('train/')} {_short(value)}" for name, value in scalars.items())
-        if self._bar is None:
-            done = max(step - self._first_step, 1)
-            left = (time.monotonic() - self._started) / done * (self._num_steps - step)
-            print(f"step {step}/{self._num_steps}  {text}  {left / 60:.1f} min left", flush=True)
-        elif "train/loss" in scalars:
-            speed = scalars["train/targets_per_second"]
-            self._bar.update(
-                self._task, completed=step, description=f"loss {scalars['train/loss']:.3f}  {speed:,.0f} targets/s"
-            )
-        else:
-            self._bar.console.print(f"step {step}  {text}")
 
     def require_written(self) -> None:
         """Checks that every line is in the file. Call it before a checkpoint, because a run that continues from there
@@ -195,7 +161,3 @@ def _drop_after(step: int, file: Path) -> None:
         kept = [line for number, line in numbered if read_log_line(line, f"{file}:{number}")["step"] <= step]
         with atomic_path(file) as path:
             path.write_bytes(b"".join(line + b"\n" for line in kept))
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

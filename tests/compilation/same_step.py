@@ -21,7 +21,6 @@ from simgr_jax.compilation.train_step import PlannedRun
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.devices import sharding
 from simgr_jax.huggingface.pretrained import load_pretrained, open_checkpoint
-from simgr_jax.inputs.training_windows import TrainingWindows
 from simgr_jax.models.model_inputs import ModelInputs
 from simgr_jax.models.registry import create
 from simgr_jax.models.scratch import scratch_backbone
@@ -59,21 +58,20 @@ def llm_config(rank: int):
 
 def actual_step(config, planned: PlannedRun) -> jax.stages.Lowered:
     """The step as `Run.model` and `training.loop.fit` make it, with real arrays."""
-    items, prompt, rngs = planned.items, planned.prompt, nnx.Rngs(config.seed)
+    items, rngs = planned.items, nnx.Rngs(config.seed)
 
     def backbone():
         if not config.backbone.checkpoint:
             return scratch_backbone(config, rngs)
-        return load_pretrained(open_checkpoint(config), None, config, items, prompt, planned.longest_sequence)
+        return load_pretrained(open_checkpoint(config), None, config, items, planned.prompt, planned.longest_sequence)
 
     readings = lambda: np.zeros((items.num_items, 16), np.float32)  # noqa: E731
     inputs = ModelInputs(items.num_items, items.semantic_ids, Sequences.from_lists([]), backbone, rngs, readings)
     graphdef, params, rest = nnx.split(create(config, inputs), nnx.Param, ...)
-    windows = TrainingWindows(Sequences.from_lists([[0, 1]]), prompt, config.data.max_items, planned.row_length)
     optimizer = optimizers.create(config, 1000 * config.optimizer.accumulate_steps)
     state = create_state(params, optimizer, config.training.ema_decay)
     step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, state)
-    return step.lower(state, rest, sharding.batch_like(windows.batch_like(config.training.batch_rows)))
+    return step.lower(state, rest, sharding.batch_like(planned.windows.batch_like(config.training.batch_rows)))
 
 
 def compare(config, folder: Path) -> None:

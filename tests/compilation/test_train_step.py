@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 
 from simgr_jax.compilation.train_step import PlannedRun, model_flops
+from simgr_jax.devices import sharding
+from simgr_jax.devices.choose_dtype import choose_dtype
 from simgr_jax.errors import UserError
 from simgr_jax.run import Run
 from tests.compilation.same_step import config, llm_config
@@ -73,3 +75,20 @@ def test_assumed_items_have_distinct_codes(tmp_path):
     assert len(np.unique(planned.semantic_ids.codes, axis=0)) == 8**4
     state = nnx.state(planned.abstract_model())
     assert jax.tree.all(jax.tree.map(lambda x: isinstance(x, jax.ShapeDtypeStruct), state))
+
+
+def test_assumed_items_give_rows_of_whole_histories_for_every_device(tmp_path, monkeypatch):
+    tiny = config()
+    tiny.training.update({"batch_rows": 0, "row_length": 0})
+    planned = PlannedRun(tiny, tmp_path, num_items=50)
+    assert planned.batch_rows == 16
+    monkeypatch.setattr(sharding, "shards", lambda axis: 12)
+    assert planned.batch_rows == 24
+    assert planned.windows.row_length == max(64, planned.prompt.longest(tiny.data.max_items))
+
+
+def test_the_dtype_suits_the_devices_that_are_planned_for(tmp_path):
+    tiny = config()
+    tiny.backbone.dtype = "auto"
+    assert PlannedRun(tiny, tmp_path, 50, "tpu").config.backbone.dtype == "bfloat16"
+    assert PlannedRun(tiny, tmp_path, 50).config.backbone.dtype == choose_dtype("cpu")

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from simgr_jax.devices.choose_dtype import choose_dtype
 from simgr_jax.workdir import lock
 from tests import virtual_devices
 
@@ -75,3 +76,19 @@ def test_several_processes_recommend_the_same_as_one(trained, launch, run_binary
     assert launch(2, "--binary=recommend", f"--workdir={workdir}", f"--output={several}").returncode == 0
     assert run_binary("recommend", f"--workdir={workdir}", f"--output={one}") == 0
     assert several.read_bytes() == one.read_bytes()
+
+
+@pytest.mark.slow
+def test_one_process_continues_with_what_several_have_chosen(launch, tiny_options, run_binary, tmp_path, capfd):
+    """Six streams and two devices share 6 rows, where one device alone would have 4."""
+    options = (*tiny_options, "--config.training.batch_rows=0", "--config.backbone.dtype=auto", f"--workdir={tmp_path}")
+    ended = launch(2, *options, "--config.training.input_streams=6")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("each of 6 rows of 64 positions") == 1
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["training"]["batch_rows"], config["backbone"]["dtype"]) == (6, choose_dtype("cpu"))
+    longer = ("--config.training.input_streams=6", "--config.training.epochs=2")
+    assert run_binary("train", *options, *longer, "--noreport") == 0
+    out = capfd.readouterr().out
+    assert "2 epochs" in out and "each of 6 rows of 64 positions" in out and "continuing after step" in out
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["batch_rows"] == 6

@@ -79,6 +79,42 @@ def test_one_list_for_all_has_the_entropy_of_ten_items():
     assert result["coverage@10"] == 0.01
 
 
+def lists_from(popularity, cases, seed=0):
+    """Top-10 lists of different items, drawn by `popularity`."""
+    noise = np.random.default_rng(seed).gumbel(size=(cases, len(popularity)))
+    return np.argsort(-(np.log(popularity) + noise), axis=1)[:, :10]
+
+
+def targets_of(num_items, cases):
+    """Few items are bought often, most of them seldom."""
+    popularity = 1 / np.arange(1, num_items + 1)
+    return np.random.default_rng(1).choice(num_items, cases, p=popularity / popularity.sum())
+
+
+def test_lists_that_are_nearly_the_same_for_all_are_those_of_a_popularity_ranker():
+    """The same ten items for all, and a run whose lists had 28 of 2,806 items (coverage .01)."""
+    targets = targets_of(2806, 1500)
+    assert metrics.shows_everybody_the_same(np.tile(np.arange(10), (1500, 1)), targets, 2806)
+    few = np.array([1.0] * 10 + [0.002] * 18 + [1e-12] * 2778)
+    items = lists_from(few, 1500)
+    assert metrics.summarize(np.ones(1500), items, 2806)["coverage@10"] == pytest.approx(0.01, abs=0.001)
+    assert metrics.shows_everybody_the_same(items, targets, 2806)
+
+
+def test_lists_of_a_model_that_learns_are_not():
+    """A slow run after its first epoch had an effective number of 28 items, others have hundreds."""
+    targets = targets_of(3541, 3285)
+    for effective in (28, 60, 600):
+        items = lists_from(np.array([1.0] * effective + [1e-9] * (3541 - effective)), 3285)
+        assert not metrics.shows_everybody_the_same(items, targets, 3541)
+
+
+def test_equal_lists_are_right_where_all_buy_the_same_and_usual_where_there_is_little_to_choose():
+    same = np.tile(np.arange(10), (1500, 1))
+    assert not metrics.shows_everybody_the_same(same, np.arange(1500) % 40, 2806)
+    assert not metrics.shows_everybody_the_same(same, np.arange(1500) % 60, 60)
+
+
 def test_only_the_top_ten_of_a_longer_list_count():
     items = np.tile(np.arange(20), (3, 1))
     ranks = np.array([10, 10.5, 11])

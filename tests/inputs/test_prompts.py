@@ -217,40 +217,17 @@ def test_the_prompt_follows_the_model_and_the_config():
     )
 
 
-@pytest.mark.parametrize(
-    ("prompt", "windows", "row_length"),
-    [
-        (prompts.item_prompt(6), "history", 64),
-        (prompts.token_prompt(IDS.tokens), "history", 3 * 30),
-        (prompts.token_prompt(IDS.tokens), "one_target", 3 * 30),
-        # These windows also hold their last target.
-        (prompts.token_prompt(IDS.tokens), "with_target", 3 * 31),
-    ],
-)
-def test_a_row_length_of_zero_fits_the_longest_prompt(prompt, windows, row_length, caplog):
-    """It is at least 64, so that several short histories are packed into a row."""
-    assert prompts.choose_row_length(0, prompt, 30, windows) == row_length
-    prompt.check_fits(row_length, 30)
-    assert not caplog.text
-
-
-def test_the_longest_prompt_has_the_prefix_and_the_items_with_the_most_tokens():
-    prompt = make(train(gpt2), "\n{title} {codes}", PREFIX)
-    expected = len(prompt.prefix) + 30 * max(map(len, prompt.pieces))
-    assert prompts.choose_row_length(0, prompt, 30, "history") == expected
-
-
-def test_a_row_length_that_is_given_is_kept_with_a_warning_if_histories_are_cut(caplog):
+def test_a_row_length_that_cuts_histories_is_warned_of(caplog):
     prompt = prompts.token_prompt(IDS.tokens)
-    assert prompts.choose_row_length(60, prompt, 20, "history") == 60
+    prompts.check_row_length(60, prompt, 20)
     assert not caplog.text
-    assert prompts.choose_row_length(59, prompt, 20, "history") == 59
+    prompts.check_row_length(59, prompt, 20)
     assert "row_length: 59 holds about 19 items of a history, fewer than config.data.max_items = 20" in caplog.text
 
 
 def test_a_row_length_that_holds_no_item_is_refused():
     with pytest.raises(UserError, match=r"^config\.training\.row_length: 2 is too short for the item with the longest"):
-        prompts.choose_row_length(2, prompts.token_prompt(IDS.tokens), 20, "history")
+        prompts.check_row_length(2, prompts.token_prompt(IDS.tokens), 20)
 
 
 @pytest.mark.parametrize(

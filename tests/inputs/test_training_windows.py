@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.errors import UserError
 from simgr_jax.inputs.prompts import item_prompt, token_prompt
-from simgr_jax.inputs.training_windows import TrainingWindows
+from simgr_jax.inputs.training_windows import WINDOWS, TrainingWindows
 from tests.inputs.examples import LENGTHS, distinct_items, newest, prompts, rendered, windows_in, windows_of
 
 
@@ -68,6 +68,22 @@ def test_windows_of_one_target_read_everything_before_it(lengths, max_items, pro
         assert (batch.segment_ids[0] > 0).sum() == len(expected)
         assert batch.valid[0].tolist() == [True] + [False] * (windows.max_readouts - 1)
         assert (batch.readouts[0, 0], batch.last_items[0, 0], batch.targets[0, 0]) == (ends[-1], history[-1], target)
+
+
+@settings(deadline=None)
+@given(lengths=LENGTHS, max_items=st.integers(1, 25), prompt=prompts(), kind=st.sampled_from(WINDOWS))
+def test_rows_without_a_length_hold_the_longest_window_and_cut_none(lengths, max_items, prompt, kind):
+    sequences = distinct_items(lengths)
+    windows = TrainingWindows(sequences, prompt, max_items, 0, kind)
+    whole = TrainingWindows(sequences, prompt, max_items, prompt.longest(max_items + 1), kind)
+    room = [[len(one[i]["room"]) for i in range(len(one))] for one in (windows, whole)]
+    assert room[0] == room[1]
+    assert windows.num_inputs == whole.num_inputs == sum(room[0])
+    assert windows.row_length == max(64, *room[0], 0)
+    assert windows.max_readouts == prompt.most_items(windows.row_length)
+    if room[0]:
+        longest = int(np.argmax(room[0]))
+        assert (alone(windows, longest).segment_ids[0] > 0).sum() == room[0][longest]
 
 
 def test_only_the_oldest_window_is_short():

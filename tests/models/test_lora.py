@@ -46,6 +46,13 @@ def test_only_the_adapters_are_parameters():
     )
 
 
+@pytest.mark.parametrize("shape", [(3, 40, 4), (7, 5), (2, 3, 64, 8)])
+def test_an_adapters_first_matrix_is_drawn_as_flax_draws_it(shape):
+    he_uniform = nnx.initializers.he_uniform(batch_axis=tuple(range(len(shape) - 2)))
+    key = jax.random.key(3)
+    np.testing.assert_array_equal(lora._he_uniform(key, shape), he_uniform(key, shape, jnp.float32))
+
+
 def test_adapters_add_alpha_over_rank_times_their_product():
     model = trained(adapted())
     plain = Transformer(CONFIG, nnx.Rngs(0))

@@ -4,11 +4,8 @@ import json
 import logging
 import os
 import struct
-import sys
 
 import pytest
-from rich.console import Console
-from rich.text import Text
 from tensorboardX.proto import event_pb2
 
 from simgr_jax.errors import UserError
@@ -36,7 +33,7 @@ def log(workdir):
 
 
 def test_every_write_is_a_line_and_tensorboard_scalars(tmp_path):
-    with MetricWriter(tmp_path, 20, 0) as writer:
+    with MetricWriter(tmp_path, 0) as writer:
         writer.write(5, TRAIN)
         writer.write(10, VALIDATION)
     assert log(tmp_path) == [{"step": 5} | TRAIN, {"step": 10} | VALIDATION]
@@ -48,7 +45,7 @@ def test_every_write_is_a_line_and_tensorboard_scalars(tmp_path):
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
-    with MetricWriter(tmp_path, 20, 0) as writer:
+    with MetricWriter(tmp_path, 0) as writer:
         writer.write(5, TRAIN)
         assert log(tmp_path) == [{"step": 5} | TRAIN]
 
@@ -72,7 +69,7 @@ class FullDisk:
 
 def test_lines_wait_while_the_disk_is_full_and_none_is_lost(tmp_path, caplog):
     """The first line is written in part."""
-    with MetricWriter(tmp_path, 20, 0) as writer, caplog.at_level(logging.WARNING):
+    with MetricWriter(tmp_path, 0) as writer, caplog.at_level(logging.WARNING):
         disk = writer._lines._file = FullDisk(writer._lines._file, room=10)
         writer.write(5, TRAIN)
         writer.write(10, VALIDATION)
@@ -88,7 +85,7 @@ def test_lines_wait_while_the_disk_is_full_and_none_is_lost(tmp_path, caplog):
 
 def test_a_writer_closes_on_a_full_disk(tmp_path):
     """Without an error, which would hide the one that ended training."""
-    with MetricWriter(tmp_path, 20, 0) as writer:
+    with MetricWriter(tmp_path, 0) as writer:
         writer._lines._file = FullDisk(writer._lines._file, room=0)
         writer.write(5, TRAIN)
     assert log(tmp_path) == []
@@ -102,7 +99,7 @@ def test_tensorboard_never_stops_training(tmp_path, monkeypatch, caplog, broken)
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with MetricWriter(tmp_path, 100, 0) as writer, caplog.at_level(logging.WARNING):
+    with MetricWriter(tmp_path, 0) as writer, caplog.at_level(logging.WARNING):
         monkeypatch.setattr(record_writer.RecordWriter, broken, full)
         for step in range(1, 101):
             writer.write(step, TRAIN)
@@ -115,19 +112,19 @@ def test_tensorboard_never_stops_training(tmp_path, monkeypatch, caplog, broken)
 
 def test_a_run_trains_without_a_place_for_tensorboard(tmp_path, caplog):
     (tmp_path / "tensorboard").touch()
-    with caplog.at_level(logging.WARNING), MetricWriter(tmp_path, 20, 0) as writer:
+    with caplog.at_level(logging.WARNING), MetricWriter(tmp_path, 0) as writer:
         writer.write(5, TRAIN)
     assert log(tmp_path) == [{"step": 5} | TRAIN]
     assert [message.partition("; ")[2] for message in caplog.messages] == ["the run goes on without TensorBoard events"]
 
 
 def test_a_run_that_continues_drops_the_lines_that_it_will_write_again(tmp_path):
-    with MetricWriter(tmp_path, 20, 0) as writer:
+    with MetricWriter(tmp_path, 0) as writer:
         for step in (5, 10, 15):
             writer.write(step, VALIDATION)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 16, "train/lo')
-    with MetricWriter(tmp_path, 20, 10) as writer:
+    with MetricWriter(tmp_path, 10) as writer:
         writer.write(15, TRAIN)
     assert log(tmp_path) == [{"step": 5} | VALIDATION, {"step": 10} | VALIDATION, {"step": 15} | TRAIN]
 
@@ -137,52 +134,14 @@ def test_a_line_that_is_not_a_steps_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 5}\n' + line + b"\n")
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: is not .*; remove the line"):
-        MetricWriter(tmp_path, 20, 10)
+        MetricWriter(tmp_path, 10)
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: is not .*; remove the line"):
         read_log(tmp_path / "metrics.jsonl")
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_without_a_terminal_it_prints_plain_lines(tmp_path, capsys):
-    with MetricWriter(tmp_path, 20, 0) as writer:
-        writer.write(5, TRAIN)
-        writer.write(20, VALIDATION)
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("step 5/20  loss 2.5  targets_per_second 12,346  ")
-    assert first.endswith(" min left")
-    assert second == "step 20/20  validation/NDCG@10 0.125  0.0 min left"
-
-
-def test_progress_that_can_not_be_printed_never_stops_training(tmp_path, monkeypatch, caplog):
-    with open("/dev/full", "w") as full, caplog.at_level(logging.WARNING):
-        monkeypatch.setattr(sys, "stdout", full)
-        with MetricWriter(tmp_path, 20, 0) as writer:
-            writer.write(5, TRAIN)
-            writer.write(10, VALIDATION)
-        assert sys.stdout is full
-    assert len(log(tmp_path)) == 2
-    assert caplog.messages == [
-        "standard output: can't be written (No space left on device); what is printed from here on is lost"
-    ]
-
-
-def test_only_the_main_process_writes(tmp_path, monkeypatch, capsys):
+def test_only_the_main_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(metric_writer.distributed, "is_main", lambda: False)
-    with MetricWriter(tmp_path, 20, 0) as writer:
+    with MetricWriter(tmp_path, 0) as writer:
         writer.write(5, TRAIN)
     assert not list(tmp_path.iterdir())
-    assert capsys.readouterr().out == ""
-
-
-def test_a_terminal_shows_a_bar(tmp_path, monkeypatch):
-    screen = io.StringIO()
-    monkeypatch.setattr(metric_writer, "Console", lambda: Console(file=screen, force_terminal=True, width=120))
-    with MetricWriter(tmp_path, 20, 4) as writer:
-        assert " 4/20" in screen.getvalue()
-        writer.write(5, TRAIN)
-        writer.write(10, VALIDATION)
-    shown = Text.from_ansi(screen.getvalue()).plain
-    assert "step 10  validation/NDCG@10 0.125" in shown
-    assert " 5/20" in shown
-    assert "loss 2.500  12,346 targets/s" in shown
-    assert "━" in shown

@@ -8,7 +8,7 @@ import optax
 import pytest
 import tiny_run
 from flax import nnx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simgr_jax import default_config
@@ -193,6 +193,7 @@ def test_the_backbones_schedule_restarts_with_that_of_the_new_parts():
     assert [(options.learning_rate, *steps) for options, *steps in asked] == [(0.1, 10, 5), (2e-4, 8, 3)]
 
 
+@settings(deadline=None)
 @given(epochs=st.integers(1, 9), steps=st.integers(1, 50), accumulated=st.integers(1, 4), freeze=st.floats(0.0, 9.0))
 def test_the_backbone_is_frozen_for_whole_updates_near_what_was_asked(epochs, steps, accumulated, freeze):
     run = with_checkpoint(freeze, accumulate_steps=accumulated)

@@ -26,6 +26,7 @@ from simgr_jax.models.recommender import Recommender
 from simgr_jax.models.scratch import scratch_backbone
 from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training import loop
+from simgr_jax.training.progress_line import ProgressLine
 from simgr_jax.training.state import make_train_step
 
 NUM_ITEMS = 30
@@ -143,7 +144,8 @@ def train(
     model, programs = make_model(config), programs or Programs()
     programs.ranker = programs.ranker or make_ranker(config, model)
     with mock.patch.object(loop, "make_train_step", programs.make_train_step):
-        loop.fit(model, make_windows(config), partial(evaluate, programs.ranker), config, workdir)
+        with ProgressLine() as line:
+            loop.fit(model, make_windows(config), partial(evaluate, programs.ranker), config, workdir, line)
     return model, programs.ranker
 
 
