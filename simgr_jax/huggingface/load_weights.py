@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Shaped
 from simgr_jax.huggingface import families
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.families import Source
-from simgr_jax.models.transformer import Transformer, TransformerConfig
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import TransformerConfig
 
 # The most bytes in one piece, except that a layer whose axes are all sharded is one piece.
 _PIECE_BYTES = 16 * 2**20
@@ -126,7 +127,7 @@ class _Leaf:
     def __init__(self, shape: tuple[int, ...], source: Source, prefix: str = ""):
         self.shape, self.source, self.prefix = shape, source, prefix
         self.stacked, self.has_experts = "{layer}" in source.name, "{expert}" in source.name
-        self.layers = range(shape[0]) if self.stacked else range(1)
+        self.layers = source.layers if self.stacked else (0,)
         self.layer_shape = self.swap(shape[self.stacked :])
 
     def swap(self, axes: Sequence) -> tuple:
@@ -174,11 +175,11 @@ def _load(checkpoint: Checkpoint, leaf: _Leaf, dtype: str, sharding: Sharding | 
     write = jax.jit(write, donate_argnums=0, out_shardings=sharding)
     parameter = jax.jit(lambda: jnp.zeros(leaf.shape, dtype), out_shardings=sharding)()
     piece_sharding, cuts = _pieces(leaf, sharding)
-    for layer, bounds in itertools.product(leaf.layers, cuts):
+    for (row, layer), bounds in itertools.product(enumerate(leaf.layers), cuts):
         piece = _read_piece(checkpoint, leaf, layer, bounds, piece_sharding)
         start = leaf.swap([first for first, _ in bounds])
         parameter.block_until_ready()  # Read one piece while another is written, but hold no more than these two.
-        parameter = write(parameter, piece, (layer, *start) if leaf.stacked else start)
+        parameter = write(parameter, piece, (row, *start) if leaf.stacked else start)
     return parameter
 
 

@@ -19,7 +19,7 @@ from simgr_jax.huggingface.load_weights import load_transformer, read_embedding_
 from simgr_jax.inputs.prompts import ItemContents, Prompt
 from simgr_jax.models.model_inputs import Backbone
 from simgr_jax.models.options import COMPUTATION_KEYS
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ _TEXT_ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
 }
 
 Tensors = Iterator[tuple[str, np.ndarray]]
@@ -205,18 +207,19 @@ def _config(checkpoint: Checkpoint, backbone: Transformer, rows: int, dtype: str
 def _decoder_tensors(backbone: Transformer, sources: Mapping[str, Source]) -> Tensors:
     """The tensors that `sources` names, in float32, with adapters merged; fetched from the devices layer by layer."""
     yield from _assemble(_by_path(backbone, skip="layers"), sources)
-    graphdef, layers = nnx.split(backbone.layers)
 
-    @jax.jit
-    def parameters_of(layers: nnx.State, layer: int) -> dict[str, Array]:
-        block = nnx.merge(graphdef, jax.tree.map(lambda x: x[layer].astype(jnp.float32), layers))
+    @functools.partial(jax.jit, static_argnums=0)
+    def parameters_of(graphdef: nnx.GraphDef, stack: nnx.State, row: int) -> dict[str, Array]:
+        block = nnx.merge(graphdef, jax.tree.map(lambda x: x[row].astype(jnp.float32), stack))
         lora.merge(block)
         return _by_path(block)
 
-    for layer in range(backbone.config.layers):
-        with jax.default_matmul_precision("highest"):
-            parameters = parameters_of(layers, layer)
-        yield from _assemble({f"layers.{path}": value for path, value in parameters.items()}, sources, layer)
+    for number, (stack, layers) in enumerate(zip(backbone.layers, backbone.config.stacks, strict=True)):
+        for row, layer in enumerate(layers):
+            with jax.default_matmul_precision("highest"):
+                parameters = parameters_of(*nnx.split(stack), row)
+            of_layer = {f"layers.{number}.{path}": value for path, value in parameters.items()}
+            yield from _assemble(of_layer, sources, layer)
 
 
 def _by_path(module: nnx.Module, skip: str | None = None) -> dict[str, Array]:

@@ -116,6 +116,34 @@ _MINISTRAL3 = {
     },
 }
 
+_QWEN3_5 = {
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_conv_kernel_dim": 3,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 50.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [1, 1, 0],
+    },
+}
+_TINY_QWEN3_5_VISION = {
+    "depth": 1,
+    "hidden_size": 4,
+    "intermediate_size": 4,
+    "num_heads": 1,
+    "out_hidden_size": 16,
+    "patch_size": 2,
+    "num_position_embeddings": 4,
+}
+
 CASES = {
     "llama": Case("LlamaForCausalLM", {"head_dim": 6, "rms_norm_eps": 1e-2}),
     # One of its eight frequencies is kept, two are interpolated and five are divided.
@@ -171,6 +199,28 @@ CASES = {
             "logits_scaling": 4.0,
             "attention_bias": True,
             "mlp_bias": True,
+        },
+    ),
+    # Its layers make two segments: one of short convolutions, and "full_attention", "conv" twice.
+    "lfm2": Case(
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 5,
+            "layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"],
+            "block_auto_adjust_ff_dim": False,
+        },
+    ),
+    "lfm2_biases": Case(
+        "Lfm2Model",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": ["conv", "conv", "full_attention"],
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "norm_eps": 1e-2,
+            "intermediate_size": 25,
+            "block_multiple_of": 4,
+            "block_ffn_dim_multiplier": 1.3,
         },
     ),
     "olmo2": Case("Olmo2ForCausalLM", {"attention_bias": True, "rms_norm_eps": 1e-2}),
@@ -244,6 +294,18 @@ CASES = {
         },
         save={"save_original_format": False},
     ),
+    "qwen3_5_text": Case("Qwen3_5ForCausalLM", _QWEN3_5 | {"attention_bias": True}),
+    # The last layer has a delta net.
+    "qwen3_5": Case(
+        "Qwen3_5ForConditionalGeneration",
+        {
+            "text_config": SMALL
+            | _QWEN3_5
+            | {"num_hidden_layers": 3, "layer_types": ["full_attention", "linear_attention", "linear_attention"]},
+            "vision_config": _TINY_QWEN3_5_VISION,
+        },
+        small={},
+    ),
     "gemma2": Case(
         "Gemma2ForCausalLM",
         {"head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 3, "attn_logit_softcapping": 2.0},
@@ -293,6 +355,7 @@ def make_model(case: Case, seed: int):
     import torch
     import transformers
 
+    torch.manual_seed(seed)  # For what is drawn when a model is made.
     architecture = getattr(transformers, case.architecture)
     config = architecture.config_class(**case.small | case.config)
     model = architecture._from_config(config, attn_implementation="eager").eval()

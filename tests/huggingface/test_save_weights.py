@@ -21,7 +21,8 @@ from simgr_jax.huggingface import families, save_weights
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.load_weights import embedding_name, load_transformer
 from simgr_jax.models import lora
-from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import from_scratch_config
 
 GOLDEN, LENGTH, WORDS = make_golden.GOLDEN, make_golden.LENGTHS[0], make_golden.VOCABULARY
 NEW = ["<a_0>", "<a_1>", "<b_0>", "<b_1>", "<b_2>"]

@@ -7,6 +7,7 @@ Configs are read through Transformers' config classes, which also normalise the 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import re
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simgr_jax.errors import UserError, first_line
-from simgr_jax.huggingface.families import gemma, gpt2, llama, olmo, phi3, qwen3_moe
+from simgr_jax.huggingface.families import gemma, gpt2, lfm2, llama, olmo, phi3, qwen3_5, qwen3_moe
 from simgr_jax.huggingface.families.source import Source
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -30,6 +31,7 @@ _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "gemma3_text": gemma.gemma3_text,
     "gpt2": gpt2.gpt2,
     "granite": llama.granite,
+    "lfm2": lfm2.lfm2,
     "llama": llama.llama,
     "ministral3": llama.ministral3,
     "mistral": llama.mistral,
@@ -38,21 +40,24 @@ _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "phi3": phi3.phi3,
     "qwen2": llama.qwen2,
     "qwen3": llama.qwen3,
+    "qwen3_5_text": qwen3_5.qwen3_5,
     "qwen3_moe": qwen3_moe.qwen3_moe,
     "smollm3": llama.smollm3,
 }
 
 # Models of text and images or sound, whose `text_config` is that of one of the decoders above.
-_MULTIMODAL = ("gemma3", "mistral3")
+_MULTIMODAL = ("gemma3", "mistral3", "qwen3_5")
 
 # Families whose tensors are not named like Llama's.
 _SOURCES: dict[str, Callable[[TransformerConfig], dict[str, Source]]] = {
     "gemma2": gemma.sources,
     "gemma3_text": gemma.sources,
     "gpt2": gpt2.sources,
+    "lfm2": lfm2.sources,
     "olmo2": olmo.sources,
     "olmo3": olmo.sources,
     "phi3": phi3.sources,
+    "qwen3_5_text": qwen3_5.sources,
 }
 
 # The model types that can be read.
@@ -133,7 +138,7 @@ def _require_positive(fields: dict[str, Any]) -> None:
 
 
 def sources(hf_config: PretrainedConfig, names: Collection[str] = ()) -> dict[str, Source]:
-    """Each `Transformer` parameter's place in the checkpoint, by its path ("layers.self_attn.q_proj.kernel").
+    """Each `Transformer` parameter's place in the checkpoint, by its path ("layers.0.self_attn.q_proj.kernel").
 
     Args:
       names: the checkpoint's tensors, which show how it stores a mixture's experts. Without them, the layout that
@@ -143,7 +148,18 @@ def sources(hf_config: PretrainedConfig, names: Collection[str] = ()) -> dict[st
       UserError: as for `transformer_config`.
     """
     # The tensors do not depend on the length.
-    config = transformer_config(hf_config, max_length=1)
+    config, table = transformer_config(hf_config, max_length=1), {}
+    for stack, layers in enumerate(config.stacks):
+        for path, source in _layer_sources(hf_config, config.of_layer(layers[0]), names).items():
+            if path.startswith("layers."):
+                path = f"layers.{stack}.{path.removeprefix('layers.')}"
+                source = dataclasses.replace(source, layers=tuple(layers))
+            table[path] = source
+    return table
+
+
+def _layer_sources(hf_config: PretrainedConfig, config: TransformerConfig, names: Collection[str]) -> dict[str, Source]:
+    """The sources if all layers were of one shape, that of `config`; "layers." begins a path within a layer."""
     if config.experts:
         return qwen3_moe.sources(config, names)
     return _SOURCES.get(text_config(hf_config).model_type, llama.sources)(config)
