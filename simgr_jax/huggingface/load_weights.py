@@ -99,6 +99,34 @@ def read_embedding_rows(checkpoint: Checkpoint, rows: Sequence[int]) -> Float[np
     return checkpoint.read_rows(embedding_name(checkpoint), rows).astype(np.float32)
 
 
+def per_layer_embedding_name(checkpoint: Checkpoint) -> str | None:
+    """The name of the tensor of the tokens' embeddings for each layer; None if the decoder has none.
+
+    Raises:
+      UserError: as for `embedding_name`.
+    """
+    config = families.text_config(checkpoint.config)
+    if not (width := getattr(config, "hidden_size_per_layer_input", 0)):
+        return None
+    name = families.prefix(checkpoint.config, checkpoint.names()) + "embed_tokens_per_layer.weight"
+    checkpoint.require(name, (config.vocab_size_per_layer_input, config.num_hidden_layers * width))
+    return name
+
+
+def read_input_rows(checkpoint: Checkpoint, rows: Sequence[int]) -> Float[np.ndarray, "R E"]:
+    """`read_embedding_rows`, followed by the tokens' embeddings for each layer if the decoder has such (see
+    `TransformerConfig.input_width`).
+
+    Raises:
+      UserError: as for `embedding_name`.
+      IndexError: there is no such row.
+    """
+    embeddings, per_layer = read_embedding_rows(checkpoint, rows), per_layer_embedding_name(checkpoint)
+    if per_layer is None:
+        return embeddings
+    return np.concatenate([embeddings, checkpoint.read_rows(per_layer, rows).astype(np.float32)], axis=1)
+
+
 def embedding_statistics(checkpoint: Checkpoint) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
     """Mean and standard deviation of each column of the token embedding, float32 (summed in float64).
 

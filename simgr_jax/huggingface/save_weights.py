@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import Split
 from simgr_jax.huggingface import families
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.families import Source
-from simgr_jax.huggingface.load_weights import embedding_name
+from simgr_jax.huggingface.load_weights import embedding_name, per_layer_embedding_name
 from simgr_jax.models import lora
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.workdir.read_files import read_json_object
@@ -38,6 +38,7 @@ _HEAD = "lm_head.weight"
 # The architecture of a multimodal model's language model.
 _TEXT_ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma4_text": "Gemma4ForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen3_5_text": "Qwen3_5ForCausalLM",
@@ -53,13 +54,13 @@ class TrainedTokens(NamedTuple):
       strings: the semantic-ID tokens, as the tokenizer spells them.
       embedding: rows for `strings`.
       text_tokens: the checkpoint's own tokens whose embeddings were trained; the others keep theirs.
-      text_embedding: rows for `text_tokens`, if there are any.
+      text_embedding: rows for `text_tokens`, if there are any; as those of `load_weights.read_input_rows`.
     """
 
     strings: Sequence[str]
     embedding: Float[Array, "V D"]
     text_tokens: Sequence[int] = ()
-    text_embedding: Float[Array, "W D"] | None = None
+    text_embedding: Float[Array, "W E"] | None = None
 
 
 def save_finetuned(
@@ -74,7 +75,8 @@ def save_finetuned(
 
     Adapters are merged into the weights. The embedding table grows to the tokenizer's size if it is smaller. A
     language-model head that is not tied to the table is copied from the checkpoint; its rows for the new tokens are
-    their embeddings, because training moves user states close to those. Nothing else in a checkpoint is written:
+    their embeddings, because training moves user states close to those. Embeddings for each layer are zero for the new
+    tokens. Nothing else in a checkpoint is written:
     buffers are left out, and so is all of a multimodal model but its language model.
 
     Args:
@@ -84,27 +86,30 @@ def save_finetuned(
     """
     prefix = families.prefix(checkpoint.config, checkpoint.names())
     new_prefix = "model." if _is_multimodal(checkpoint) else prefix
-    table, head = embedding_name(checkpoint), _untied_head(checkpoint)
+    table, head, per_layer = embedding_name(checkpoint), _untied_head(checkpoint), per_layer_embedding_name(checkpoint)
     rows = max(checkpoint.shape(table)[0], 1 + max(tokenizer.get_vocab().values()))
     ids = tokenizer.convert_tokens_to_ids(list(tokens.strings))
 
-    def extended(name: str) -> np.ndarray:
+    def extended(name: str, new: Float[Array, "V _"] | float) -> np.ndarray:
         old = checkpoint.read(name)
         result = np.zeros((rows, old.shape[1]), _dtype(checkpoint, name, dtype))
         result[: len(old)] = old
-        result[ids] = tokens.embedding
+        result[ids] = new
         return result
 
-    def trained_table() -> np.ndarray:
-        result = extended(table)
+    def trained_table(name: str, new: Float[Array, "V _"] | float, columns: slice) -> np.ndarray:
+        result = extended(name, new)
         if len(tokens.text_tokens):
-            result[tokens.text_tokens] = tokens.text_embedding
+            result[tokens.text_tokens] = tokens.text_embedding[:, columns]
         return result
 
     def tensors() -> Tensors:
-        yield new_prefix + table.removeprefix(prefix), trained_table()
+        width = backbone.config.width
+        yield new_prefix + table.removeprefix(prefix), trained_table(table, tokens.embedding, slice(width))
+        if per_layer:
+            yield new_prefix + per_layer.removeprefix(prefix), trained_table(per_layer, 0, slice(width, None))
         if head:
-            yield _HEAD, extended(head)
+            yield _HEAD, extended(head, tokens.embedding)
         for name, value in _decoder_tensors(backbone, families.sources(checkpoint.config, checkpoint.names())):
             yield new_prefix + name, np.ascontiguousarray(value, _dtype(checkpoint, prefix + name, dtype))
 
@@ -194,6 +199,8 @@ def _config(checkpoint: Checkpoint, backbone: Transformer, rows: int, dtype: str
             "tie_word_embeddings": checkpoint.config.tie_word_embeddings,
         }
     values["vocab_size"] = rows
+    if backbone.config.per_layer_width:
+        values["vocab_size_per_layer_input"] = rows
     dtype_key = "torch_dtype" if "torch_dtype" in original else "dtype"
     if dtype := dtype or original.get(dtype_key):
         values[dtype_key] = dtype

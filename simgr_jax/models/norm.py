@@ -10,6 +10,11 @@ from jaxtyping import Array, Float
 from simgr_jax.models.transformer_config import TransformerConfig
 
 
+def scaled_to_one(x: Float[Array, "*B D"], epsilon: float) -> Float[Array, "*B D"]:
+    """x with a root mean square of 1."""
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + epsilon)
+
+
 class Norm(nnx.Module):
     """RMSNorm or LayerNorm, computed in float32."""
 
@@ -23,6 +28,6 @@ class Norm(nnx.Module):
         x32 = x.astype(jnp.float32)
         if self.subtracts_mean:
             x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.epsilon)
+        x32 = scaled_to_one(x32, self.epsilon)
         x32 = x32 * (self.scale[...].astype(jnp.float32) + self.offset)
         return (x32 if self.bias is None else x32 + self.bias[...]).astype(x.dtype)

@@ -28,6 +28,10 @@ class Cached(NamedTuple):
         return Cached(*(None if kept is None else kept[index] for kept in self))
 
 
+# Keys and values, by the group of layers that share them.
+Shared = dict[str, tuple[Float[Array, "B T Hkv head"], Float[Array, "B T Hkv head"]]]
+
+
 class Layer(NamedTuple):
     """What a layer needs to mix positions, besides its parameters.
 
@@ -36,6 +40,8 @@ class Layer(NamedTuple):
       windows: every window of the layers in its stack.
       window_index: which of them is its own.
       cached: from an earlier reading.
+      shared: the keys and values that layers share, by group. A layer that has its own replaces those of its group.
+      per_layer: what this layer reads of the inputs (see `PerLayerInputs`).
     """
 
     frequencies: Float[Array, " F"]
@@ -43,6 +49,8 @@ class Layer(NamedTuple):
     windows: tuple[int, ...]
     window_index: Int[Array, ""]
     cached: Cached
+    shared: Shared
+    per_layer: Float[Array, "B T P"] | None
 
 
 class Reading:

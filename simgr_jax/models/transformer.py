@@ -6,6 +6,8 @@ between the families is a field of `TransformerConfig`. `huggingface/` knows whe
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +22,13 @@ from simgr_jax.models.gated_delta_net import GatedDeltaNet
 from simgr_jax.models.layer_order import Segment
 from simgr_jax.models.mlp import MLP, MixtureOfExperts
 from simgr_jax.models.norm import Norm
-from simgr_jax.models.reading import Branches, Cached, Histories, HistoryEnds, Layer, Reading
+from simgr_jax.models.per_layer_inputs import PerLayerInput, PerLayerInputs
+from simgr_jax.models.reading import Branches, Cached, Histories, HistoryEnds, Layer, Reading, Shared
 from simgr_jax.models.short_convolution import ShortConvolution
 from simgr_jax.models.transformer_config import REMAT_POLICIES, TransformerConfig
+
+# The states between two layers, and what layers share.
+_Carry = tuple[Float[Array, "B T D"], Shared]
 
 
 def layers_a_turn(layers: int) -> int:
@@ -34,34 +40,57 @@ def layers_a_turn(layers: int) -> int:
     return max(min(layers, 4), 1) if sharding.platform() == "cpu" else 1
 
 
-class _LayerNumbers:
-    """The rotary frequencies and the attention window of each layer of a stack.
+class _Stack(NamedTuple):
+    """Layers of one shape, of which one scanned body computes all: whatever differs between them is an array with an
+    axis for the layers.
 
-    One scanned body computes all layers of a stack, so whatever differs between them is an array with an axis for the
-    layers.
+    Attributes:
+      graphdef: of its Block.
+      windows: the layers' attention windows, without repetition.
+      arrays: what `Transformer._block` needs of each layer.
     """
 
-    def __init__(self, config: TransformerConfig, layers: range):
-        ropes = [config.rope[layer] for layer in layers] if config.rope else []
-        windows = [config.windows[layer] for layer in layers]
-        # A frequency of 0 rotates nothing, so a layer without positions has zeros.
-        pairs = max((len(rope.frequencies) for rope in ropes), default=0)
-        frequencies, scales = np.zeros((len(layers), pairs), np.float32), np.ones(len(layers), np.float32)
-        for row, rope in enumerate(ropes):
-            frequencies[row, : len(rope.frequencies)] = rope.frequencies
-            scales[row] = rope.scale
-        self.windows = tuple(sorted(set(windows)))
-        window_index = np.array([self.windows.index(window) for window in windows], np.int32)
-        self.arrays = frequencies, scales, window_index
+    graphdef: nnx.GraphDef
+    windows: tuple[int, ...]
+    arrays: _LayerArrays
 
-    def layer(self, arrays: tuple[Array, Array, Array], cached: Cached) -> Layer:
-        """One layer's part.
 
-        Args:
-          arrays: its entry of `arrays`.
-        """
-        frequencies, scale, window_index = arrays
-        return Layer(frequencies, scale, self.windows, window_index, cached)
+class _LayerArrays(NamedTuple):
+    """
+    Attributes:
+      parameters: the Block's.
+      frequencies, rotary_scale, window_index, cached, per_layer: see `Layer`.
+      key: for dropout; None switches it off.
+    """
+
+    parameters: nnx.State
+    frequencies: np.ndarray
+    rotary_scale: np.ndarray
+    window_index: np.ndarray
+    cached: Cached
+    per_layer: Array | None
+    key: Array | None
+
+
+def _stack(
+    block: Block, config: TransformerConfig, layers: range, cached: Cached, per_layer: Array | None, keys: Array | None
+) -> _Stack:
+    """The layers `layers`, whose parameters are those of `block`."""
+    ropes = [config.rope[layer] for layer in layers] if config.rope else []
+    # A frequency of 0 rotates nothing, so a layer without positions has zeros.
+    pairs = max((len(rope.frequencies) for rope in ropes), default=0)
+    frequencies, scales = np.zeros((len(layers), pairs), np.float32), np.ones(len(layers), np.float32)
+    for row, rope in enumerate(ropes):
+        frequencies[row, : len(rope.frequencies)] = rope.frequencies
+        scales[row] = rope.scale
+    windows = tuple(sorted({config.windows[layer] for layer in layers}))
+    window_index = np.array([windows.index(config.windows[layer]) for layer in layers], np.int32)
+    graphdef, parameters = nnx.split(block)
+    if keys is not None:
+        keys = keys[np.array(layers)]
+    return _Stack(
+        graphdef, windows, _LayerArrays(parameters, frequencies, scales, window_index, cached, per_layer, keys)
+    )
 
 
 class Block(nnx.Module):
@@ -76,6 +105,8 @@ class Block(nnx.Module):
         self.pre_mlp_norm = norm(config.pre_norms)
         self.mlp = (MixtureOfExperts if config.experts else MLP)(config, rngs)
         self.post_mlp_norm = norm(config.post_norms)
+        self.per_layer_input = PerLayerInput(config, rngs) if config.per_layer_width else None
+        self.scale = nnx.Param(jnp.ones(1, jnp.float32)) if config.layer_scale else None
         self.residual_scale = config.residual_scale
         self.dropout = nnx.Dropout(config.dropout)
 
@@ -88,7 +119,10 @@ class Block(nnx.Module):
         branch, kept = mixer(normed(self.pre_attention_norm, x), layer, reading, rngs)
         x = self._add(reading.asked(x), normed(self.post_attention_norm, branch), rngs)
         branch = self.mlp(normed(self.pre_mlp_norm, x), rngs)
-        return self._add(x, normed(self.post_mlp_norm, branch), rngs), kept
+        x = self._add(x, normed(self.post_mlp_norm, branch), rngs)
+        if self.per_layer_input is not None:
+            x = self._add(x, self.per_layer_input(x, reading.asked(layer.per_layer), rngs), rngs)
+        return x if self.scale is None else (x * self.scale[...]).astype(x.dtype), kept
 
     def _add(self, x, branch, rngs):
         branch = branch if self.residual_scale == 1 else branch * self.residual_scale
@@ -138,6 +172,7 @@ class Transformer(nnx.Module):
             blocks = nnx.vmap(lambda rngs: Block(config.of_layer(layers[0]), rngs), in_axes=0, out_axes=0)
             return nnx.split_rngs(splits=len(layers))(blocks)(rngs)
 
+        self.per_layer_inputs = PerLayerInputs(config, rngs) if config.per_layer_width else None
         self.layers = nnx.List([stack(layers) for layers in config.stacks])
         self.final_norm = Norm(config.width, config)
         self.dropout = nnx.Dropout(config.dropout)
@@ -152,6 +187,8 @@ class Transformer(nnx.Module):
         """The hidden states. A position sees only its own segment.
 
         Args:
+          embeddings: for a decoder with per-layer inputs, here and below, they may be of width `config.input_width`:
+            followed by the tokens' embeddings for each layer.
           segment_ids: which sequence of a packed row a position belongs to; 0 is padding.
           positions: position within the segment.
           rngs: with a "dropout" stream in training; None switches dropout off.
@@ -186,32 +223,27 @@ class Transformer(nnx.Module):
         if not config.causal:
             raise ValueError("only a causal decoder can stop at the end of a history")
         histories, ends = (kind(config, lengths, embeddings.shape[1]) for kind in (Histories, HistoryEnds))
-        x, all_kept = self._begin(embeddings, histories.positions), []
-        for segment, stacks, numbers in self._segments():
-            graphdefs, states = zip(*map(nnx.split, stacks), strict=True)
-            stacked = states, [jax.tree.map(jnp.asarray, one.arrays) for one in numbers]
-            is_last = segment is config.segments[-1]
+        carry, per_layer = self._begin(embeddings, histories.positions)
+        all_kept = []
+        for segment, stacks in self._segments(per_layer):
+            blocks = [self._block(stack, histories) for stack in stacks]
+            last_blocks = [*blocks[:-1], self._block(stacks[-1], ends)]
+            arrays = jax.tree.map(jnp.asarray, [stack.arrays for stack in stacks])
 
-            def period(x, turn, last_reading=histories, stacked=stacked, graphdefs=graphdefs, numbers=numbers):
+            def period(carry, turn, blocks=blocks, arrays=arrays):
                 # Indexes one layer at a time, because slicing off the last layer would copy the others.
                 of_layer = lambda y: jax.lax.dynamic_index_in_dim(y, turn, keepdims=False)  # noqa: E731
-                kept = []
-                for place, graphdef in enumerate(graphdefs):
-                    parameters, arrays = (jax.tree.map(of_layer, of_stacks[place]) for of_stacks in stacked)
-                    block = nnx.merge(graphdef, sharding.gather_kernels(parameters, config.dtype))
-                    reading = last_reading if place == len(graphdefs) - 1 else histories
-                    x, own = block(x, numbers[place].layer(arrays, Cached()), reading)
-                    x = sharding.constrain(x, "batch", None, None)
-                    kept.append(own if keeps else None)
-                return x, kept
+                carry, kept = _through(blocks, carry, jax.tree.map(of_layer, arrays))
+                return carry, kept if keeps else []
 
+            is_last = segment is config.segments[-1]
             turns = segment.repeats - is_last
-            x, kept = jax.lax.scan(period, x, jnp.arange(turns), unroll=_unroll(segment.period, turns))
+            carry, kept = jax.lax.scan(period, carry, jnp.arange(turns), unroll=_unroll(segment.period, turns))
             if is_last:
-                x, last = period(x, turns, ends)
+                carry, last = period(carry, turns, last_blocks)
                 kept = jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), kept, last)
             all_kept += kept
-        return self.final_norm(x)[:, 0], all_kept
+        return self.final_norm(carry[0])[:, 0], all_kept
 
     def extend(
         self, embeddings: Float[Array, "B W S D"], history: HistoryCache, branches: BranchCache | None = None
@@ -235,25 +267,48 @@ class Transformer(nnx.Module):
         reading = Branches(self.config, history.lengths, positions)
         flat = embeddings.reshape(len(embeddings), -1, embeddings.shape[-1])
         states, kept = self._states(flat, reading, cached)
-        return states.reshape(embeddings.shape), BranchCache(kept, read + new)
+        return states.reshape(*embeddings.shape[:3], -1), BranchCache(kept, read + new)
 
     def _begin(
         self, embeddings: Float[Array, "B T D"], positions: Int[Array, "B T"], rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "B T D"]:
-        """The first layer's input."""
-        x = (embeddings * self.config.embedding_scale).astype(self.config.dtype)
+    ) -> tuple[_Carry, list[Float[Array, "layers B T P"] | None]]:
+        """The first layer's input with room for what layers share, and what each stack's layers read of the inputs."""
+        config = self.config
+        of_layers = None
+        if embeddings.shape[-1] > config.width:
+            embeddings, of_layers = jnp.split(embeddings, [config.width], axis=-1)
+        x = (embeddings * config.embedding_scale).astype(config.dtype)
         if self.position_embedding is not None:
-            x = x + self.position_embedding[positions].astype(self.config.dtype)
-        return sharding.constrain(self.dropout(x, deterministic=rngs is None, rngs=rngs), "batch", None, None)
+            x = x + self.position_embedding[positions].astype(config.dtype)
+        per_layer = [None] * len(self.layers)
+        if self.per_layer_inputs is not None:
+            inputs = self.per_layer_inputs(x, of_layers)
+            per_layer = [inputs[layers.start : layers.stop : layers.step] for layers in config.stacks]
+        shared = {}
+        for of_stack in (config.of_layer(layers[0]) for layers in config.stacks):
+            if of_stack.kv_group:
+                empty = jnp.zeros((*x.shape[:2], of_stack.kv_heads, of_stack.head_width), x.dtype)
+                shared[of_stack.kv_group] = empty, empty
+        x = sharding.constrain(self.dropout(x, deterministic=rngs is None, rngs=rngs), "batch", None, None)
+        return (x, shared), per_layer
 
-    def _segments(self) -> list[tuple[Segment, list[Block], list[_LayerNumbers]]]:
-        """Each segment with the stacks of its places, and the numbers of their layers."""
-        found, start = [], 0
+    def _segments(
+        self, per_layer: list[Array | None], cached: list[Cached] | None = None, keys: Array | None = None
+    ) -> Iterator[tuple[Segment, list[_Stack]]]:
+        """Each segment with the stacks of its places.
+
+        Args:
+          per_layer, cached: of every stack.
+          keys: of every layer.
+        """
+        cached, number = cached or [Cached()] * len(self.layers), 0
         for segment in self.config.segments:
-            stacks = list(self.layers)[start : start + segment.period]
-            found.append((segment, stacks, [_LayerNumbers(self.config, layers) for layers in segment.stacks()]))
-            start += segment.period
-        return found
+            stacks = []
+            for layers in segment.stacks():
+                arrays = cached[number], per_layer[number], keys
+                stacks.append(_stack(self.layers[number], self.config, layers, *arrays))
+                number += 1
+            yield segment, stacks
 
     def _states(
         self,
@@ -267,43 +322,42 @@ class Transformer(nnx.Module):
         Args:
           cached: of every stack, arrays with a leading axis for the layers.
         """
-        config, x = self.config, self._begin(embeddings, reading.positions, rngs)
-        keys = None if rngs is None else jax.random.split(rngs.dropout(), config.layers)
+        carry, per_layer = self._begin(embeddings, reading.positions, rngs)
+        keys = None if rngs is None else jax.random.split(rngs.dropout(), self.config.layers)
         all_kept = []
-        for segment, stacks, numbers in self._segments():
-            graphdefs, states = zip(*map(nnx.split, stacks), strict=True)
-            blocks = [self._block(*pair, reading) for pair in zip(graphdefs, numbers, strict=True)]
-            of_segment = [Cached()] * len(stacks) if cached is None else cached[len(all_kept) :][: len(stacks)]
-            scanned = [
-                (state, one.arrays, None if keys is None else keys[np.array(layers)], of_stack)
-                for state, one, layers, of_stack in zip(states, numbers, segment.stacks(), of_segment, strict=True)
-            ]
-
-            def period(x, scanned, blocks=blocks):
-                kept = []
-                for block, of_layer in zip(blocks, scanned, strict=True):
-                    x, own = block(x, of_layer)
-                    kept.append(own)
-                return x, kept
-
-            x, kept = jax.lax.scan(period, x, scanned, unroll=_unroll(segment.period, segment.repeats))
+        for segment, stacks in self._segments(per_layer, cached, keys):
+            period = functools.partial(_through, [self._block(stack, reading) for stack in stacks])
+            arrays = [stack.arrays for stack in stacks]
+            carry, kept = jax.lax.scan(period, carry, arrays, unroll=_unroll(segment.period, segment.repeats))
             all_kept += kept
-        return self.final_norm(x), all_kept
+        return self.final_norm(carry[0]), all_kept
 
-    def _block(self, graphdef: Any, numbers: _LayerNumbers, reading: Reading) -> Any:
-        """The function (x, of a layer: parameters, numbers, dropout key and cache) -> (x, kept)."""
+    def _block(self, stack: _Stack, reading: Reading) -> Callable[[_Carry, _LayerArrays], tuple[_Carry, Any]]:
+        """What computes one of the stack's layers: the states after it, and what it keeps."""
         config = self.config
 
-        def block(x, of_layer):
-            parameters, arrays, key, cached = of_layer
-            rngs = None if key is None else nnx.Rngs(dropout=key)
-            block = nnx.merge(graphdef, sharding.gather_kernels(parameters, config.dtype))
-            x, kept = block(x, numbers.layer(arrays, cached), reading, rngs)
-            return sharding.constrain(x, "batch", None, None), kept
+        def block(carry: _Carry, of_layer: _LayerArrays) -> tuple[_Carry, Any]:
+            x, shared = carry
+            parameters, frequencies, rotary_scale, window_index, cached, per_layer, key = of_layer
+            layer = Layer(
+                frequencies, rotary_scale, stack.windows, window_index, cached, shared=dict(shared), per_layer=per_layer
+            )
+            module = nnx.merge(stack.graphdef, sharding.gather_kernels(parameters, config.dtype))
+            x, kept = module(x, layer, reading, None if key is None else nnx.Rngs(dropout=key))
+            return (sharding.constrain(x, "batch", None, None), layer.shared), kept
 
         if config.remat == "none":
             return block
         return jax.checkpoint(block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+
+
+def _through(blocks: list[Callable], carry: _Carry, of_layers: list[_LayerArrays]) -> tuple[_Carry, list[Any]]:
+    """The states after some layers, one after the other, and what each keeps."""
+    all_kept = []
+    for block, of_layer in zip(blocks, of_layers, strict=True):
+        carry, kept = block(carry, of_layer)
+        all_kept.append(kept)
+    return carry, all_kept
 
 
 def _unroll(period: int, turns: int) -> int:

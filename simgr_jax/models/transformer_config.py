@@ -85,6 +85,11 @@ class TransformerConfig:
         "all_heads", all heads together (OLMo 2).
       attention_gate: whether attention's outputs are multiplied by the sigmoid of a second half of each head of q_proj
         (Qwen3.5).
+      value_norm: whether values are normalized, without a scale (Gemma 4).
+      values_are_keys: whether there is no v_proj, and values are k_proj's outputs (Gemma 4).
+      kv_group: layers of one group, by any name, share keys and values; "" if the layer does not share.
+      takes_kv: whether the layer has no k_proj and v_proj, but attends to the keys and values of the last layer of its
+        group that has them (Gemma 4).
       attention_bias: whether q_proj, k_proj and v_proj have a bias.
       attention_output_bias: whether o_proj has a bias.
       mlp_bias: whether the MLP's projections have biases.
@@ -98,6 +103,9 @@ class TransformerConfig:
       query_growth: (β, L); queries at position p are multiplied by 1 + β ln(1 + floor(p / L)), so that attention over
         more than L positions stays sharp (Llama 4, Ministral 3).
       embedding_scale: multiplies the input embeddings (Gemma: sqrt(D)).
+      per_layer_width: P, the width of what each layer reads of the inputs in addition (see `PerLayerInputs`); 0 if
+        nothing.
+      layer_scale: whether each layer's states are multiplied by a parameter (Gemma 4).
       residual_scale: multiplies the outputs of attention and MLP before they are added to the residual (Granite).
       layer_fields: for each layer, the fields above that it has other values for; () if all layers have the same.
       dropout: rate on each residual branch and on the input.
@@ -127,6 +135,10 @@ class TransformerConfig:
     post_norms: bool = False
     qk_norm: str = "none"
     attention_gate: bool = False
+    value_norm: bool = False
+    values_are_keys: bool = False
+    kv_group: str = ""
+    takes_kv: bool = False
     attention_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
@@ -139,6 +151,8 @@ class TransformerConfig:
     attention_softcap: float = 0.0
     query_growth: tuple[float, float] = (0.0, 1.0)
     embedding_scale: float = 1.0
+    per_layer_width: int = 0
+    layer_scale: bool = False
     residual_scale: float = 1.0
     layer_fields: LayerFields = ()
     dropout: float = 0.0
@@ -174,6 +188,11 @@ class TransformerConfig:
                 'config.backbone.attention: "cudnn" computes in bfloat16 on NVIDIA GPUs only; set '
                 'config.backbone.dtype or choose "auto"'
             )
+
+    @property
+    def input_width(self) -> int:
+        """The width of a known token's input: its embedding, and its embeddings for each layer."""
+        return self.width + self.layers * self.per_layer_width
 
     def of_layer(self, layer: int) -> TransformerConfig:
         """The config with the fields of one layer."""

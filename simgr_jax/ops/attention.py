@@ -14,6 +14,9 @@ from simgr_jax.devices import sharding
 # "auto" takes the fastest for the machine's accelerator.
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
+# Of cuDNN's kernel, on Hopper and later.
+_WIDEST_CUDNN_HEAD = 256
+
 # Positions per block of the splash kernel.
 _SPLASH_BLOCK = 128
 
@@ -78,7 +81,7 @@ def attention(
     mask = mask[:, None]
     if softcap:
         return _softcapped(query, key, value, mask, scale, softcap)
-    cudnn = implementation == "cudnn" and query.dtype == jnp.bfloat16
+    cudnn = implementation == "cudnn" and query.dtype == jnp.bfloat16 and query.shape[-1] <= _WIDEST_CUDNN_HEAD
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, scale=scale, implementation="cudnn" if cudnn else "xla"
     )

@@ -116,6 +116,27 @@ _MINISTRAL3 = {
     },
 }
 
+_GEMMA4 = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 6,
+    "global_head_dim": 8,
+    "sliding_window": 5,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+}
+_TINY_GEMMA4_VISION = {
+    "hidden_size": 4,
+    "intermediate_size": 4,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "patch_size": 2,
+    "position_embedding_size": 4,
+}
 _QWEN3_5 = {
     "num_hidden_layers": 4,
     "num_attention_heads": 2,
@@ -320,6 +341,42 @@ CASES = {
         },
         small={},
     ),
+    # Like the small models: the last two layers take over keys and values, and layers read the tokens anew.
+    "gemma4_text": Case(
+        "Gemma4ForCausalLM",
+        _GEMMA4
+        | {
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            # With few, all may be almost 0 after the activation, and their norm would magnify rounding.
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+    ),
+    # Like the large ones.
+    "gemma4": Case(
+        "Gemma4ForConditionalGeneration",
+        {
+            "text_config": SMALL
+            | _GEMMA4
+            | {
+                "num_hidden_layers": 3,
+                "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "num_global_key_value_heads": 2,
+                "attention_k_eq_v": True,
+                "hidden_size_per_layer_input": 0,
+                "use_bidirectional_attention": "vision",
+                "pad_token_id": PADDING,
+            },
+            "vision_config": _TINY_GEMMA4_VISION,
+            "audio_config": None,
+        },
+        small={},
+    ),
     "phi3": Case("Phi3ForCausalLM", {"sliding_window": 7}),
     "phi3_partial_rotary": Case(
         "Phi3ForCausalLM",
@@ -367,10 +424,13 @@ def make_model(case: Case, seed: int):
             if parameter.ndim == 1:
                 # Add noise to norm scales, because the value that means 1 is 0 in some families.
                 parameter += 0.3 * noise
-            elif name.endswith(("embed_tokens.weight", "wte.weight", "wpe.weight")):
+            elif name.endswith(("embed_tokens.weight", "per_layer.weight", "wte.weight", "wpe.weight")):
                 parameter.copy_(noise)
             else:
                 parameter.copy_(spread * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer += 0.3 * torch.randn(buffer.shape, generator=generator)
     return model
 
 
@@ -378,7 +438,8 @@ def expected(model, seed: int) -> dict[str, np.ndarray]:
     """Torch's outputs for sequences of distinct tokens: three padded rows, and one row that packs two of the sequences,
     whose states are those of each sequence alone.
 
-    The gradient is that of sum(hidden * cotangent) with respect to each position's embedding in the table.
+    The gradient is that of sum(hidden * cotangent) with respect to each position's embedding in the table, followed by
+    its embeddings for each layer if there are such.
     """
     import torch
 
@@ -392,7 +453,9 @@ def expected(model, seed: int) -> dict[str, np.ndarray]:
         mask = torch.tensor(ids != PADDING)
         hidden = model.base_model(input_ids=torch.tensor(ids), attention_mask=mask).last_hidden_state
         (hidden * torch.tensor(by_token[ids])).sum().backward()
-        return hidden.detach().numpy(), model.get_input_embeddings().weight.grad.numpy()[ids]
+        tables = [p for name, p in model.named_parameters() if name.endswith("embed_tokens_per_layer.weight")]
+        gradients = [table.grad.numpy()[ids] for table in (model.get_input_embeddings().weight, *tables)]
+        return hidden.detach().numpy(), np.concatenate(gradients, axis=-1)
 
     padded = np.stack([np.pad(ids, (0, LENGTHS[0] - len(ids)), constant_values=PADDING) for ids in sequences])
     packed = np.concatenate(sequences[1:])[None]

@@ -31,7 +31,7 @@ def read(folder):
 
 
 def load(folder, max_length=MAX_LENGTH):
-    """The transformer and the token embeddings [V, D] of a checkpoint.
+    """The transformer and the token embeddings [V, D] of a checkpoint, followed by those for each layer.
 
     Asserts that parameters and sources correspond one to one and have equal shapes.
     """
@@ -45,7 +45,9 @@ def load(folder, max_length=MAX_LENGTH):
         value = parameter(sources[path], tensors, prefix, config)
         assert value.shape == leaf.shape
         leaf.set_value(jnp.asarray(value))
-    return nnx.merge(graphdef, state), tensors[prefix + families.EMBEDDING[hf_config.model_type]]
+    tables = families.EMBEDDING[hf_config.model_type], "embed_tokens_per_layer.weight"
+    table = np.concatenate([tensors[prefix + name] for name in tables if prefix + name in tensors], axis=1)
+    return nnx.merge(graphdef, state), table
 
 
 def parameter(source, tensors, prefix, config):
@@ -116,6 +118,7 @@ def test_the_loader_reads_unusual_layouts(name):
     [
         ("gemma3", "multi_modal_projector, vision_tower"),
         ("mistral3", "multi_modal_projector, vision_tower"),
+        ("qwen3_5", "model.visual"),
         ("mistral", None),
         ("gpt2_unscaled", None),
     ],
@@ -149,7 +152,7 @@ def test_the_sources_can_be_reversed_to_rebuild_every_tensor_of_the_decoder(name
     for tensor, parts in pieces.items():
         parts.sort(key=lambda part: part[0])
         rebuilt[tensor] = np.concatenate([piece for _, piece in parts], axis=parts[0][0][0])
-    others = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
+    others = ("embed_tokens.weight", "embed_tokens_per_layer.weight", "wte.weight", "lm_head.weight")
     decoder = {t: x for t, x in tensors.items() if t.startswith(prefix) and not t.endswith(others)}
     assert rebuilt.keys() == decoder.keys()
     jax.tree.map(np.testing.assert_array_equal, rebuilt, decoder)
@@ -227,6 +230,28 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
                 "use_sliding_window": True,
                 "sliding_window": 6,
                 "layer_types": ["full_attention", "sliding_attention"],
+            },
+        ),
+        (
+            {
+                "model_type": "qwen3_5_text",
+                "full_attention_interval": 2,
+                "rope_theta": 1e6,
+                "partial_rotary_factor": 0.5,
+            },
+            {
+                "model_type": "qwen3_5_text",
+                "layer_types": ["linear_attention", "full_attention"],
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+            },
+        ),
+        (
+            {"model_type": "lfm2", "full_attn_idxs": [1], "block_ff_dim": 60, "block_multiple_of": 8},
+            {
+                "model_type": "lfm2",
+                "layer_types": ["conv", "full_attention"],
+                "intermediate_size": 60,
+                "block_multiple_of": 8,
             },
         ),
         (
@@ -382,6 +407,10 @@ HALF = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 1e4}
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma4_text", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
+        ("gemma4_text", {"enable_moe_block": True, "num_experts": 2, "top_k_experts": 1}, "enable_moe_block"),
+        ("lfm2", {"num_hidden_layers": 1, "layer_types": ["linear_attention"]}, 'layer type "linear_attention"'),
+        ("qwen3_5_text", {"hidden_act": "gelu"}, 'activation "gelu"'),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
     ],
@@ -441,7 +470,7 @@ def test_unsupported_model_types_are_refused_with_the_list_of_supported_ones(mod
     ("model_type", "architecture", "near"),
     [
         ("llama4", "Llama4ForConditionalGeneration", {"llama"}),
-        ("qwen3_next", "Qwen3NextForCausalLM", {"qwen3", "qwen3_moe"}),
+        ("qwen3_next", "Qwen3NextForCausalLM", {"qwen3", "qwen3_moe", "qwen3_5"}),
         ("granitemoe", None, {"granite"}),
         ("mine", "LlamaForCausalLM", {"llama"}),
         ("mine", "SmolLM3ForCausalLM", {"smollm3"}),

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from simgr_jax.huggingface import families, save_weights
 from simgr_jax.huggingface.checkpoint import Checkpoint
-from simgr_jax.huggingface.load_weights import embedding_name, load_transformer
+from simgr_jax.huggingface.load_weights import load_transformer, read_input_rows
 from simgr_jax.models import lora
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.models.transformer_config import from_scratch_config
@@ -46,10 +46,15 @@ NAMES = (
     "granite",
     "ministral3",
     "mistral3",
+    "lfm2_biases",
+    "gemma4_text",
+    "gemma4",
+    "qwen3_5_text",
+    "qwen3_5",
 )
-MULTIMODAL = ("gemma3", "mistral3")
+MULTIMODAL = ("gemma3", "gemma4", "mistral3", "qwen3_5")
 # What these have the others have, too, or test_families.py covers it.
-LONG = ("olmo3", "granite", "ministral3", "mistral3")
+LONG = ("olmo3", "granite", "ministral3", "mistral3", "gemma4", "qwen3_5_text", "qwen3_5")
 
 
 def tokenizer(size=WORDS, new_tokens=NEW):
@@ -115,7 +120,8 @@ def test_transformers_computes_the_same_hidden_states(name, tmp_path):
     assert set(report["unexpected_keys"]) <= {"lm_head.weight"}
     ids = np.random.default_rng(2).integers(0, WORDS + len(NEW), (2, LENGTH))
     ids[1, 9:] = 0
-    table = np.concatenate([checkpoint.read(embedding_name(checkpoint)), new])
+    table = read_input_rows(checkpoint, range(WORDS))
+    table = np.concatenate([table, np.pad(new, ((0, 0), (0, table.shape[1] - new.shape[1])))])
     with torch.no_grad():
         theirs, short = (model.eval()(torch.tensor(x)).last_hidden_state.numpy() for x in (ids, ids[1:, :9]))
     ours = hidden(backbone, table[ids])
@@ -178,6 +184,16 @@ def test_trained_text_embeddings_replace_the_checkpoints(tmp_path):
     np.testing.assert_array_equal(table, expected)
 
 
+def test_trained_embeddings_for_each_layer_replace_the_checkpoints_and_new_tokens_have_zeros(tmp_path):
+    checkpoint = Checkpoint(GOLDEN / "gemma4_text")
+    width = read_input_rows(checkpoint, [0]).shape[1]
+    trained = {"text_tokens": [5, 2], "text_embedding": jnp.asarray(rows(2, width, seed=7))}
+    after = written(tmp_path / "out", checkpoint, **trained)["model.embed_tokens_per_layer.weight"]
+    expected = np.pad(checkpoint.read("model.embed_tokens_per_layer.weight"), ((0, len(NEW)), (0, 0)))
+    expected[[5, 2]] = trained["text_embedding"][:, 16:]
+    np.testing.assert_array_equal(after, expected)
+
+
 def test_the_tokenizer_reads_new_tokens_and_old_text(tmp_path):
     written(tmp_path / "out", Checkpoint(GOLDEN / "qwen3"))
     text = "w3 w4<a_0><b_2>w5 w1"
@@ -193,7 +209,12 @@ def test_the_config_is_the_checkpoints_except_for_the_vocabulary_size(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "model_type", "architecture"),
-    [("gemma3", "gemma3_text", "Gemma3ForCausalLM"), ("mistral3", "ministral3", "Ministral3ForCausalLM")],
+    [
+        ("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
+        ("gemma4", "gemma4_text", "Gemma4ForCausalLM"),
+        ("mistral3", "ministral3", "Ministral3ForCausalLM"),
+        ("qwen3_5", "qwen3_5_text", "Qwen3_5ForCausalLM"),
+    ],
 )
 def test_only_the_language_model_of_a_multimodal_model_is_written(tmp_path, name, model_type, architecture):
     tensors = written(tmp_path / "out", Checkpoint(GOLDEN / name))

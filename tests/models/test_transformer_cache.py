@@ -23,8 +23,9 @@ from simgr_jax.models.transformer_config import DeltaNetShape, from_scratch_conf
 SCRATCH = from_scratch_config(width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, rope_theta=50.0)
 LORA = LoRAConfig(rank=2, alpha=6.0, targets=("q_proj", "v_proj", "down_proj"), dropout=0.5)
 # They have, in this order: learned positions and biases; windows, softcap, post norms and scales; experts, windows and
-# normalized heads; a layer without positions; rotary positions in a part of each head.
-GOLDEN = ("gpt2", "gemma2", "qwen3_moe_fused_window", "smollm3_biases_window", "phi3_partial_rotary")
+# normalized heads; a layer without positions; rotary positions in a part of each head; shared keys and values, and
+# inputs for each layer.
+GOLDEN = ("gpt2", "gemma2", "qwen3_moe_fused_window", "smollm3_biases_window", "phi3_partial_rotary", "gemma4_text")
 # Each takes seconds to compile. This one has most of what the others have, too.
 QUICK = ("qwen3_moe_fused_window",)
 

@@ -29,6 +29,7 @@ __all__ = ["EMBEDDING", "Source", "prefix", "require_supported", "sources", "tex
 _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "gemma2": gemma.gemma2,
     "gemma3_text": gemma.gemma3_text,
+    "gemma4_text": gemma.gemma4_text,
     "gpt2": gpt2.gpt2,
     "granite": llama.granite,
     "lfm2": lfm2.lfm2,
@@ -46,12 +47,13 @@ _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
 }
 
 # Models of text and images or sound, whose `text_config` is that of one of the decoders above.
-_MULTIMODAL = ("gemma3", "mistral3", "qwen3_5")
+_MULTIMODAL = ("gemma3", "gemma4", "mistral3", "qwen3_5")
 
 # Families whose tensors are not named like Llama's.
 _SOURCES: dict[str, Callable[[TransformerConfig], dict[str, Source]]] = {
     "gemma2": gemma.sources,
     "gemma3_text": gemma.sources,
+    "gemma4_text": gemma.gemma4_sources,
     "gpt2": gpt2.sources,
     "lfm2": lfm2.sources,
     "olmo2": olmo.sources,
@@ -89,7 +91,7 @@ def _near(model_type: Any, architectures: Any) -> list[str]:
     """The supported types whose names are nearest to the model's type or to its class ("LlamaForCausalLM": llama)."""
     classes = architectures if isinstance(architectures, list) else []
     names = [re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", str(name).split("For")[0]).lower() for name in classes]
-    found = [near for name in (str(model_type), *names) for near in difflib.get_close_matches(name, _SUPPORTED)]
+    found = [near for name in (str(model_type), *names) for near in difflib.get_close_matches(name, _SUPPORTED, n=4)]
     return list(dict.fromkeys(found))
 
 
