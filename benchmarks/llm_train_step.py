@@ -78,7 +78,7 @@ def jax_step(rows: int, row_length: int) -> Callable[[], float]:
     rngs, nobody = nnx.Rngs(config.seed), Sequences.from_lists([])
     model = create(config, ModelInputs(ITEMS, semantic_ids, nobody, lambda: Backbone(backbone), rngs))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    optimizer = optimizers.create(config.optimizer, num_steps=1000)
+    optimizer = optimizers.create(config, steps_per_epoch=1000)
     state = create_state(params, optimizer, 0.0)
     step = make_train_step(graphdef, optimizer, 0.0, 0, state)
     del model, backbone, params

@@ -49,7 +49,7 @@ def main() -> None:
     nobody = Sequences.from_lists([])
     model = create(config, ModelInputs(ITEMS, semantic_ids, nobody, lambda: scratch_backbone(config, rngs), rngs))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    optimizer = optimizers.create(config.optimizer, num_steps=100)
+    optimizer = optimizers.create(config, steps_per_epoch=1000)
     state = create_state(params, optimizer, 0.0)
     batch = make_batch(rng)
     step = make_train_step(graphdef, optimizer, 0.0, SEED, state).lower(state, rest, batch).compile()

@@ -1,4 +1,4 @@
-"""Compares the readouts of shallow and deep backbones from scratch: the paper's and `last_item` (docs/llm.md).
+"""Compares the readouts of shallow and deep backbones from scratch: the paper's and `last_item` (docs/llm_training.md).
 
     python -m benchmarks.readout --data=DIR [--layers 2 12] [--epochs=10] [--seeds 0] [--workdir=DIR]
 

@@ -28,7 +28,7 @@ class TimedTraining:
     def __init__(self, run: Run, rows: int, row_length: int, max_sequences_per_row: int | None = None):
         config = run.config
         graphdef, params, self._rest = nnx.split(run.model, nnx.Param, ...)
-        optimizer = optimizers.create(config.optimizer, num_steps=1000)
+        optimizer = optimizers.create(config, steps_per_epoch=1000)
         # Copied because the step reuses its state's buffers, and several of these objects may share the model.
         self._state = create_state(jax.tree.map(lambda x: x.copy(), params), optimizer, config.training.ema_decay)
         self._step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, self._state)

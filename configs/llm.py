@@ -29,7 +29,8 @@ def get_config(way: str = "lora") -> ml_collections.ConfigDict:
     config.backbone.remat = "dots"
     config.lora.rank = 16 if way == "lora" else 0
     # Semantic-ID tokens, item encoder and adapters start from scratch; they need a higher rate than an LLM's weights.
-    config.optimizer.learning_rate = 1e-3 if way == "lora" else 2e-4
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.backbone.learning_rate = 1e-3 if way == "lora" else 2e-4
     config.training.epochs = 5
     config.training.batch_rows = 16
     config.training.row_length = 512

@@ -16,10 +16,12 @@ from simgr_jax.models import registry
 _POSITIVE = (
     "data.max_items",
     "prompt.max_title_tokens",
+    "item_reader.max_tokens",
     "backbone.rope_theta",
     "backbone.norm_epsilon",
     "lora.alpha",
     "optimizer.learning_rate",
+    "optimizer.backbone.learning_rate",
     "optimizer.accumulate_steps",
     "training.epochs",
     "training.batch_rows",
@@ -38,8 +40,17 @@ _NOT_NEGATIVE = (
     "optimizer.restart_epoch",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
+    "optimizer.backbone.weight_decay",
+    "optimizer.backbone.clip_norm",
+    "training.freeze_backbone_epochs",
 )
-_SHARES = ("optimizer.warmup_fraction", "optimizer.final_fraction")
+_SHARES = (
+    "item_reader.depth",
+    "item_reader.whitening",
+    "optimizer.warmup_fraction",
+    "optimizer.backbone.warmup_fraction",
+    "optimizer.final_fraction",
+)
 _DECAYS = ("optimizer.beta1", "optimizer.beta2", "training.ema_decay")
 _CHOICES = {"backbone.token_init": TOKEN_INITS, "lora.base_dtype": ("float32", "bfloat16")}
 
@@ -70,6 +81,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"config.optimizer.restart_epoch: {config.optimizer.restart_epoch} leaves no epoch of "
             f"config.training.epochs = {config.training.epochs}; give fewer, or 0 for no restart"
+        )
+    if values.get("training.freeze_backbone_epochs", 0) > values.get("training.epochs", 0):
+        raise UserError(
+            f"config.training.freeze_backbone_epochs: {config.training.freeze_backbone_epochs} is more than "
+            f"config.training.epochs = {config.training.epochs}; give at most that, or 0"
         )
     row_length, max_items = values.get("training.row_length"), config.data.max_items
     if row_length and options.history == "item" and row_length < max_items:

@@ -18,7 +18,7 @@ from simgr_jax.models.options import SHAPE_KEYS, ModelOptions
 from simgr_jax.semantic_ids import build
 
 # The shared groups of which a model reads only some keys.
-_SHARED = ("backbone", "prompt", "lora", "semantic_ids", "optimizer", "training")
+_SHARED = ("backbone", "item_reader", "prompt", "lora", "semantic_ids", "optimizer", "training")
 # Groups of `config.data` that only one format reads.
 _FORMAT_GROUPS = ("log", "recbole", "amazon_reviews", "synthetic")
 
@@ -85,6 +85,8 @@ def unread(config: ml_collections.ConfigDict) -> dict[str, str]:
         all_of("semantic_ids")
     else:
         found |= {f"semantic_ids.{key}": why for key, why in build.unread(config.semantic_ids).items()}
+    if not reads_item_texts(config):
+        all_of("item_reader", why="config.semantic_ids.embeddings.names=llm" if options.reads_semantic_ids else "")
     if not options.is_trained:
         all_of("optimizer")
         all_of("training")
@@ -99,9 +101,21 @@ def unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     return found
 
 
-def _unread_backbone(config: ml_collections.ConfigDict, options: ModelOptions, all_of) -> None:
-    """The keys of `backbone`, `lora` and `prompt`."""
+def reads_item_texts(config: ml_collections.ConfigDict) -> bool:
+    """Whether an LLM reads the items' texts (`config.item_reader`) before training."""
+    options = registry.options_of(config)
+    fitted = options.reads_semantic_ids and config.semantic_ids.source == "fit"
     has_checkpoint = options.takes_checkpoint and bool(config.backbone.checkpoint)
+    return (
+        (fitted and "llm" in config.semantic_ids.embeddings.names)
+        or (has_checkpoint and config.backbone.token_init == "reading")
+        or getattr(options, "item_text", "none") != "none"
+    )
+
+
+def _unread_backbone(config: ml_collections.ConfigDict, options: ModelOptions, all_of) -> None:
+    """The keys of `backbone`, `lora` and `prompt`, and the rates of a checkpoint's backbone."""
+    has_checkpoint = registry.has_checkpoint(config)
     a_checkpoint = "config.backbone.checkpoint" if options.takes_checkpoint else ""
     if has_checkpoint:
         all_of("backbone", [key for key in config.backbone if key not in SHAPE_KEYS], 'config.backbone.checkpoint=""')
@@ -111,6 +125,8 @@ def _unread_backbone(config: ml_collections.ConfigDict, options: ModelOptions, a
         all_of("backbone", [key for key in config.backbone if key != "token_init"], a_checkpoint)
     if not has_checkpoint:
         all_of("lora", (), a_checkpoint)
+        all_of("optimizer.backbone", (), a_checkpoint)
+        all_of("training", [key for key in config.training if key != "freeze_backbone_epochs"], a_checkpoint)
     elif not config.lora.rank:
         all_of("lora", ("rank",), "config.lora.rank above 0")
 

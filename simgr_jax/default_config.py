@@ -67,7 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
                 # "fit" learns them from embeddings; "given" takes the dataset's own (`*.index.json`).
                 "source": "fit",
                 "embeddings": {
-                    # Any of "tfidf", "text_encoder", "npy", "interactions" (training interactions only), concatenated.
+                    # Any of "tfidf", "text_encoder", "llm" (see item_reader), "npy", "interactions" (training
+                    # interactions only), concatenated.
                     "names": ("tfidf",),
                     # One factor for each name; () is all one.
                     "weights": (),
@@ -96,6 +97,19 @@ def get_config() -> ml_collections.ConfigDict:
                 # Items with equal codes: "level" tells them apart by one more level, "keep" lets them tie.
                 "collisions": "level",
             },
+            # How an LLM reads the items' texts, for "llm" in semantic_ids.embeddings.names, backbone.token_init=reading
+            # and simgr.item_text.
+            "item_reader": {
+                # A Hugging Face decoder: a folder, or a hub id. "" is backbone.checkpoint.
+                "checkpoint": "",
+                # The share of its layers that the LLM reads with, from the first. Early layers know the words, which
+                # is what items have in common, and cost less (docs/item_texts.md).
+                "depth": 0.25,
+                # Texts are cut to this many of the LLM's tokens.
+                "max_tokens": 64,
+                # The states' directions are divided by their deviation to this power: 0 leaves them, 1 whitens.
+                "whitening": 0.5,
+            },
             # How an LLM reads a history, for models that read tokens.
             "prompt": {
                 # Text before the first item.
@@ -107,10 +121,12 @@ def get_config() -> ml_collections.ConfigDict:
                 "max_title_tokens": 32,
             },
             "backbone": {
-                # A Hugging Face decoder: a folder, or a hub id. "" trains one from scratch, of the shape below.
+                # A pretrained decoder: a Hugging Face folder, a hub id or a GGUF file. "" trains one from scratch, with
+                # the shape below.
                 "checkpoint": "",
                 # Initial embeddings of a checkpoint's new semantic-ID tokens: "mean" (around the mean of its
-                # embeddings) or "words" (from the words of the items that carry each code).
+                # embeddings), "words" (from the words of the items that carry each code) or "reading" (so that an
+                # item's codes come nearest to the LLM's reading of its text).
                 "token_init": "mean",
                 "width": 128,
                 "layers": 2,
@@ -138,6 +154,7 @@ def get_config() -> ml_collections.ConfigDict:
                 # The frozen weights' type; "bfloat16" halves their memory.
                 "base_dtype": "bfloat16",
             },
+            # Of all parameters; with a checkpoint, of those that are not the backbone's.
             "optimizer": {
                 "learning_rate": 2e-3,
                 "warmup_fraction": 0.05,
@@ -152,12 +169,18 @@ def get_config() -> ml_collections.ConfigDict:
                 # Global norm of the gradients; 0 does not clip.
                 "clip_norm": 1.0,
                 "accumulate_steps": 1,
+                # The same of a checkpoint's backbone: of LoRA's adapters, or of all its weights. What is not here, both
+                # groups share.
+                "backbone": {"learning_rate": 2e-4, "warmup_fraction": 0.05, "weight_decay": 0.01, "clip_norm": 1.0},
             },
             # The number of devices that split a batch ("data"), the parameters and the catalog ("fsdp"), and heads and
             # inner widths ("tensor"); -1 takes all that are left (docs/scale.md).
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "training": {
                 "epochs": 30,
+                # A checkpoint's backbone is frozen for this many epochs, like 0.5. Then its learning rate begins with a
+                # warm-up of its own.
+                "freeze_backbone_epochs": 0.0,
                 # A batch is [batch_rows, row_length] positions of the backbone (items or tokens), packed with
                 # sequences.
                 "batch_rows": 16,

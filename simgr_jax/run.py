@@ -32,8 +32,9 @@ from simgr_jax.evaluation.references import reference_rankings
 from simgr_jax.evaluation.report import Judged, write_report
 from simgr_jax.evaluation.saved_ranking import CaseRankings
 from simgr_jax.huggingface.checkpoint import Checkpoint
+from simgr_jax.huggingface.item_reader import ItemReader
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
-from simgr_jax.huggingface.pretrained import load_pretrained, open_checkpoint
+from simgr_jax.huggingface.pretrained import checkpoint_path, load_pretrained, open_checkpoint
 from simgr_jax.inputs import prompts
 from simgr_jax.inputs.prompts import ItemContents, Prompt
 from simgr_jax.inputs.training_windows import TrainingWindows
@@ -214,13 +215,15 @@ class Run:
         if not self.options.reads_semantic_ids:
             return None, {}
         dataset, split = self._data
+        readings = self.item_readings if "llm" in self.config.semantic_ids.embeddings.names else None
         with distributed.main_first():
             kept = self.workdir / _SEMANTIC_IDS
             if trained_on.has_learned(self.workdir) and kept.exists():
                 trained_on.check(self._learned_items(), self.workdir)
                 found = saved_ids.read(kept)
             else:
-                found = build(self.config.semantic_ids, dataset, split.train, self.cache_dir, self.config.seed)
+                arguments = (split.train, self.cache_dir, self.config.seed, readings)
+                found = build(self.config.semantic_ids, dataset, *arguments)
         distributed.check_same("the semantic IDs", found[0].codes)
         return found
 
@@ -238,6 +241,41 @@ class Run:
         return self._ids[1]
 
     @functools.cached_property
+    def item_reader(self) -> ItemReader:
+        """What reads the items' texts, for models and semantic IDs that use its readings.
+
+        Raises:
+          UserError: the items have no texts, or the LLM can't be used.
+        """
+        config = self.config
+        if self.dataset.item_texts is None:
+            raise UserError(
+                f"config.data: {self.dataset.name} has no item texts for the LLM of config.item_reader to read; choose "
+                "other embeddings, token_init and item_text"
+            )
+        checkpoint = self.checkpoint
+        if config.item_reader.checkpoint:
+            with distributed.main_first():
+                checkpoint = Checkpoint(checkpoint_path(config.item_reader.checkpoint, "config.item_reader.checkpoint"))
+        if checkpoint is None:
+            raise UserError(
+                "config.item_reader.checkpoint: is empty, as config.backbone.checkpoint is; name the LLM that reads "
+                "the item texts"
+            )
+        dtype = config.lora.base_dtype if config.lora.rank else config.backbone.dtype
+        return ItemReader(checkpoint, config.item_reader, dtype, self.dataset.item_texts, self.cache_dir)
+
+    @functools.cached_property
+    @_on_mesh
+    def item_readings(self) -> Float[np.ndarray, "N X"]:
+        """An LLM's readings of the items' texts.
+
+        Raises:
+          UserError: see `item_reader`.
+        """
+        return self.item_reader.readings()
+
+    @functools.cached_property
     def checkpoint(self) -> Checkpoint | None:
         """The LLM that the backbone starts from; None if it is trained from scratch."""
         if not self._has_llm:
@@ -247,14 +285,14 @@ class Run:
 
     @property
     def _has_llm(self) -> bool:
-        return self.options.takes_checkpoint and bool(self.config.backbone.checkpoint)
+        return registry.has_checkpoint(self.config)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
         """The LLM's tokenizer with the semantic-ID tokens; None without an LLM."""
         if self.checkpoint is None or self.semantic_ids is None:
             return None
-        return load_tokenizer(self.checkpoint.folder, self.semantic_ids.token_strings())
+        return load_tokenizer(self.checkpoint.path, self.semantic_ids.token_strings())
 
     @property
     def items(self) -> ItemContents:
@@ -309,9 +347,17 @@ class Run:
         make_backbone: Callable[[], Backbone] = scratch
         if checkpoint is not None:
             tokenizer = cast("PreTrainedTokenizerFast", self.tokenizer)  # A checkpoint has one.
-            pretrained = load_pretrained(checkpoint, tokenizer, self.config, items, self.prompt, longest)
+            read = lambda: self.item_readings  # noqa: E731
+            pretrained = load_pretrained(checkpoint, tokenizer, self.config, items, self.prompt, longest, read)
             make_backbone = lambda: pretrained  # noqa: E731
-        inputs = ModelInputs(items.num_items, items.semantic_ids, self.split.train, make_backbone, rngs)
+        inputs = ModelInputs(
+            items.num_items,
+            items.semantic_ids,
+            self.split.train,
+            make_backbone,
+            rngs,
+            lambda: self.item_readings,
+        )
         model = registry.create(self.config, inputs)
         self._check_beam(model, self.list_length, "give at least that")
         return model
@@ -651,6 +697,8 @@ class Run:
         learned = {}
         if self.semantic_ids is not None:
             learned["semantic_ids"] = fingerprint(self.semantic_ids.codes.astype(np.int32))
+        if getattr(self.options, "item_text", "none") != "none":
+            learned["item_readings"] = self.item_reader.fingerprint
         if len(self.prompt.text_tokens):
             learned["text_tokens"] = fingerprint(self.prompt.text_tokens)
         return learned

@@ -341,6 +341,23 @@ CASES = [
     llm_option(
         "--config.lora.base_dtype=int8", message="config.lora.base_dtype: can't be 'int8'; choose one of float32"
     ),
+    option(
+        "--config.optimizer.backbone.learning_rate=1e-4",
+        message="config.optimizer.backbone.learning_rate: is not read without config.backbone.checkpoint; set that",
+    ),
+    option(
+        "--config.model=sasrec",
+        "--config.training.freeze_backbone_epochs=1",
+        message='config.training.freeze_backbone_epochs: is not read by model "sasrec"; leave it out: the model reads ',
+    ),
+    llm_option(
+        "--config.training.freeze_backbone_epochs=31",
+        message="config.training.freeze_backbone_epochs: 31.0 is more than config.training.epochs = ",
+    ),
+    llm_option(
+        "--config.optimizer.backbone.clip_norm=-1",
+        message="config.optimizer.backbone.clip_norm: can't be -1.0; give 0 or more",
+    ),
     llm_option(
         "--config.backbone.token_init=zero", message="config.backbone.token_init: can't be 'zero'; choose one of mean"
     ),

@@ -227,7 +227,9 @@ def test_a_flagfile_is_refused(run, tmp_path, capsys):
 
 def test_an_unknown_config_name_is_refused_with_the_known_ones(run, capsys):
     assert run(fail(AssertionError("main ran")), "--config=quikstart") == 2
-    message = "error: --config=quikstart: there is no such file; give its path, or one of amazon, compare, llm, log, "
+    message = (
+        "error: --config=quikstart: there is no such file; give its path, or one of amazon, compare, compare_llm, "
+    )
     assert capsys.readouterr().err.startswith(message)
 
 

@@ -124,7 +124,7 @@ def test_a_run_is_an_ordinary_workdir(run_binary, folder, tmp_path):
 
 
 def test_what_is_finished_stays_as_it_is(run_binary, options, folder, launcher, capfd):
-    before = {path: path.read_bytes() for path in folder.glob("*.*") if path.suffix != ".png"}
+    before = {path: path.read_bytes() for path in folder.glob("[!.]*.*") if path.suffix != ".png"}
     assert run_binary("compare", *options, f"--workdir={folder}") == 0
     assert launcher.launched == []
     assert before == {path: path.read_bytes() for path in before}

@@ -45,7 +45,8 @@ SMALL = {
     "num_key_value_heads": 1,
     "head_dim": 8,
 }
-# What a run begins with and how it reads histories: (LLM, what its tokenizer puts around a text), config, options.
+# What a run begins with and how it reads histories: (LLM, what its tokenizer puts around a text) or a golden GGUF file,
+# config, options.
 # The runs of configs/llm.py have an item encoder with an inner width.
 WIDTH = "--config.simgr.item_encoder_width=8"
 RUNS = {
@@ -56,6 +57,7 @@ RUNS = {
             '--config.prompt.prefix=100% "bought" 😀:',
             "--config.prompt.item=\n{title} {codes}",
             "--config.prompt.max_title_tokens=4",
+            "--config.simgr.item_text=read",
             "--config.simgr.user_pooling=attention",
             "--config.simgr.similarity=dot",
             "--config.training.row_length=60",
@@ -78,6 +80,11 @@ RUNS = {
             "--config.simgr.user_pooling=mean",
             "--config.training.row_length=24",
         ),
+    ),
+    "adapters, a quantized GGUF file": (
+        "gguf/byte_level.gguf",
+        "llm.py:lora",
+        (*LORA, WIDTH, "--config.prompt.item=\n{title} {codes}", "--config.training.row_length=160"),
     ),
     "from scratch, codes that collide, history left out": (
         None,
@@ -119,8 +126,8 @@ def write_llm(folder, family, config, around):
 
 
 # Each takes half a minute. The quick one has titles and templates; slow ones have adapters.
-TITLES, BARE, VECTORS, SCRATCH = RUNS
-SLOW = (BARE, VECTORS, SCRATCH)
+TITLES, BARE, VECTORS, GGUF, SCRATCH = RUNS
+SLOW = (BARE, VECTORS, GGUF, SCRATCH)
 
 
 def each(runs):
@@ -136,12 +143,15 @@ def export(run_binary, root, tmp_path_factory):
     def export(name):
         llm, config, options = RUNS[name]
         folder = tmp_path_factory.mktemp("run")
-        if llm:
+        if name == GGUF:
+            options += (f"--config.backbone.checkpoint={root / 'tests/huggingface/golden' / llm}",)
+        elif llm:
             write_llm(folder / "llm", *llm)
             options += (f"--config.backbone.checkpoint={folder / 'llm'}",)
         workdir, output = folder / "workdir", folder / "new" / "exported"
         assert run_binary("train", f"--config={root}/configs/{config}", *DATA, *options, f"--workdir={workdir}") == 0
-        assert run_binary("export", f"--workdir={workdir}", f"--output={output}", *filtering(name)) == 0
+        dtype = ("--dtype=float32",) if name == GGUF else ()  # Quantized weights are written in bfloat16 otherwise.
+        assert run_binary("export", f"--workdir={workdir}", f"--output={output}", *dtype, *filtering(name)) == 0
         assert [path.name for path in output.parent.iterdir()] == ["exported"]
         return workdir, output
 

@@ -18,7 +18,7 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 from simgr_jax.config_files import load_run_config
-from simgr_jax.config_keys import flat, unread
+from simgr_jax.config_keys import flat, reads_item_texts, unread
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface.pretrained import load_pretrained
 from simgr_jax.inputs.rank_batches import rank_batches
@@ -31,7 +31,7 @@ from simgr_jax.training.random_keys import step_rngs
 from simgr_jax.workdir.cache import fingerprint
 
 LLM = Path(__file__).parent / "huggingface" / "golden" / "qwen3"
-SHARED_GROUPS = ("backbone", "prompt", "lora", "semantic_ids")
+SHARED_GROUPS = ("backbone", "item_reader", "prompt", "lora", "semantic_ids")
 
 # Settings that all cases begin with, as far as their model reads them.
 SMALL = {
@@ -74,9 +74,23 @@ CASES = {
     ),
     "simgr with an LLM": (
         "simgr",
-        {"backbone.checkpoint": "LLM", "lora.rank": 2, "simgr.history": "tokens", "prompt.item": "\n{title} {codes}"},
+        {
+            "backbone.checkpoint": "LLM",
+            "lora.rank": 2,
+            "simgr.history": "tokens",
+            "simgr.readout": "last_item",
+            "prompt.item": "\n{title} {codes}",
+        },
     ),
-    "simgr with an LLM that reads items": ("simgr", {"backbone.checkpoint": "LLM"}),
+    "simgr with an LLM that reads texts": (
+        "simgr",
+        {
+            "item_reader.checkpoint": "LLM",
+            "simgr.item_text": "read",
+            "semantic_ids.embeddings.names": ("llm", "interactions"),
+        },
+    ),
+    "simgr with an LLM that reads items": ("simgr", {"backbone.checkpoint": "LLM", "simgr.readout": "last_item"}),
     "lcrec with an LLM": ("lcrec", {"backbone.checkpoint": "LLM", "lora.rank": 2, "prompt.prefix": "bought"}),
     "rpg with graph search": ("rpg", {"rpg.decoding": "graph", "rpg.graph_neighbors": 8}),
     "sasrec with the binary loss": ("sasrec", {"sasrec.loss": "binary"}),
@@ -87,6 +101,8 @@ OTHER = {
     "simgr.user_pooling": "mean",
     "simgr.readout": "last_item",
     "simgr.item_encoder": "gated",
+    "simgr.item_text": "read",
+    "simgr.item_text_dtype": "bfloat16",
     "simgr.similarity": "dot",
     "simgr.sampled_from": "popularity",
     "simgr.temperature": 0.1,
@@ -108,6 +124,9 @@ OTHER = {
     "backbone.dtype": "bfloat16",
     "backbone.remat": "full",
     "backbone.attention": "cudnn",
+    "item_reader.checkpoint": "READER",
+    "item_reader.depth": 1.0,
+    "item_reader.max_tokens": 2,
     "prompt.prefix": "So far:",
     "prompt.item": "\n{codes}",
     "prompt.max_title_tokens": 1,
@@ -130,7 +149,14 @@ OTHER = {
 
 
 # For the cases that have that value.
-ANOTHER = {"simgr.history": "item", "rpg.decoding": "exhaustive", "sasrec.loss": "full", "prompt.prefix": "box"}
+ANOTHER = {
+    "simgr.history": "item",
+    "simgr.item_text": "none",
+    "simgr.readout": "state",
+    "rpg.decoding": "exhaustive",
+    "sasrec.loss": "full",
+    "prompt.prefix": "box",
+}
 
 
 def other_value(key: str, value: object) -> object:
@@ -146,9 +172,15 @@ def other_value(key: str, value: object) -> object:
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory) -> Path:
-    """A checkpoint with a tokenizer."""
-    folder = shutil.copytree(LLM, tmp_path_factory.mktemp("options") / "llm")
+def llms(tmp_path_factory) -> dict[str, str]:
+    """Folders of two checkpoints with a tokenizer, by what CASES and OTHER call them."""
+    folders = {"LLM": LLM, "READER": LLM.with_name("llama")}
+    return {name: str(with_tokenizer(folder, tmp_path_factory.mktemp(name) / name)) for name, folder in folders.items()}
+
+
+def with_tokenizer(source: Path, folder: Path) -> Path:
+    """A copy of a checkpoint, with a tokenizer."""
+    shutil.copytree(source, folder)
     tokenizer = Tokenizer(tokenizer_models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=45, show_progress=False)
@@ -158,20 +190,20 @@ def llm(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def open_case(llm, tmp_path_factory):
+def open_case(llms, tmp_path_factory):
     """A function (case, key, value) -> the case's Run, with one more override if a key is given."""
     cache = tmp_path_factory.mktemp("cache")
 
     @functools.cache
     def config_of(case: str):
         name, settings = CASES[case]
-        values = {key: str(llm) if value == "LLM" else value for key, value in settings.items()}
+        values = {key: llms[value] if value == "LLM" else value for key, value in settings.items()}
         config = load_run_config("quickstart", {"model": name, "cache_dir": str(cache)} | values)
         ignored = unread(config)
         return load_run_config(config, {key: value for key, value in SMALL.items() if key not in ignored})
 
     def open_case(case: str, key: str | None = None, value: object = None) -> Run:
-        override = {} if key is None else {key: str(llm) if value == "LLM" else value}
+        override = {} if key is None else {key: llms[value] if value in ("LLM", "READER") else value}
         return Run(load_run_config(config_of(case), override), cache / "no workdir")
 
     return open_case
@@ -183,8 +215,10 @@ def evidence(run: Run) -> Iterator[str]:
     ids, prompt, items, config = run.semantic_ids, run.prompt, run.items, run.config
     yield fingerprint(None if ids is None else ids.codes.tolist())
     yield fingerprint(prompt.prefix, prompt.pieces.values, prompt.text_tokens, run.row_length)
+    readings = run.item_readings if reads_item_texts(config) else None
     if run.checkpoint is not None:
-        pretrained = load_pretrained(run.checkpoint, run.tokenizer, config, items, run.prompt, run.longest_sequence)
+        arguments = (config, items, run.prompt, run.longest_sequence, lambda: readings)
+        pretrained = load_pretrained(run.checkpoint, run.tokenizer, *arguments)
         decoder = nnx.split(pretrained.decoder)
 
     def model():
@@ -195,7 +229,7 @@ def evidence(run: Run) -> Iterator[str]:
                 return Backbone(Transformer(scratch_config(config), rngs))
             return pretrained._replace(decoder=nnx.merge(*decoder))  # A copy, which adapters may change.
 
-        inputs = ModelInputs(items.num_items, items.semantic_ids, run.split.train, backbone, rngs)
+        inputs = ModelInputs(items.num_items, items.semantic_ids, run.split.train, backbone, rngs, lambda: readings)
         return registry.assemble(config, inputs)
 
     def loss(batch):
@@ -228,6 +262,7 @@ def keys_of(*groups: str) -> list[str]:
 
 SLOW = (
     *("simgr with an RQ-VAE", "simgr with an LLM", "simgr with an LLM that reads items"),
+    "simgr with an LLM that reads texts",
     *("lcrec with an LLM", "rpg with graph search"),
 )
 
@@ -244,7 +279,7 @@ def test_every_key_changes_what_the_model_does_or_is_refused(case, open_case):
                 ignored.append(key)
         except UserError as error:
             # Some values need another key, too, and the message is about that.
-            assert key in str(error) or key.startswith(("semantic_ids.", "lora.rank")), (key, error)
+            assert key in str(error) or key.startswith(("semantic_ids.", "lora.rank", "simgr.item_text")), (key, error)
     assert not ignored
 
 

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from simgr_jax.compilation.jaxpr import matmul_flops
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.devices import sharding
 from simgr_jax.errors import UserError
-from simgr_jax.huggingface import pretrained
+from simgr_jax.huggingface import families, pretrained
 from simgr_jax.huggingface.checkpoint import read_config
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
 from simgr_jax.inputs import prompts
@@ -63,17 +64,17 @@ class PlannedRun(Run):
     @functools.cached_property
     def llm_config(self) -> PretrainedConfig | None:
         """The LLM's config; None if the backbone is trained from scratch."""
-        return read_config(self._llm_folder) if self._has_llm else None
+        return read_config(self._llm_path) if self._has_llm else None
 
     @functools.cached_property
-    def _llm_folder(self) -> Path:
-        return pretrained.checkpoint_folder(self.config, weights=False)
+    def _llm_path(self) -> Path:
+        return pretrained.checkpoint_path(self.config.backbone.checkpoint, weights=False)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
         if not self._has_llm or self._num_items or self.semantic_ids is None:
             return None
-        return load_tokenizer(self._llm_folder, self.semantic_ids.token_strings())
+        return load_tokenizer(self._llm_path, self.semantic_ids.token_strings())
 
     @functools.cached_property
     def _ids(self) -> tuple[SemanticIds | None, dict[str, Any]]:
@@ -85,6 +86,22 @@ class PlannedRun(Run):
     def items(self) -> ItemContents:
         return ItemContents(self._num_items, self.semantic_ids) if self._num_items else super().items
 
+    @functools.cached_property
+    def item_readings(self) -> Float[np.ndarray, "N X"]:
+        """Random ones: the step does not depend on what the LLM reads, and its weights may not be here."""
+        return np.random.default_rng(0).standard_normal((self.items.num_items, self._reading_width), np.float32)
+
+    @property
+    def _reading_width(self) -> int:
+        reader = self.config.item_reader.checkpoint
+        key = "config.item_reader.checkpoint"
+        config = read_config(pretrained.checkpoint_path(reader, key, weights=False)) if reader else self.llm_config
+        if config is None:
+            raise UserError(
+                f"{key}: is empty, as config.backbone.checkpoint is; name the LLM that reads the item texts"
+            )
+        return families.text_config(config).hidden_size
+
     def abstract_model(self) -> Recommender:
         """The model with shapes in place of arrays.
 
@@ -95,9 +112,14 @@ class PlannedRun(Run):
             raise UserError(f'config.model: "{self.config.model}" is not trained, so there is no step to compile')
         items = self.items  # Data are read before the tracing.
 
+        def readings() -> Float[Array, "N X"]:
+            # Of an assumed catalog, which may be large, nothing is made.
+            return jnp.zeros((items.num_items, self._reading_width)) if self._num_items else self.item_readings
+
         def make() -> Recommender:
             rngs, nobody = nnx.Rngs(self.config.seed), Sequences.from_lists([])
-            inputs = ModelInputs(items.num_items, items.semantic_ids, nobody, lambda: self._backbone(rngs), rngs)
+            backbone = lambda: self._backbone(rngs)  # noqa: E731
+            inputs = ModelInputs(items.num_items, items.semantic_ids, nobody, backbone, rngs, readings)
             return registry.assemble(self.config, inputs)
 
         return nnx.eval_shape(make)
@@ -156,7 +178,7 @@ def _step(run: PlannedRun, place: Callable, place_batch: Callable) -> tuple[Any,
     training = run.config.training
     graphdef, parameters, rest = nnx.split(run.abstract_model(), nnx.Param, ...)
     # The number of steps is arbitrary: no shape depends on it.
-    optimizer = optimizers.create(run.config.optimizer, 1000 * run.config.optimizer.accumulate_steps)
+    optimizer = optimizers.create(run.config, 1000 * run.config.optimizer.accumulate_steps)
     state = place(abstract_state(parameters, optimizer, training.ema_decay))
     step = make_train_step(graphdef, optimizer, training.ema_decay, run.config.seed, state)
     two_items = Sequences.from_lengths(np.zeros(2, np.int64), np.array([2]))

@@ -1,18 +1,22 @@
-"""A model folder in Hugging Face's layout: the config, and the weights in safetensors files."""
+"""A pretrained model: the config and the weights of a folder in Hugging Face's layout, or of a GGUF file."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from simgr_jax.errors import UserError
+from simgr_jax.huggingface import families, gguf_architectures, gguf_file
+from simgr_jax.huggingface.gguf_file import GgufFile
 from simgr_jax.workdir.read_files import read_json_object, require_file
 
 if TYPE_CHECKING:
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_DTYPES = ("F32", "F16", "BF16")
+_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 # More than any model has, by key, and for every other number: vocabularies and positions are the largest. Transformers
 # and the mapping of parameters make lists of some of these lengths from a config.
 _MOST = {
@@ -41,29 +45,42 @@ class Checkpoint:
     """A model's config, and its tensors, which are read on demand and in any slice.
 
     Attributes:
-      folder: holds config.json and model.safetensors, or the shards named in model.safetensors.index.json.
+      path: a folder with config.json and model.safetensors, or the shards named in model.safetensors.index.json; or a
+        GGUF file.
       config: the model's config, in Transformers' class for the model type.
+      config_values: the values in config.json, or those that it would have.
     """
 
-    folder: Path
+    path: Path
     config: PretrainedConfig
+    config_values: dict[str, Any]
 
-    def __init__(self, folder: Path):
+    def __init__(self, path: Path):
         """Reads the config and the file headers, but no weights. Never runs code that comes with a model.
 
         Raises:
-          UserError: a file is missing or damaged, the weights are quantised or not in safetensors files, or
-            Transformers does not know the model.
+          UserError: a file is missing or damaged, a folder's weights are quantised or not in safetensors files, or the
+            model is not supported.
         """
-        self.folder = folder
-        self.config = read_config(folder)
-        self._listing, self._tensors = _read_headers(folder)
+        self.path = path
+        self._tensors: Mapping[str, _Tensor]
+        if path.is_file():
+            file = gguf_file.read(path)
+            self.config, self.config_values = _gguf_config(file)
+            self._listing, self._tensors = path, gguf_architectures.tensors(file, self.config)
+        else:
+            self.config, self.config_values = _folder_config(path)
+            self._listing, self._tensors = _read_headers(path)
 
     def names(self) -> Collection[str]:
         return self._tensors.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensor(name).shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """The tensor's dtype; bfloat16 if it is quantized."""
+        return _DTYPES[self._tensor(name).dtype]
 
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         """
@@ -72,13 +89,14 @@ class Checkpoint:
         """
         tensor = self._tensor(name)
         if tensor.shape != shape:
+            config = "its metadata" if self.path.is_file() else self.path / "config.json"
             raise UserError(
-                f"{tensor.file}:{name}: has shape {list(tensor.shape)}, but {self.folder / 'config.json'} implies "
-                f"{list(shape)}; use the config and the weights of one model"
+                f"{tensor.file}:{name}: has shape {list(tensor.shape)}, but {config} implies {list(shape)}; "
+                "use the config and the weights of one model"
             )
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> Shaped[np.ndarray, "*S"]:
-        """A tensor in the file's dtype (for bfloat16, ml_dtypes').
+        """A tensor in its own dtype (for bfloat16, ml_dtypes'), or in float32 if it is quantized.
 
         Args:
           index: a slice of step 1 for each of the leading axes; only these bytes are copied.
@@ -86,9 +104,7 @@ class Checkpoint:
         Raises:
           UserError: there is no such tensor, or its dtype is not supported.
         """
-        # Reopened for each slice: until the file is closed, its mapped pages count as this process's memory.
-        with safe_open(self._tensor(name).file, framework="numpy") as file:
-            return file.get_slice(name)[index or ...]
+        return self._tensor(name).read(index)
 
     def read_rows(self, name: str, rows: Sequence[int]) -> Shaped[np.ndarray, "R D"]:
         """Like `read`, for the given rows of a matrix, in the given order.
@@ -99,9 +115,7 @@ class Checkpoint:
         size = self.shape(name)[0]
         if any(not 0 <= row < size for row in rows):
             raise IndexError(f"{name}: rows {min(rows)} to {max(rows)} of {size}")
-        with safe_open(self._tensor(name).file, framework="numpy") as file:
-            tensor = file.get_slice(name)
-            return np.concatenate([tensor[row : row + 1] for row in rows])
+        return self._tensor(name).read_rows(rows)
 
     def _tensor(self, name: str) -> _Tensor:
         if name not in self._tensors:
@@ -112,37 +126,90 @@ class Checkpoint:
         return tensor
 
 
-class _Tensor(NamedTuple):
+class _Tensor(Protocol):
+    """A tensor in a file, and its dtype in safetensors' spelling."""
+
+    @property
+    def file(self) -> Path: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def read(self, index: tuple[slice, ...]) -> Shaped[np.ndarray, "*S"]: ...
+    def read_rows(self, rows: Sequence[int]) -> Shaped[np.ndarray, "R D"]: ...
+
+
+class _Safetensor(NamedTuple):
+    """The file is opened for each slice: until it is closed, its mapped pages count as this process's memory."""
+
     file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
 
+    def read(self, index: tuple[slice, ...]) -> Shaped[np.ndarray, "*S"]:
+        with safe_open(self.file, framework="numpy") as file:
+            return file.get_slice(self.name)[index or ...]
 
-def read_config(folder: Path) -> PretrainedConfig:
-    """The config of the model in `folder`, in Transformers' class for it. Never runs code that comes with a model.
+    def read_rows(self, rows: Sequence[int]) -> Shaped[np.ndarray, "R D"]:
+        with safe_open(self.file, framework="numpy") as file:
+            tensor = file.get_slice(self.name)
+            return np.concatenate([tensor[row : row + 1] for row in rows])
+
+
+def read_config(path: Path) -> PretrainedConfig:
+    """The config of the model in a folder or a GGUF file, in Transformers' class for it.
+
+    Code that comes with a model is never run.
 
     Raises:
-      UserError: the config is missing or damaged, the weights are quantised, or Transformers does not know the model.
+      UserError: the config is missing or damaged, a folder's weights are quantised, or the model is not supported.
     """
+    config, _ = _gguf_config(gguf_file.read(path)) if path.is_file() else _folder_config(path)
+    return config
+
+
+def _folder_config(folder: Path) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """The config, and the values in config.json."""
     from transformers import AutoConfig
 
-    from simgr_jax.huggingface import families
-
     path = folder / "config.json"
+    if not path.exists() and (files := sorted(folder.glob("*.gguf"))):
+        raise UserError(f"{files[0]}: is a GGUF file; give the file instead of its folder")
     require_file(path, "give the folder of a Hugging Face model, or copy the model's config to it")
     values = read_json_object(path)
     families.require_supported(values.get("model_type"), path, values.get("architectures"))
     if values.get("quantization_config"):
         raise UserError(f"{path}:quantization_config: {_NOT_QUANTISED}")
     _check_numbers(values, path)
-    try:
+    with _rejections(path):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    # Transformers checks a config's values in many places and raises many kinds of exceptions.
+    families.require_supported(families.text_config(config).model_type, f"{path}:text_config")
+    return config, values
+
+
+def _gguf_config(file: GgufFile) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """As `_folder_config`; the values are those that a config.json would have."""
+    from transformers import AutoConfig
+
+    values = gguf_architectures.config_values(file)
+    _check_numbers(values, file.path)
+    with _rejections(file.path):
+        return AutoConfig.for_model(**values), values
+
+
+@contextlib.contextmanager
+def _rejections(path: Path) -> Iterator[None]:
+    """Transformers checks a config's values in many places and raises many kinds of exceptions.
+
+    Raises:
+      UserError: instead of any of them.
+    """
+    try:
+        yield
     except Exception as error:
         reason = str(error)[:400]  # It may list all model types.
-        raise UserError(f"{path}: Transformers rejects it ({reason}); copy the model's config again") from error
-    families.require_supported(families.text_config(config).model_type, f"{path}:text_config")
-    return config
+        raise UserError(f"{path}: Transformers rejects it ({reason}); copy it again from its source") from error
 
 
 def _check_numbers(values: dict[str, Any], path: Path) -> None:
@@ -164,7 +231,7 @@ def _check_numbers(values: dict[str, Any], path: Path) -> None:
                 raise UserError(f"{path}:{key}: can't be more than {most:,}; copy the model's config again")
 
 
-def _read_headers(folder: Path) -> tuple[Path, dict[str, _Tensor]]:
+def _read_headers(folder: Path) -> tuple[Path, dict[str, _Safetensor]]:
     """The file that lists the tensors, and each tensor's header entry."""
     single, index = folder / _SINGLE_FILE, folder / _INDEX
     if single.exists():
@@ -197,13 +264,14 @@ def _no_weights(folder: Path) -> str:
     return f"{folder / _SINGLE_FILE}: no such file; copy the model's safetensors weights to the folder of its config"
 
 
-def _read_header(path: Path, index: Path | None = None) -> dict[str, _Tensor]:
+def _read_header(path: Path, index: Path | None = None) -> dict[str, _Safetensor]:
     require_file(path, f"copy it there ({index} lists it)" if index else "copy it there")
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
             return {
-                name: _Tensor(path, tensor.get_dtype(), tuple(tensor.get_shape())) for name, tensor in slices.items()
+                name: _Safetensor(path, name, tensor.get_dtype(), tuple(tensor.get_shape()))
+                for name, tensor in slices.items()
             }
     except SafetensorError as error:
         # The dtype is a header's only enumerated value, so it must be the unknown one.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simgr_jax.errors import UserError, first_line
+from simgr_jax.huggingface import gguf_file, gguf_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load_tokenizer(folder: Path, new_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """The tokenizer in a model's folder. Never runs code that comes with a model.
+def load_tokenizer(path: Path, new_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The tokenizer in a model's folder or GGUF file. Never runs code that comes with a model.
 
     Args:
       new_tokens: added in this order unless the tokenizer has them already. Each is one token anywhere in a text.
@@ -24,18 +25,24 @@ def load_tokenizer(folder: Path, new_tokens: Sequence[str] = ()) -> PreTrainedTo
     Raises:
       UserError: there is no tokenizer, or it cannot be read.
     """
-    from transformers import AddedToken, AutoTokenizer  # Takes seconds, which runs without an LLM are spared.
+    from transformers import AddedToken  # Takes seconds, which runs without an LLM are spared.
+
+    tokenizer = gguf_tokenizer.build(gguf_file.read(path)) if path.is_file() else _from_folder(path)
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in new_tokens])
+    return tokenizer
+
+
+def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in _FILES):
         # Transformers would silently create an empty tokenizer.
         raise UserError(f"{folder}: has none of {', '.join(_FILES)}; copy the model's tokenizer files there")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Transformers and Tokenizers raise many kinds of exceptions for missing or damaged files.
     except Exception as error:
         raise UserError(
             f"{folder}: its tokenizer can't be read ({first_line(error)[:150]}); "
             "copy the model's tokenizer files there again"
         ) from error
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in new_tokens])
-    return tokenizer

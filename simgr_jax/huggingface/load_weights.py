@@ -41,7 +41,7 @@ def load_transformer(
     out, and a line says so.
 
     Args:
-      config: the result of `families.transformer_config` for the checkpoint's config.
+      config: the result of `families.transformer_config` for the checkpoint's config, or its first layers.
       param_dtype: "float32" or "bfloat16", the parameters' dtype.
       shardings: maps a parameter's variable, which holds its shape, to a sharding that does not split the layers' axis.
         None puts all parameters on this process's first device.
@@ -51,7 +51,7 @@ def load_transformer(
     """
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
     parameters = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(abstract)}
-    sources = families.sources(checkpoint.config, checkpoint.names())
+    sources = families.sources(checkpoint.config, checkpoint.names(), config)
     if parameters.keys() != sources.keys():
         raise ValueError(f"parameters without a source, or the reverse: {sorted(parameters.keys() ^ sources.keys())}")
     prefix = families.prefix(checkpoint.config, checkpoint.names())
@@ -59,7 +59,7 @@ def load_transformer(
     for name, shape in _tensor_shapes(leaves.values()).items():
         checkpoint.require(name, shape)
     if others := _other_parts(checkpoint.names(), prefix):
-        logging.info("%s: only the language model is loaded, not %s", checkpoint.folder, ", ".join(others))
+        logging.info("%s: only the language model is loaded, not %s", checkpoint.path, ", ".join(others))
     for path, variable in parameters.items():
         sharding = shardings(variable) if shardings else None
         variable.set_value(_load(checkpoint, leaves[path], param_dtype, sharding))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,13 +29,21 @@ if TYPE_CHECKING:
 _KEY = "config.backbone.checkpoint"
 
 
-def checkpoint_folder(config: ml_collections.ConfigDict, *, weights: bool = True) -> Path:
-    """The folder of `config.backbone.checkpoint`, downloaded if it is a hub id.
+def checkpoint_path(name: str, key: str = _KEY, *, weights: bool = True) -> Path:
+    """A checkpoint's GGUF file or folder, downloaded if `name` is a hub id.
+
+    Args:
+      key: the config key that names it.
 
     Raises:
-      UserError: see `hub.local_folder`.
+      UserError: there is no such file, or see `hub.local_folder`.
     """
-    return local_folder(config.backbone.checkpoint, _KEY, weights=weights)
+    path = Path(os.path.expanduser(name))
+    if path.is_file():
+        return path
+    if path.suffix == ".gguf" and not path.is_dir():
+        raise UserError(f"{path}: no such file; check {key}")
+    return local_folder(name, key, weights=weights)
 
 
 def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
@@ -42,7 +52,7 @@ def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
     Raises:
       UserError: the checkpoint can't be used.
     """
-    checkpoint = Checkpoint(checkpoint_folder(config))
+    checkpoint = Checkpoint(checkpoint_path(config.backbone.checkpoint))
     # Find mistakes that do not depend on the length now, before the data are prepared.
     backbone_config(checkpoint.config, config, max_length=1)
     return checkpoint
@@ -72,11 +82,13 @@ def load_pretrained(
     items: ItemContents,
     prompt: Prompt,
     longest: int,
+    item_readings: Callable[[], Float[np.ndarray, "N X"]] | None = None,
 ) -> Backbone:
     """The checkpoint's weights on the devices, and initial embeddings for the semantic-ID tokens.
 
     Args:
       longest: the longest sequence, in positions.
+      item_readings: gives the readings of the items' texts, for the token_init "reading".
 
     Raises:
       UserError: the checkpoint is incomplete or can't read sequences this long, or `token_init` does not suit the data.
@@ -84,7 +96,7 @@ def load_pretrained(
     shape, dtype = backbone_config(checkpoint.config, config, longest), base_dtype(config)
     return Backbone(
         load_transformer(checkpoint, shape, dtype, sharding.variable_sharding),
-        _token_embeddings(checkpoint, tokenizer, config, items),
+        _token_embeddings(checkpoint, tokenizer, config, items, item_readings),
         _text_embedding(checkpoint, prompt.text_tokens, dtype),
     )
 
@@ -98,8 +110,11 @@ def _token_embeddings(
     tokenizer: PreTrainedTokenizerFast,
     config: ml_collections.ConfigDict,
     items: ItemContents,
+    item_readings: Callable[[], Float[np.ndarray, "N X"]],
 ) -> Float[np.ndarray, "V D"]:
     ids = items.semantic_ids
+    if config.backbone.token_init == "reading":
+        return token_init.from_readings(checkpoint, item_readings(), ids.tokens, ids.vocab_size)
     if config.backbone.token_init == "mean":
         return token_init.from_mean(checkpoint, ids.vocab_size, config.seed)
     if items.texts is None:

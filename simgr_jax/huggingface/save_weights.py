@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,6 @@ from simgr_jax.huggingface.families import Source
 from simgr_jax.huggingface.load_weights import embedding_name, per_layer_embedding_name
 from simgr_jax.models import lora
 from simgr_jax.models.transformer import Transformer
-from simgr_jax.workdir.read_files import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -82,7 +82,7 @@ def save_finetuned(
     Args:
       folder: must exist.
       tokenizer: must contain the tokens' strings.
-      dtype: one of DTYPES; None keeps each tensor's dtype in the checkpoint.
+      dtype: one of DTYPES; None keeps each tensor's dtype in the checkpoint (`Checkpoint.dtype`).
     """
     prefix = families.prefix(checkpoint.config, checkpoint.names())
     new_prefix = "model." if _is_multimodal(checkpoint) else prefix
@@ -184,12 +184,12 @@ def _untied_head(checkpoint: Checkpoint) -> str | None:
 
 
 def _dtype(checkpoint: Checkpoint, name: str, asked: str | None) -> np.dtype:
-    return np.dtype(asked or checkpoint.read(name, (slice(0, 0),)).dtype)
+    return np.dtype(asked) if asked else checkpoint.dtype(name)
 
 
 def _config(checkpoint: Checkpoint, backbone: Transformer, rows: int, dtype: str | None) -> dict[str, Any]:
     """The checkpoint's config.json with few changes, so that any Transformers version that read it can read ours."""
-    original = read_json_object(checkpoint.folder / "config.json")
+    original = copy.deepcopy(checkpoint.config_values)
     values = original
     if _is_multimodal(checkpoint):
         kind = families.text_config(checkpoint.config).model_type

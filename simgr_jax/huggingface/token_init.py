@@ -17,7 +17,7 @@ from simgr_jax.inputs.control_tokens import control_tokens, encode_as_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TOKEN_INITS = ("mean", "words")
+TOKEN_INITS = ("mean", "words", "reading")
 
 
 def from_mean(checkpoint: Checkpoint, count: int, seed: int) -> Float[np.ndarray, "count D"]:
@@ -73,6 +73,31 @@ def from_words(
     found = token_vectors[chosen]
     start[chosen] = mean + (found - found.mean(axis=0)) / np.maximum(found.std(axis=0), 1e-12) * std
     return start
+
+
+def from_readings(
+    checkpoint: Checkpoint,
+    readings: Float[np.ndarray, "N X"],
+    tokens: Int[np.ndarray, "N L"],
+    vocab_size: int,
+) -> Float[np.ndarray, "V D"]:
+    """Embeddings whose mean over an item's codes comes nearest to the LLM's reading of its text, by least squares, at
+    the standard deviation of the LLM's embeddings; float32.
+
+    Args:
+      readings: of the items' texts (see `item_reader.whiten`); more than D columns are cut, fewer are filled with 0.
+      tokens: the semantic-ID tokens of each item, below `vocab_size`.
+    """
+    from sklearn.linear_model import Ridge  # Takes seconds to import.
+
+    _, std = embedding_statistics(checkpoint)
+    items = np.repeat(np.arange(len(tokens)), tokens.shape[1])
+    codes = _row_means(items, tokens.reshape(-1), (len(tokens), vocab_size))
+    # A little ridge decides between codes that always occur together.
+    fitted = Ridge(alpha=0.1, fit_intercept=False, solver="sparse_cg").fit(codes, readings[:, : len(std)]).coef_.T
+    embeddings = np.zeros((vocab_size, len(std)), np.float32)
+    embeddings[:, : fitted.shape[1]] = fitted
+    return embeddings * (np.sqrt(np.mean(np.square(std))) / np.sqrt(np.mean(np.square(embeddings))))
 
 
 def _row_means(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> scipy.sparse.csr_array:

@@ -29,6 +29,12 @@ class TrainBatch(NamedTuple):
     targets: Int[Array, "B R"]
     valid: Bool[Array, "B R"]
 
+    @property
+    def starts(self) -> Bool[Array, "B R"]:
+        """Whether a readout is the first of its prompt."""
+        segments = jnp.take_along_axis(self.segment_ids, self.readouts, axis=1)
+        return jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+
     def at_readouts(self, states: Float[Array, "B T D"]) -> Float[Array, "B R D"]:
         return jnp.take_along_axis(states, self.readouts[..., None], axis=1)
 

@@ -28,7 +28,8 @@ def apply_rotary(
     """
     pairs = frequencies.shape[0]
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles) * scale, jnp.sin(angles) * scale
+    # The barrier keeps XLA from computing them again for every head and for every use of the result.
+    cos, sin = jax.lax.optimization_barrier((jnp.cos(angles) * scale, jnp.sin(angles) * scale))
     first, second, rest = jnp.split(x.astype(jnp.float32), [pairs, 2 * pairs], axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1).astype(x.dtype)
 

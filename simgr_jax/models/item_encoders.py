@@ -19,6 +19,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 Tables = Any  # A pytree of arrays [V, ...].
+# What M items are encoded from: their tokens, or their tokens and the readings of their texts.
+Contents = Int[Array, "M L"] | tuple[Int[Array, "M L"], Float[Array, "M X"]]
 
 
 @jax.custom_vjp
@@ -51,16 +53,16 @@ sum_of_rows.defvjp(_sum_of_rows_forward, _sum_of_rows_backward)
 class ItemEncoder(nnx.Module):
     """The base of all encoders: `tables`, then `combine`."""
 
-    def __call__(self, table: Float[Array, "V D"], tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
-        """The vectors of the items that `tokens` spell, from the embeddings of all tokens."""
-        return self.combine(self.tables(table), tokens)
+    def __call__(self, table: Float[Array, "V D"], contents: Contents) -> Float[Array, "M D"]:
+        """The items' vectors, from the embeddings of all tokens."""
+        return self.combine(self.tables(table), contents)
 
     def tables(self, table: Float[Array, "V D"]) -> Tables:
         """The part that is computed once for all items."""
         raise NotImplementedError
 
-    def combine(self, tables: Tables, tokens: Int[Array, "M L"]) -> Float[Array, "M D"]:
-        """The items' vectors. Each depends only on the item's own tokens and on `tables`."""
+    def combine(self, tables: Tables, contents: Contents) -> Float[Array, "M D"]:
+        """The items' vectors. Each depends only on the item's own contents and on `tables`."""
         raise NotImplementedError
 
 
@@ -216,6 +218,32 @@ class MeanMLP(ItemEncoder):
     def combine(self, tables, tokens):
         for_mean, for_mlp = tables
         return self.mean.combine(for_mean, tokens) + self.mlp.combine(for_mlp, tokens)
+
+
+class WithText(ItemEncoder):
+    """v = encoder(codes) + s x W / sqrt(D_x), with x the reading of the item's text (`huggingface.item_reader`).
+
+    An item is known by its text where its codes are rare. W begins so that the text's part is the reading's leading
+    dimensions, at the scale of `norm`. By the root of D_x, a step of the optimizer changes v no more than a step of an
+    embedding does.
+    """
+
+    def __init__(self, codes: ItemEncoder, text_width: int, width: int, norm: Float[Array, ""]):
+        """
+        Args:
+          codes: the encoder of the codes.
+          text_width: D_x.
+          norm: the norm of the text's part for a reading that lies in its leading dimensions.
+        """
+        self.codes, self.factor = codes, text_width**-0.5
+        self.text_map = nnx.Param(jnp.eye(text_width, width) * (norm / self.factor), axes=(None, "embed"))
+
+    def tables(self, table):
+        return self.codes.tables(table), self.text_map[...]
+
+    def combine(self, tables, contents):
+        (for_codes, text_map), (tokens, texts) = tables, contents
+        return self.codes.combine(for_codes, tokens) + self.factor * (texts.astype(jnp.float32) @ text_map)
 
 
 ITEM_ENCODERS = ("mean", "mean_mlp", "mlp", "cross_attention", "attention", "gated")

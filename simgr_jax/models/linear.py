@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 
@@ -30,7 +31,10 @@ class Linear(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*B in"], rngs: nnx.Rngs | None) -> Float[Array, "*B out"]:
-        y = x @ self.kernel[...].astype(self.dtype)
+        # As one matrix: with more axes, XLA would copy the transposed operands of the kernel's gradient on a CPU.
+        rows = x.reshape(-1, x.shape[-1])
+        y = rows @ self.kernel[...].astype(self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
-        return y if self.lora is None else y + self.lora(x, rngs)
+        y = y if self.lora is None else y + self.lora(rows, rngs)
+        return checkpoint_name(y.reshape(*x.shape[:-1], -1), "projection")

@@ -57,7 +57,7 @@ class LoRA(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B in"], rngs: nnx.Rngs | None) -> Float[Array, "*B out"]:
         x = self.dropout(x, deterministic=rngs is None, rngs=rngs)
-        return self.scale * (x @ self.a[...].astype(self.dtype) @ self.b[...].astype(self.dtype))
+        return self.scale * (x @ self.a[...].astype(self.dtype)) @ self.b[...].astype(self.dtype)
 
     def product(self) -> Float[Array, "*L in out"]:
         """The float32 matrix that `merge` adds to the kernel."""

@@ -43,6 +43,8 @@ class ModelInputs(NamedTuple):
       train: the training sequences.
       backbone: makes the decoder of `config.backbone`, for models that have one.
       rngs: for the random parameters.
+      item_readings: gives the LLM's readings of the items' texts, float32 [N, X] (see `huggingface.item_reader`), for
+        models that have a use for them.
     """
 
     num_items: int
@@ -50,6 +52,7 @@ class ModelInputs(NamedTuple):
     train: Sequences
     backbone: Callable[[], Backbone]
     rngs: nnx.Rngs
+    item_readings: Callable[[], np.ndarray] | None = None
 
     @property
     def item_counts(self) -> np.ndarray:

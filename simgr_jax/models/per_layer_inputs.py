@@ -18,7 +18,7 @@ class PerLayerInputs(nnx.Module):
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config
-        shape = config.width, config.layers * config.per_layer_width
+        shape = config.width, config.per_layer_count * config.per_layer_width
         self.projection = nnx.Param(
             nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32), axes=("embed", None)
         )
@@ -32,7 +32,7 @@ class PerLayerInputs(nnx.Module):
           x: the first layer's input.
           embeddings: of the tokens; None, or zeros, for inputs that are no tokens of the checkpoint.
         """
-        layers, width = self.config.layers, self.config.per_layer_width
+        layers, width = self.config.per_layer_count, self.config.per_layer_width
         by_layer = lambda y: y.reshape(*y.shape[:2], layers, width)  # noqa: E731
         projected = x @ self.projection[...].astype(x.dtype)
         total = self.norm(by_layer(projected) * self.config.width**-0.5)

@@ -58,6 +58,11 @@ def options_of(config: ml_collections.ConfigDict) -> ModelOptions:
     return module_of(config.model).Options(**config.get(config.model, {}))
 
 
+def has_checkpoint(config: ml_collections.ConfigDict) -> bool:
+    """Whether the model starts from the LLM of `config.backbone.checkpoint`. Models that take none ignore the key."""
+    return options_of(config).takes_checkpoint and bool(config.backbone.checkpoint)
+
+
 def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> Recommender:
     """The model that `config.model` names, spread over the mesh.
 

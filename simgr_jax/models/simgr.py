@@ -19,6 +19,7 @@ from simgr_jax.models import item_encoders, readout, user_pooling
 from simgr_jax.models.embed_tokens import embed_tokens, new_embedding
 from simgr_jax.models.model_inputs import Backbone, Catalog, ModelInputs
 from simgr_jax.models.options import COMPUTATION_KEYS, SHAPE_KEYS, ModelOptions
+from simgr_jax.models.text_similarity import TextSimilarity
 from simgr_jax.ops import sampled_loss
 from simgr_jax.ops.clip_between import clip_between
 from simgr_jax.ops.sampled_loss import Negatives, sampled_cross_entropy
@@ -38,6 +39,7 @@ AUTO_CHUNK = -1
 
 HISTORIES = ("item", "tokens")
 SAMPLED_FROM = ("uniform", "popularity")
+ITEM_TEXTS = ("none", "read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,10 @@ class Options(ModelOptions):
       item_encoder: how an item's codes become its vector: "mean" (the paper's), "gated", "attention",
         "cross_attention", "mlp" or "mean_mlp" (see `item_encoders`).
       item_encoder_width: inner width of the MLP encoders.
+      item_text: whether an item is also known by an LLM's reading of its text (`config.item_reader`): "none", or
+        "read", which adds a trained map of it to the codes' aggregate, and the texts' similarity to the score (see
+        `text_similarity`).
+      item_text_dtype: how the readings are kept on the devices: "float32" or "bfloat16".
       similarity: "cosine" or "dot".
       temperature: τ, or its initial value if it is learned.
       learn_temperature: whether τ is a parameter.
@@ -61,6 +67,9 @@ class Options(ModelOptions):
         score in full (docs/large_catalogs.md).
       sampled_from: how they are drawn: "uniform", or "popularity", in proportion to an item's training count plus one.
       log_q: whether the in-batch loss corrects for the items' frequency.
+      popularity_prior: α. The full-catalog loss adds α log q(i) to the logits, where q is an item's share of the
+        training interactions, and ranking does not. So similarity learns less of how popular items were (logit
+        adjustment, https://arxiv.org/abs/2007.07314).
       label_smoothing: ε of all losses.
       catalog_chunk: items, on each device, that the full-catalog loss encodes and scores at once, so that memory does
         not grow with the catalog. 0 takes all at once; -1 takes as many as the device's memory has room for.
@@ -77,6 +86,8 @@ class Options(ModelOptions):
     readout: str = "auto"
     item_encoder: str = "mean_mlp"
     item_encoder_width: int = 256
+    item_text: str = "none"
+    item_text_dtype: str = "float32"
     similarity: str = "cosine"
     temperature: float = 0.07
     learn_temperature: bool = False
@@ -88,6 +99,7 @@ class Options(ModelOptions):
     sampled_from: str = "uniform"
     in_batch_weight: float = 0.0
     log_q: bool = True
+    popularity_prior: float = 0.0
     label_smoothing: float = 0.0
     catalog_chunk: int = AUTO_CHUNK
 
@@ -97,6 +109,8 @@ class Options(ModelOptions):
         self.require_choice("readout", readout.READOUTS)
         self.require_choice("item_encoder", item_encoders.ITEM_ENCODERS)
         self.require(self.item_encoder_width >= 1, "item_encoder_width", "give a number from 1")
+        self.require_choice("item_text", ITEM_TEXTS)
+        self.require_choice("item_text_dtype", ("float32", "bfloat16"))
         self.require_choice("similarity", SIMILARITIES)
         self.require(self.temperature > 0, "temperature", "give a number above 0, like 0.07")
         if self.learn_temperature:
@@ -119,12 +133,15 @@ class Options(ModelOptions):
             "catalog_chunk",
             f"give a number of items, 0 for all at once, or {AUTO_CHUNK} to choose it by memory",
         )
+        self.require(self.popularity_prior >= 0, "popularity_prior", "give 0 or more, like 0.5")
         self.require_label_smoothing()
 
     def unread(self) -> dict[str, str]:
         unread = {}
         if self.item_encoder not in item_encoders.WITH_WIDTH:
             unread["item_encoder_width"] = f"item_encoder={item_encoders.WITH_WIDTH[0]}"
+        if self.item_text == "none":
+            unread["item_text_dtype"] = "item_text=read"
         if not self.learn_temperature:
             unread |= dict.fromkeys(("temperature_min", "temperature_max"), "learn_temperature=True")
         if not self.sampled_weight:
@@ -132,14 +149,15 @@ class Options(ModelOptions):
         if not self.in_batch_weight:
             unread["log_q"] = "in_batch_weight above 0"
         if not self.full_catalog_weight:
-            unread["catalog_chunk"] = "full_catalog_weight above 0"
+            unread |= dict.fromkeys(("catalog_chunk", "popularity_prior"), "full_catalog_weight above 0")
         return unread
 
 
 def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInputs) -> SimGR:
     chosen = readout.choose(options.readout, bool(config.backbone.checkpoint), config.backbone.layers)
     options = dataclasses.replace(options, readout=chosen)
-    return SimGR(options, inputs.backbone(), inputs.semantic_ids, inputs.item_counts, inputs.rngs)
+    readings = None if options.item_text == "none" else inputs.item_readings()
+    return SimGR(options, inputs.backbone(), inputs.semantic_ids, inputs.item_counts, inputs.rngs, readings)
 
 
 class SimGR(nnx.Module):
@@ -148,6 +166,7 @@ class SimGR(nnx.Module):
     Args:
       item_counts: int [N], how often each item occurs in training; for the log-Q correction, and for drawing negatives
         by popularity.
+      item_readings: the LLM's readings of the items' texts, for `options.item_text`.
     """
 
     def __init__(
@@ -157,6 +176,7 @@ class SimGR(nnx.Module):
         semantic_ids: SemanticIds,
         item_counts: np.ndarray,
         rngs: nnx.Rngs,
+        item_readings: Float[np.ndarray, "N X"] | None = None,
     ):
         self.options = options
         self.num_items, tokens = semantic_ids.num_items, semantic_ids.tokens
@@ -169,7 +189,7 @@ class SimGR(nnx.Module):
         self.log_q = Catalog(jnp.asarray(np.pad(log_q, padding), jnp.float32), **by_item)
         if options.sampled_weight and options.sampled_from == "popularity":
             self.cumulative_weights = Catalog(jnp.asarray(sampled_loss.cumulative_weights(item_counts)))
-        twins, twin_group = _twins(tokens)
+        twins, twin_group = _twins(tokens, item_readings)
         self.twins = Catalog(jnp.asarray(twins, jnp.int32))
         self.twin_group = Catalog(jnp.asarray(np.pad(twin_group, padding, constant_values=-1), jnp.int32), **by_item)
 
@@ -189,6 +209,13 @@ class SimGR(nnx.Module):
             tuple(semantic_ids.codebook_sizes),
             rngs,
         )
+        self.readings, self.text_similarity = nnx.data(None), nnx.data(None)
+        if item_readings is not None:
+            self.text_similarity = TextSimilarity()
+            readings = jnp.pad(jnp.asarray(item_readings, options.item_text_dtype), (padding, (0, 0)))
+            self.readings = Catalog(readings, axes=("items", None))
+            norm = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(self.embedding[...]), axis=1)))
+            self.item_encoder = item_encoders.WithText(self.item_encoder, readings.shape[1], shape.width, norm)
         self.backbone = backbone.decoder
         self.user_pooling = user_pooling.create(options.user_pooling, shape.width, rngs)
         log_temperature = jnp.log(jnp.float32(options.temperature))
@@ -203,9 +230,15 @@ class SimGR(nnx.Module):
 
     def encode_items(self, items: Int[Array, " M"] | None = None) -> Float[Array, "M D"]:
         """Item vectors before the similarity's normalization; for the whole catalog if `items` is None."""
-        tokens = self.tokens[...] if items is None else self.tokens[items]
+        contents = self._contents()
+        if items is not None:
+            contents = jax.tree.map(lambda of_all: of_all[items], contents)
         encoder, table = self._whole_encoder()
-        return encoder(table, tokens)
+        return encoder(table, contents)
+
+    def _contents(self) -> item_encoders.Contents:
+        """What the whole catalog's vectors are encoded from."""
+        return self.tokens[...] if self.readings is None else (self.tokens[...], self.readings[...])
 
     def _whole_encoder(self) -> tuple[item_encoders.ItemEncoder, Float[Array, "V D"]]:
         """The item encoder and the table of token embeddings, whole on every device: they are small, and all devices
@@ -255,19 +288,19 @@ class SimGR(nnx.Module):
         temperature = self.temperature
 
         def vectors_of(items):
-            return to_similarity_space(self._vectors_of(items, item_vectors), options.similarity)
+            return self._compared(self._vectors_of(items, item_vectors), items)
 
         if self.readout is not None:
-            states = self.readout(states, vectors_of(batch.last_items.reshape(-1)))
+            last_vectors = self._vectors_of(batch.last_items.reshape(-1), item_vectors)
+            states = self.readout(states, to_similarity_space(last_vectors, options.similarity))
         states = to_similarity_space(states, options.similarity)
+        if self.text_similarity is not None:
+            texts = self.text_similarity.of_users(self.readings[...], batch.last_items, batch.starts)
+            states = jnp.concatenate([states, texts.reshape(len(states), -1)], axis=-1)
         target_vectors = vectors_of(targets)
         loss, scalars = jnp.float32(0), {"temperature": temperature}
         if options.full_catalog_weight:
-            if dense:
-                vectors = to_similarity_space(item_vectors, options.similarity)
-                losses = full_catalog_cross_entropy(states, vectors, targets, temperature, options.label_smoothing)
-            else:
-                losses = self._streamed_cross_entropy(states, target_vectors, temperature, chunk)
+            losses = self._full_catalog_losses(states, targets, target_vectors, item_vectors if dense else None, chunk)
             scalars["full_catalog_loss"] = mean_of_valid(losses, valid)
             loss += options.full_catalog_weight * scalars["full_catalog_loss"]
         if options.sampled_weight:
@@ -306,30 +339,47 @@ class SimGR(nnx.Module):
             return sampled_loss.uniform_negatives(key, self.num_items, count)
         return sampled_loss.popularity_negatives(key, self.cumulative_weights[...], count)
 
-    def _streamed_cross_entropy(
+    def _full_catalog_losses(
         self,
-        states: Float[Array, "B D"],
-        target_vectors: Float[Array, "B D"],
-        temperature: Float[Array, ""],
+        states: Float[Array, "B E"],
+        targets: Int[Array, " B"],
+        target_vectors: Float[Array, "B E"],
+        item_vectors: Float[Array, "N D"] | None,
         chunk: int,
     ) -> Float[Array, " B"]:
+        """item_vectors: `encode_items()`; None computes the loss without them, in chunks."""
+        temperature, smoothing = self.temperature, self.options.label_smoothing
+        prior = None
+        if self.options.popularity_prior:
+            # As one more column of the items' vectors. The temperature will divide it away.
+            prior = self.options.popularity_prior * self.log_q[...]
+            states = jnp.pad(states, ((0, 0), (0, 1))).at[:, -1].set(temperature)
+            target_vectors = jnp.column_stack([target_vectors, prior[targets]])
+        if item_vectors is not None:
+            vectors = self._compared(item_vectors)
+            vectors = vectors if prior is None else jnp.column_stack([vectors, prior])
+            return full_catalog_cross_entropy(states, vectors, targets, temperature, smoothing)
+
         encoder, table = self._whole_encoder()
         graphdef, parameters = nnx.split(encoder)
 
-        def encode(learned, tokens):
-            parameters, tables = learned
-            vectors = nnx.merge(graphdef, parameters).combine(tables, tokens)
-            return to_similarity_space(vectors, self.options.similarity)
+        def encode(learned, items):
+            (parameters, tables), (contents, prior) = learned, items
+            vectors = nnx.merge(graphdef, parameters).combine(tables, contents)
+            columns = [to_similarity_space(vectors, self.options.similarity)]
+            if self.readings is not None:
+                columns.append(contents[1].astype(jnp.float32))
+            return jnp.column_stack(columns if prior is None else [*columns, prior])
 
         return streamed_cross_entropy(
             encode,
             (parameters, encoder.tables(table)),
-            self.tokens[...],
+            (self._contents(), prior),
             self.num_items,
             states,
             target_vectors,
             temperature,
-            self.options.label_smoothing,
+            smoothing,
             chunk,
         )
 
@@ -340,17 +390,17 @@ class SimGR(nnx.Module):
         return choose_chunk(
             len(self.tokens) // sharding.shards("items"),
             num_queries // sharding.shards("queries"),
-            self.embedding.shape[1],
+            self.embedding.shape[1] + (0 if self.readings is None else self.readings.shape[1]),
             sharding.device_memory(),
         )
 
     @property
     def has_collisions(self) -> bool:
-        """Whether some items have the same tokens, and so the same score."""
+        """Whether some items have the same tokens and reading, and so the same score."""
         return len(self.twins) > 0
 
-    def first_with_same_tokens(self) -> Int[np.ndarray, " N"]:
-        """For each item, the first item with the same tokens; int32."""
+    def first_twin(self) -> Int[np.ndarray, " N"]:
+        """For each item, the first item with the same tokens and reading; int32."""
         group = np.asarray(self.twin_group)
         return np.where(group >= 0, np.asarray(self.twins)[group], np.arange(len(group), dtype=np.int32))
 
@@ -366,11 +416,23 @@ class SimGR(nnx.Module):
             scores = jnp.where(group >= 0, scores[:, self.twins[...]][:, group], scores)
         return jax.nn.log_softmax(scores / self.temperature)
 
-    def item_vectors(self, catalog: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        return to_similarity_space(catalog[: self.num_items], self.options.similarity)
+    def item_vectors(self, catalog: Float[Array, "N D"]) -> Float[Array, "N E"]:
+        return self._compared(catalog)[: self.num_items]
+
+    def _compared(self, vectors: Float[Array, "M D"], items: Int[Array, " M"] | None = None) -> Float[Array, "M E"]:
+        """Item vectors in the similarity's space. With text similarity, the texts' readings are further columns.
+
+        Args:
+          items: which these are; None is the whole catalog.
+        """
+        vectors = to_similarity_space(vectors, self.options.similarity)
+        if self.readings is None:
+            return vectors
+        readings = self.readings[...] if items is None else self.readings[items]
+        return jnp.concatenate([vectors, readings.astype(jnp.float32)], axis=-1)
 
     def rank(self, batch: RankBatch, catalog: Float[Array, "N D"], k: int, filter_history: bool) -> Ranking:
-        users = self.user_vectors(batch, catalog)
+        users, items = self.user_vectors(batch, catalog), sharding.constrain(self._compared(catalog), "items", None)
         by_user, by_item = sharding.spec("queries"), sharding.spec("items")
         rank = sharding.per_device(
             partial(self._rank, k, filter_history),
@@ -378,10 +440,10 @@ class SimGR(nnx.Module):
             by_user,
             check_vma=False,  # JAX can't tell that the result of all_gather is the same on every device.
         )
-        return rank(users, catalog, self.twins[...], self.twin_group[...], batch.history, batch.targets)
+        return rank(users, items, self.twins[...], self.twin_group[...], batch.history, batch.targets)
 
-    def user_vectors(self, batch: RankBatch, catalog: Float[Array, "N D"]) -> Float[Array, "B D"]:
-        """The users' states after their whole histories, in the similarity's space."""
+    def user_vectors(self, batch: RankBatch, catalog: Float[Array, "N D"]) -> Float[Array, "B E"]:
+        """The users' vectors after their whole histories, in the similarity's space."""
         item_vectors = None if sharding.item_axes() else catalog
         if isinstance(self.user_pooling, user_pooling.LastToken):
             states = self.backbone.at_end(self._embed(batch.inputs, item_vectors), batch.lengths)
@@ -391,21 +453,24 @@ class SimGR(nnx.Module):
         if self.readout is not None:
             last_vectors = self._vectors_of(batch.last_items, item_vectors)
             states = self.readout(states, to_similarity_space(last_vectors, self.options.similarity))
-        return to_similarity_space(states, self.options.similarity)
+        states = to_similarity_space(states, self.options.similarity)
+        if self.text_similarity is None:
+            return states
+        return jnp.concatenate([states, self.text_similarity.at_end(self.readings[...], batch.history)], axis=-1)
 
     def _rank(
         self,
         k: int,
         filter_history: bool,
-        users: Float[Array, "B D"],
-        vectors: Float[Array, "N D"],
+        users: Float[Array, "B E"],
+        vectors: Float[Array, "N E"],
         twins: Int[Array, " G"],
         twin_group: Int[Array, " N"],
         history: Int[Array, "B M"],
         targets: Int[Array, " B"],
     ) -> Ranking:
         """Ranks on one device, which may hold only a part of the items."""
-        scores = users @ to_similarity_space(vectors, self.options.similarity).T
+        scores = users @ vectors.T
         first = sharding.part_index("items") * len(vectors)
         if len(twins):
             scores = _share_scores(scores, twins - first, twin_group)
@@ -414,12 +479,22 @@ class SimGR(nnx.Module):
         return rank_catalog(scores, targets, k, self.num_items)
 
 
-def _twins(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first item of each of the G groups of items with the same tokens; and the group of each item, or -1."""
-    _, first, group, count = np.unique(tokens, axis=0, return_index=True, return_inverse=True, return_counts=True)
-    is_shared = count > 1
+def _twins(
+    tokens: Int[np.ndarray, "N L"], readings: Float[np.ndarray, "N X"] | None
+) -> tuple[Int[np.ndarray, " G"], Int[np.ndarray, " N"]]:
+    """The first item of each of the G groups of items with the same tokens and reading; and the group of each item, or
+    -1."""
+    first, group, is_shared = _groups(tokens)
+    if readings is not None and is_shared.any():
+        first, group, is_shared = _groups(np.column_stack([tokens, _groups(readings)[1]]))
     group_number = np.where(is_shared, np.cumsum(is_shared) - 1, -1)
-    return first[is_shared], group_number[group.reshape(-1)]
+    return first[is_shared], group_number[group]
+
+
+def _groups(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first of each group of equal rows, the group of each row, and whether a group has more than one."""
+    _, first, group, count = np.unique(rows, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    return first, group.reshape(-1), count > 1
 
 
 def _share_scores(

@@ -16,7 +16,7 @@ from simgr_jax.ops.attention import IMPLEMENTATIONS
 # Which of a layer's activations are kept for the backward pass; the others are recomputed.
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("projection"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -105,6 +105,7 @@ class TransformerConfig:
       embedding_scale: multiplies the input embeddings (Gemma: sqrt(D)).
       per_layer_width: P, the width of what each layer reads of the inputs in addition (see `PerLayerInputs`); 0 if
         nothing.
+      per_layer_count: the layers that have such inputs; more than `layers` if these are only the first ones of a model.
       layer_scale: whether each layer's states are multiplied by a parameter (Gemma 4).
       residual_scale: multiplies the outputs of attention and MLP before they are added to the residual (Granite).
       layer_fields: for each layer, the fields above that it has other values for; () if all layers have the same.
@@ -152,6 +153,7 @@ class TransformerConfig:
     query_growth: tuple[float, float] = (0.0, 1.0)
     embedding_scale: float = 1.0
     per_layer_width: int = 0
+    per_layer_count: int = 0
     layer_scale: bool = False
     residual_scale: float = 1.0
     layer_fields: LayerFields = ()
@@ -192,7 +194,12 @@ class TransformerConfig:
     @property
     def input_width(self) -> int:
         """The width of a known token's input: its embedding, and its embeddings for each layer."""
-        return self.width + self.layers * self.per_layer_width
+        return self.width + self.per_layer_count * self.per_layer_width
+
+    def first_layers(self, layers: int) -> TransformerConfig:
+        """The config of the decoder's first layers alone."""
+        cut = {name: getattr(self, name)[:layers] for name in ("rope", "windows", "layer_fields")}
+        return dataclasses.replace(self, layers=layers, **cut)
 
     def of_layer(self, layer: int) -> TransformerConfig:
         """The config with the fields of one layer."""

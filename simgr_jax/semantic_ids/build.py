@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from simgr_jax.data.dataset import Dataset, Sequences
@@ -28,12 +29,17 @@ from simgr_jax.workdir.cache import fingerprint, load_arrays
 # Part of every fingerprint: increment it when the same inputs give different codes, or files of another form.
 VERSION = 3
 KEY = "config.semantic_ids"
-EMBEDDINGS = ("tfidf", "text_encoder", "npy", "interactions")
+EMBEDDINGS = ("tfidf", "text_encoder", "llm", "npy", "interactions")
 QUANTIZERS = ("residual_kmeans", "rqvae", "opq", "pq")
 
 
 def build(
-    config: ConfigDict, dataset: Dataset, train: Sequences, cache_dir: Path, seed: int
+    config: ConfigDict,
+    dataset: Dataset,
+    train: Sequences,
+    cache_dir: Path,
+    seed: int,
+    readings: Float[np.ndarray, "N X"] | None = None,
 ) -> tuple[SemanticIds, dict[str, Any]]:
     """Returns the catalog's semantic IDs: the dataset's own, or fitted ones, which are cached.
 
@@ -43,6 +49,7 @@ def build(
       train: the training sequences. Fits see no other interactions.
       cache_dir: where embeddings, codes and their quality reports are kept.
       seed: of every fit.
+      readings: an LLM's readings of the items' texts, for "llm" in `config.embeddings.names`.
 
     Returns:
       The IDs, with a disambiguating level if `config.collisions` asks for one and codes collide; and the quality report
@@ -62,7 +69,7 @@ def build(
         report = quality.report(codes, sizes)
     else:
         _check_fit(config, dataset)
-        fitted, report = _fit_cached(config, dataset, train, Path(cache_dir), seed)
+        fitted, report = _fit_cached(config, dataset, train, Path(cache_dir), seed, readings)
         codes, sizes = fitted.codes, fitted.codebook_sizes
     if config.collisions == "level" and report["collisions"]:
         codes, sizes = collisions.add_disambiguating_level(codes, sizes)
@@ -94,14 +101,17 @@ def _keys(config: ConfigDict, but: tuple[str, ...], prefix: str = "") -> list[st
     return [key for key in keys if key not in but]
 
 
-def _fit_cached(config, dataset, train, cache_dir, seed) -> tuple[SemanticIds, dict[str, Any]]:
-    parts = [_embedding_fingerprint(name, config.embeddings, dataset, train, seed) for name in config.embeddings.names]
+def _fit_cached(config, dataset, train, cache_dir, seed, readings) -> tuple[SemanticIds, dict[str, Any]]:
+    parts = [
+        _embedding_fingerprint(name, config.embeddings, dataset, train, seed, readings)
+        for name in config.embeddings.names
+    ]
     quantizer = config.quantizer.to_dict()
     if quantizer["name"] != "rqvae":
         quantizer.pop("rqvae", None)
     file = cache_dir / f"codes-{fingerprint(VERSION, parts, list(_weights(config)), quantizer, seed)}.npz"
     if not file.exists():
-        embeddings = _embeddings(config, dataset, train, cache_dir, seed)
+        embeddings = _embeddings(config, dataset, train, cache_dir, seed, readings)
         logging.info("Fitting semantic IDs: %s, %d items", quantizer["name"], len(embeddings))
         codes, reconstruction = _quantize(config.quantizer, embeddings, seed)
         sizes = (config.quantizer.codebook_size,) * config.quantizer.levels
@@ -111,7 +121,14 @@ def _fit_cached(config, dataset, train, cache_dir, seed) -> tuple[SemanticIds, d
     return saved_ids.read(file)
 
 
-def _embedding_fingerprint(name: str, config: ConfigDict, dataset: Dataset, train: Sequences, seed: int) -> str:
+def _embedding_fingerprint(
+    name: str,
+    config: ConfigDict,
+    dataset: Dataset,
+    train: Sequences,
+    seed: int,
+    readings: Float[np.ndarray, "N X"] | None,
+) -> str:
     """Covers everything that embedding `name` depends on, and nothing else."""
     if name == "tfidf":
         return fingerprint(VERSION, name, dataset.item_texts, config.dim, seed)
@@ -119,13 +136,22 @@ def _embedding_fingerprint(name: str, config: ConfigDict, dataset: Dataset, trai
         folder = Path(os.path.expanduser(config.encoder))
         model = folder if folder.is_dir() else config.encoder
         return fingerprint(VERSION, name, dataset.item_texts, model)
+    if name == "llm":
+        return fingerprint(VERSION, name, readings)
     if name == "npy":
         return fingerprint(VERSION, name, _npy_path(config), dataset.num_items)
     sequences = (train.values, train.offsets)
     return fingerprint(VERSION, name, *sequences, dataset.num_items, config.dim, config.window, seed)
 
 
-def _embeddings(config: ConfigDict, dataset: Dataset, train: Sequences, cache_dir: Path, seed: int) -> np.ndarray:
+def _embeddings(
+    config: ConfigDict,
+    dataset: Dataset,
+    train: Sequences,
+    cache_dir: Path,
+    seed: int,
+    readings: Float[np.ndarray, "N X"] | None,
+) -> Float[np.ndarray, "N D"]:
     """float32 [N, D]: the named embeddings concatenated, each with rows of norm `weight` (or zero rows)."""
     from sklearn.preprocessing import normalize  # Takes seconds to import, as what imports it does.
 
@@ -142,7 +168,10 @@ def _embeddings(config: ConfigDict, dataset: Dataset, train: Sequences, cache_di
     }
     blocks = []
     for name, weight in zip(options.names, _weights(config), strict=True):
-        path = cache_dir / f"{name}-{_embedding_fingerprint(name, options, dataset, train, seed)}.npz"
+        if name == "llm":
+            blocks.append(weight * normalize(readings))  # They are cached where they are made.
+            continue
+        path = cache_dir / f"{name}-{_embedding_fingerprint(name, options, dataset, train, seed, readings)}.npz"
         if not path.exists():
             logging.info("Making item embeddings: %s", name)
             embeddings = makers[name]()
@@ -182,7 +211,7 @@ def _check_fit(config: ConfigDict, dataset: Dataset) -> None:
         raise UserError(f"{KEY}.embeddings.names: is empty; name one or more of {', '.join(EMBEDDINGS)}")
     for name in names:
         _check_choice("embeddings.names", name, EMBEDDINGS)
-    if {"tfidf", "text_encoder"} & set(names) and dataset.item_texts is None:
+    if {"tfidf", "text_encoder", "llm"} & set(names) and dataset.item_texts is None:
         raise UserError(
             f"{KEY}.embeddings.names: {list(names)} needs item text, but dataset {dataset.name} has none; "
             "set it to ('interactions',), or to ('npy',) with your own embeddings"

@@ -118,8 +118,10 @@ def _write_item_index(folder: Path, run: Exportable, model: SimGR, filter_histor
         arrays["pooling"] = np.asarray(model.user_pooling.score.kernel[..., 0], np.float32)
     if model.readout is not None:
         arrays["readout"], arrays["readout_bias"] = model.readout.folded()
+    if model.readings is not None:
+        arrays["readings"] = np.asarray(model.readings[...], np.float32)[: run.dataset.num_items]
     if model.has_collisions:
-        arrays["first_with_same_codes"] = model.first_with_same_tokens()
+        arrays["first_with_same_codes"] = model.first_twin()
     folder.mkdir()
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "items.safetensors")
     _write_json(folder / "item_ids.json", run.dataset.item_ids)
@@ -144,6 +146,7 @@ def _recipe(run: Exportable, model: SimGR, filter_history: bool) -> export_readm
         pooling=run.options.user_pooling,
         readout=model.options.readout,
         similarity=run.options.similarity,
+        text_similarity=model.text_similarity and model.text_similarity.weight_and_decay(),
         has_collisions=model.has_collisions,
         filter_history=filter_history,
     )
@@ -164,10 +167,10 @@ def _write_json(path: Path, values: list[str]) -> None:
 def _model_card(run: Exportable, model: SimGR) -> str:
     config, dataset, ids = run.config, run.dataset, run.semantic_ids
     checkpoint = config.backbone.checkpoint
-    # A folder's path means nothing elsewhere.
-    folder = Path(os.path.expanduser(checkpoint))
-    is_folder = bool(checkpoint) and folder.is_dir()
-    base = folder.resolve().name if is_folder else checkpoint
+    # A path means nothing elsewhere.
+    path = Path(os.path.expanduser(checkpoint))
+    is_local = bool(checkpoint) and path.exists()
+    base = path.resolve().name if is_local else checkpoint
     how = f"LoRA of rank {config.lora.rank}, merged" if config.lora.rank else "all weights"
     facts = {
         "base model": f"{base} ({how})" if base else "none: trained from scratch",
@@ -182,7 +185,7 @@ def _model_card(run: Exportable, model: SimGR) -> str:
     report = run.workdir / "report" / "metrics.json"
     metrics = read_json_object(report) if report.exists() else None
     title = f"{base or 'SimGR'} as a recommender for {dataset.name}"
-    return export_readme.model_card(title, None if is_folder else checkpoint or None, facts, metrics)
+    return export_readme.model_card(title, None if is_local else checkpoint or None, facts, metrics)
 
 
 def _history_in_words(run: Exportable) -> str:

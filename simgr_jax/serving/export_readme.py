@@ -24,7 +24,8 @@ class Recipe:
       pooling: one of `user_pooling.POOLINGS`.
       readout: how the user's state becomes the user's vector, "state" or "last_item" (see `models.readout`).
       similarity: "cosine" or "dot".
-      has_collisions: whether some items have the same codes, and so the same score.
+      text_similarity: the weight and the decay of `text_similarity.TextSimilarity`; None if it is no part of the score.
+      has_collisions: whether some items have the same codes (and text), and so the same score.
       filter_history: whether a history's items are left out of its list.
     """
 
@@ -37,6 +38,7 @@ class Recipe:
     pooling: str
     readout: str
     similarity: str
+    text_similarity: tuple[float, float] | None
     has_collisions: bool
     filter_history: bool
 
@@ -101,7 +103,7 @@ def score_script(recipe: Recipe) -> str:
 
 
 def _imports(recipe: Recipe) -> Iterator[str]:
-    if recipe.similarity == "cosine":
+    if recipe.similarity == "cosine" or recipe.text_similarity:
         yield "from torch.nn.functional import normalize"
     yield f"from transformers import AutoModel{', AutoTokenizer' if recipe.reads_text else ''}"
 
@@ -133,6 +135,11 @@ def _scoring(recipe: Recipe) -> Iterator[str]:
         yield 'scores = normalize(items["vectors"], dim=1) @ normalize(user, dim=0)'
     else:
         yield 'scores = items["vectors"] @ user'
+    if recipe.text_similarity:
+        weight, decay = recipe.text_similarity
+        yield 'texts = items["readings"]'
+        yield f"text = sum({decay!r} ** age * texts[item] for age, item in enumerate(reversed(history)))"
+        yield f"scores += texts @ ({weight!r} * normalize(text, dim=0))"
     if recipe.has_collisions:
         yield 'scores = scores[items["first_with_same_codes"].long()]  # items with the same codes share a score'
     if recipe.filter_history:
@@ -153,10 +160,11 @@ history. It needs torch, transformers (5 or newer) and safetensors, and computes
 ```python
 $script```
 
-The same scores with numpy, for the program's `user` [D]:
+The same scores with numpy, for the program's `user` [D]$text:
 
 ```python
-vectors = safetensors.numpy.load_file("items.safetensors")["vectors"]
+items = safetensors.numpy.load_file("items.safetensors")
+vectors = items["vectors"]
 best = np.argsort(-($numpy))[:10]
 ```
 """)
@@ -172,11 +180,18 @@ def index_readme(recipe: Recipe, script: str) -> str:
             "; `readout` float32 [D, D] and `readout_bias` float32 [D], which map the user's state to what is added to "
             "the last item's vector"
         )
+    if recipe.text_similarity:
+        tensors += "; `readings` float32 [N, X], what an LLM made of each item's text"
     if recipe.has_collisions:
         tensors += "; `first_with_same_codes` int32 [N], for each item the first item with the same codes"
     prompts = "| `item_prompts.json` | what the model reads of each item, a list |\n" if recipe.reads_text else ""
     cosine = " / np.linalg.norm(vectors, axis=1)" if recipe.similarity == "cosine" else ""
-    return _INDEX_README.substitute(tensors=tensors, prompts=prompts, script=script, numpy=f"vectors @ user{cosine}")
+    numpy, text = f"vectors @ user{cosine}", ""
+    if recipe.text_similarity:
+        weight, _ = recipe.text_similarity
+        text = " and `text` [X]"
+        numpy += f' + items["readings"] @ text / np.linalg.norm(text) * {weight!r}'
+    return _INDEX_README.substitute(tensors=tensors, prompts=prompts, script=script, numpy=numpy, text=text)
 
 
 _MODEL_CARD = string.Template("""---

@@ -93,9 +93,9 @@ def fit(
     num_steps = training.epochs * steps_per_epoch
     evaluate_every = training.evaluate_every_epochs * steps_per_epoch
     checkpoint_every = training.checkpoint_every_steps
-    restart_step = config.optimizer.restart_epoch * steps_per_epoch
+    frozen_steps = optimizers.frozen_steps(config, steps_per_epoch)
 
-    optimizer = optimizers.create(config.optimizer, num_steps, restart_step)
+    optimizer = optimizers.create(config, steps_per_epoch)
     batch_like = sharding.batch_like(windows.batch_like(training.batch_rows))
     part = distributed.input_part(batch_like.inputs.sharding, training.batch_rows)
     make_batches = partial(
@@ -120,17 +120,23 @@ def fit(
             batches.set_state(progress.input)
         began -= progress.seconds
 
-        # Compiled ahead of time, so that the loop can't compile: a batch of another shape is an error.
-        train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed, state)
-        train_step = train_step.lower(state, rest, batch_like).compile()
+        def compiled(frozen: bool) -> jax.stages.Compiled:
+            optimizer = optimizers.create(config, steps_per_epoch, frozen)
+            train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed, state, frozen)
+            return train_step.lower(state, rest, batch_like).compile()
 
         step, pending = int(state.step), []
+        # Compiled ahead of time, so that the loop can't compile: a batch of another shape is an error.
+        train_steps = {frozen: compiled(frozen) for frozen in _phases(step, frozen_steps, num_steps)}
+        if step < frozen_steps and distributed.is_main():
+            print(f"the backbone is frozen in the first {min(frozen_steps, num_steps)} of {num_steps} steps")
         timer = _StepTimer(progress.step_seconds, progress.targets)
         bad_steps = _BadSteps(training.max_bad_steps)
         with MetricWriter(workdir, num_steps, step) as writer:
             stop.listen()
             timer.start()
             while step < num_steps and progress.since_best < training.patience:
+                train_step = train_steps[step < frozen_steps]
                 state, scalars = train_step(state, rest, sharding.join_batch(next(batches)))
                 step += 1
                 pending.append(scalars)
@@ -217,6 +223,11 @@ def check_longer(
             f"config.optimizer.restart_epoch: the run here is in or at the end of epoch {reached}, too late to restart "
             f"after epoch {restart}; give {reached} or more, or 0 for no restart"
         )
+
+
+def _phases(step: int, frozen_steps: int, num_steps: int) -> list[bool]:
+    """Whether the backbone is frozen, in each phase of the steps from `step` on."""
+    return [True] * (step < frozen_steps) + [False] * (frozen_steps < num_steps)
 
 
 def _steps_per_epoch(windows: TrainingWindows, training: ml_collections.ConfigDict) -> int:

@@ -1,4 +1,7 @@
-"""AdamW with warm-up and cosine decay, clipping, and weight decay only where it belongs."""
+"""AdamW with warm-up and cosine decay, clipping, and weight decay only where it belongs.
+
+A checkpoint's backbone has rates of its own, and may be frozen at first.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ import optax
 from flax import nnx
 
 from simgr_jax.errors import UserError
+from simgr_jax.models import registry
 
 _NOT_DECAYED = ("embedding", "scale", "bias")
+# The parts of a model that a checkpoint fills, by their names in the model. LoRA's adapters are within them.
+_FROM_CHECKPOINT = ("backbone", "text_embedding")
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict, num_steps: int, restart_step: int = 0) -> optax.Schedule:
@@ -43,31 +49,82 @@ def decays(params: nnx.State) -> nnx.State:
     return jax.tree_util.tree_map_with_path(is_weight, params)
 
 
-def create(config: ml_collections.ConfigDict, num_steps: int, restart_step: int = 0) -> optax.GradientTransformation:
-    """The optimizer for `num_steps` batches; every `config.accumulate_steps` of them make one update.
+def split_backbone(params: nnx.State) -> tuple[nnx.State, nnx.State]:
+    """The parameters of the new parts, and those of the backbone: the checkpoint's own, or LoRA's adapters."""
+    return nnx.split_state(params, lambda path, _: path[0] not in _FROM_CHECKPOINT, ...)
+
+
+def frozen_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+    """How many batches a run begins with in which its checkpoint's backbone is frozen; a multiple of
+    `optimizer.accumulate_steps`."""
+    epochs, accumulated = config.training.freeze_backbone_epochs, config.optimizer.accumulate_steps
+    if not epochs or not registry.has_checkpoint(config):
+        return 0
+    return accumulated * max(1, round(epochs * steps_per_epoch / accumulated))
+
+
+def create(
+    config: ml_collections.ConfigDict, steps_per_epoch: int, frozen: bool = False
+) -> optax.GradientTransformation:
+    """The optimizer of a run. Every `optimizer.accumulate_steps` batches make one update.
+
+    With a checkpoint there are two groups, each with its own schedule and its own norm for clipping: the new parts, and
+    the backbone, whose rates are `optimizer.backbone` and whose schedule begins after the batches of `frozen_steps`.
 
     Args:
-      restart_step: the batch from which on the learning rate has a schedule of its own; 0 is none.
+      config: `optimizer` and `training` are read.
+      steps_per_epoch: batches.
+      frozen: makes the optimizer for the batches of `frozen_steps`. It ignores the backbone's gradients, and leaves its
+        parameters and its state as they are; the state has the same structure as without.
 
     Raises:
       UserError: there are too few batches for one update.
     """
-    num_updates = num_steps // config.accumulate_steps
-    if not num_updates:
+    options = config.optimizer
+    num_steps, accumulated = config.training.epochs * steps_per_epoch, options.accumulate_steps
+    if num_steps < accumulated:
         raise UserError(
-            f"config.optimizer.accumulate_steps: {config.accumulate_steps} batches make an update, but training "
-            f"has only {num_steps}; lower it"
+            f"config.optimizer.accumulate_steps: {accumulated} batches make an update, but training has only "
+            f"{num_steps}; lower it"
         )
+    restart_step = options.restart_epoch * steps_per_epoch
+    new = _adamw(options, num_steps, restart_step)
+    if not registry.has_checkpoint(config):
+        return new
+    thawed = frozen_steps(config, steps_per_epoch)
+    rates = ml_collections.ConfigDict({**options, **options.backbone})
+    backbone = _adamw(rates, max(num_steps - thawed, 0), max(restart_step - thawed, 0))
+    return optax.partition({"new": new, "backbone": _at_rest(backbone) if frozen else backbone}, groups)
+
+
+def _adamw(options: ml_collections.ConfigDict, num_steps: int, restart_step: int) -> optax.GradientTransformation:
+    """
+    Args:
+      num_steps: batches.
+      restart_step: the batch from which on the learning rate has a schedule of its own; 0 is none.
+    """
+    accumulated = options.accumulate_steps
     optimizer = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity(),
         optax.adamw(
-            learning_rate_schedule(config, num_updates, restart_step // config.accumulate_steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            weight_decay=config.weight_decay,
+            learning_rate_schedule(options, num_steps // accumulated, restart_step // accumulated),
+            b1=options.beta1,
+            b2=options.beta2,
+            weight_decay=options.weight_decay,
             mask=decays,
         ),
     )
-    if config.accumulate_steps > 1:
-        return optax.MultiSteps(optimizer, config.accumulate_steps).gradient_transformation()
-    return optimizer
+    return optax.MultiSteps(optimizer, accumulated).gradient_transformation() if accumulated > 1 else optimizer
+
+
+def _at_rest(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Has the optimizer's state, but changes nothing."""
+    return optax.GradientTransformation(
+        optimizer.init, lambda updates, state, params=None: (optax.tree.zeros_like(updates), state)
+    )
+
+
+def groups(params: nnx.State) -> nnx.State:
+    """The name of each parameter's group, "new" or "backbone"."""
+    new, backbone = split_backbone(params)
+    return nnx.merge_state(jax.tree.map(lambda _: "new", new), jax.tree.map(lambda _: "backbone", backbone))

@@ -13,6 +13,7 @@ from flax import nnx
 
 from simgr_jax.devices import sharding
 from simgr_jax.inputs.batch import TrainBatch
+from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.random_keys import step_rngs
 
 
@@ -60,7 +61,12 @@ def _all_but_params(optimizer: optax.GradientTransformation, ema_decay: float, p
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, ema_decay: float, seed: int, state: TrainState
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    seed: int,
+    state: TrainState,
+    frozen: bool = False,
 ) -> Callable[[TrainState, nnx.State, TrainBatch], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled step (state, catalog, batch) -> (state, scalars), for states like `state`. It reuses the old state's
     buffers.
@@ -69,28 +75,38 @@ def make_train_step(
 
     Args:
       seed: for dropout and negatives (see `random_keys`).
+      frozen: whether the backbone's parameters, and their average, stay as they are. Their gradients are not computed;
+        `optimizer` must be made for it, too.
     """
+    split = optimizers.split_backbone if frozen else lambda params: (params, nnx.State({}))
 
     def train_step(state: TrainState, catalog: nnx.State, batch: TrainBatch):
-        def loss_of(params):
+        trained, fixed = split(state.params)
+
+        def loss_of(trained):
+            params = nnx.merge_state(trained, fixed)
             return nnx.merge(graphdef, params, catalog).loss(batch, step_rngs(seed, state.step))
 
-        (loss, scalars), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, scalars), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
         # Counted here, where the whole batch is known: each process has only its own rows.
         scalars = {"targets": jnp.sum(batch.valid)} | scalars
         scalars |= {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
         is_finite = jnp.isfinite(loss) & jnp.isfinite(scalars["gradient_norm"])
         keep_if_not = partial(jax.tree.map, partial(jnp.where, is_finite))
 
+        gradients = nnx.merge_state(gradients, optax.tree.zeros_like(fixed))
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
         optimizer_state = keep_if_not(optimizer_state, state.optimizer_state)
-        params = keep_if_not(optax.apply_updates(state.params, updates), state.params)
+        trained = keep_if_not(optax.apply_updates(trained, split(updates)[0]), trained)
         averaged = state.averaged_params
         if averaged is not None:
             # Early steps average over the steps so far, so that the random initial values are soon forgotten.
             decay = jnp.minimum(ema_decay, (state.step + 1) / (state.step + 10))
-            averaged = optax.incremental_update(params, averaged, jnp.where(is_finite, 1 - decay, 0))
-        return TrainState(state.step + 1, params, averaged, optimizer_state), scalars | {"is_finite": is_finite}
+            before, fixed_average = split(averaged)
+            after = optax.incremental_update(trained, before, jnp.where(is_finite, 1 - decay, 0))
+            averaged = nnx.merge_state(after, fixed_average)
+        state = TrainState(state.step + 1, nnx.merge_state(trained, fixed), averaged, optimizer_state)
+        return state, scalars | {"is_finite": is_finite}
 
     # The new state is split as the old one was.
     return jax.jit(train_step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))

@@ -1,3 +1,5 @@
+import runpy
+
 import ml_collections
 import pytest
 from comparisons import config, rates
@@ -187,3 +189,18 @@ def test_the_keys_that_a_comparison_may_have():
 def test_the_keys_of_a_file_that_is_no_comparison(empty):
     _, required = rows.COMPARISON_CONFIG.keys(ml_collections.ConfigDict(empty))
     assert {"base", "models", "shared", "rows"} <= set(required)
+
+
+def test_the_llms_comparison_differs_in_what_each_row_names(root):
+    values = runpy.run_path(str(root / "configs" / "compare_llm.py"))["get_config"]()
+    values.shared.llm.backbone.checkpoint, values.shared.random.backbone.checkpoint = "llm", "random"
+    values.models.small_with_text.overrides.item_reader.checkpoint = "llm"
+    found = {row.name: row.overrides for row in rows.read(values)}
+    pretrained = found["pretrained"]
+    assert pretrained["backbone.checkpoint"] == "llm" and found["random"]["backbone.checkpoint"] == "random"
+    assert found["without_readout"] == pretrained | {"simgr.readout": "state"}
+    assert found["without_prior"] == {
+        key: value for key, value in pretrained.items() if key != "simgr.popularity_prior"
+    }
+    assert not {key for key in found["without_text"] if key.startswith(("simgr.", "semantic_ids."))}
+    assert found["small"] == {}

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
 from simgr_jax import default_config
@@ -50,6 +51,7 @@ def llm_config(rank: int):
     tiny.simgr.history = "tokens"
     tiny.data.max_items = 8
     tiny.lora.rank = rank
+    tiny.simgr.item_text = "read" if rank else "none"
     tiny.training.update({"batch_rows": 8, "row_length": 32, "ema_decay": 0.9})
     tiny.optimizer.accumulate_steps = 2
     return tiny
@@ -64,10 +66,11 @@ def actual_step(config, planned: PlannedRun) -> jax.stages.Lowered:
             return scratch_backbone(config, rngs)
         return load_pretrained(open_checkpoint(config), None, config, items, prompt, planned.longest_sequence)
 
-    inputs = ModelInputs(items.num_items, items.semantic_ids, Sequences.from_lists([]), backbone, rngs)
+    readings = lambda: np.zeros((items.num_items, 16), np.float32)  # noqa: E731
+    inputs = ModelInputs(items.num_items, items.semantic_ids, Sequences.from_lists([]), backbone, rngs, readings)
     graphdef, params, rest = nnx.split(create(config, inputs), nnx.Param, ...)
     windows = TrainingWindows(Sequences.from_lists([[0, 1]]), prompt, config.data.max_items, planned.row_length)
-    optimizer = optimizers.create(config.optimizer, 1000 * config.optimizer.accumulate_steps)
+    optimizer = optimizers.create(config, 1000 * config.optimizer.accumulate_steps)
     state = create_state(params, optimizer, config.training.ema_decay)
     step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, state)
     return step.lower(state, rest, sharding.batch_like(windows.batch_like(config.training.batch_rows)))

@@ -30,14 +30,18 @@ def read(folder):
     return AutoConfig.from_pretrained(folder), load_file(folder / "model.safetensors")
 
 
-def load(folder, max_length=MAX_LENGTH):
+def load(folder, max_length=MAX_LENGTH, layers=None):
     """The transformer and the token embeddings [V, D] of a checkpoint, followed by those for each layer.
 
     Asserts that parameters and sources correspond one to one and have equal shapes.
+
+    Args:
+      layers: how many layers to load; None loads all.
     """
     hf_config, tensors = read(folder)
     config = families.transformer_config(hf_config, max_length=max_length)
-    sources, prefix = families.sources(hf_config, tensors), families.prefix(hf_config, tensors)
+    config = config.first_layers(layers) if layers else config
+    sources, prefix = families.sources(hf_config, tensors, config), families.prefix(hf_config, tensors)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
     parameters = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
     assert parameters.keys() == sources.keys()
@@ -111,6 +115,22 @@ def test_the_loader_reads_unusual_layouts(name):
     config = families.transformer_config(checkpoint.config, max_length=MAX_LENGTH)
     loaded = load_transformer(checkpoint, config, "float32")
     jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(load(GOLDEN / name)[0]))
+
+
+def by_layer(model):
+    """Each layer's parameters."""
+    return {
+        layer: jax.tree.map(lambda x, row=row: np.asarray(x[row]), nnx.to_pure_dict(nnx.state(stack)))
+        for stack, layers in zip(model.layers, model.config.stacks, strict=True)
+        for row, layer in enumerate(layers)
+    }
+
+
+@pytest.mark.parametrize(("name", "layers"), [("lfm2", 3), ("gemma4_text", 5), ("qwen3_5", 2), ("gpt2", 1)])
+def test_a_decoders_first_layers_can_be_had_alone(name, layers):
+    first, whole = (by_layer(load(GOLDEN / name, layers=count)[0]) for count in (layers, None))
+    assert first.keys() == set(range(layers))
+    jax.tree.map(np.testing.assert_array_equal, first, {layer: whole[layer] for layer in first})
 
 
 @pytest.mark.parametrize(
@@ -429,10 +449,10 @@ LLAMA3 |= {"original_max_position_embeddings": 64}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rope_theta": "abc"}, r"config\.json does not describe a llama model \(ValueError: .*'abc'"),
+        ({"rope_theta": "abc"}, r"config does not describe a llama model \(ValueError: .*'abc'"),
         ({"rope_theta": 0}, 'the rope type "default" with parameters that give no finite frequencies above 0'),
         ({"rope_theta": -1e4}, "that give no finite frequencies above 0"),
-        ({"rope_theta": 10**400}, r"config\.json does not describe a llama model \(OverflowError: "),
+        ({"rope_theta": 10**400}, r"config does not describe a llama model \(OverflowError: "),
         ({"rope_theta": 10**11}, ""),
         ({"rope_parameters": LLAMA3 | {"factor": 8.0}}, ""),
         ({"rope_parameters": LLAMA3 | {"factor": 0}}, 'type "llama3" with parameters that give no finite frequencies'),

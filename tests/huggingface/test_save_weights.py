@@ -69,7 +69,7 @@ def tokenizer(size=WORDS, new_tokens=NEW):
 
 def trained(checkpoint):
     """The checkpoint's decoder with changed weights and adapters."""
-    backbone, _ = load(checkpoint.folder)
+    backbone, _ = load(checkpoint.path)
     targets = ("q_proj", "v_proj", "o_proj", "router" if backbone.config.experts else "down_proj")
     lora.add(backbone, lora.LoRAConfig(2, 3.0, targets, 0.0), nnx.Rngs(0))
     rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def written(folder, checkpoint, backbone=None, new=NEW, words=WORDS, embedding=N
     """Saves to `folder`; returns the tensors written there."""
     folder.mkdir(exist_ok=True)
     embedding = rows(len(new)) if embedding is None else embedding
-    backbone = backbone or load(checkpoint.folder)[0]
+    backbone = backbone or load(checkpoint.path)[0]
     tokens = save_weights.TrainedTokens(new, embedding, **text)
     save_weights.save_finetuned(folder, checkpoint, backbone, tokenizer(words, new), tokens, dtype)
     return {name: array for file in folder.glob("*.safetensors") for name, array in load_file(file).items()}
@@ -226,11 +226,11 @@ def test_only_the_language_model_of_a_multimodal_model_is_written(tmp_path, name
 @pytest.mark.parametrize("in_file", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("asked", [None, "float32", "bfloat16"])
 def test_the_dtype_is_the_checkpoints_or_the_requested_one(tmp_path, in_file, asked):
-    checkpoint = copy("mistral", tmp_path / "in", dtype=np.dtype(in_file).name)
+    copy("mistral", tmp_path / "in", dtype=np.dtype(in_file).name)
     before = load_file(GOLDEN / "mistral" / "model.safetensors")
     tensors = {name: array.astype(in_file) for name, array in before.items()}
     save_weights.save_file(tensors, tmp_path / "in" / "model.safetensors")
-    after = written(tmp_path / "out", checkpoint, dtype=asked)
+    after = written(tmp_path / "out", Checkpoint(tmp_path / "in"), dtype=asked)
     expected = np.dtype(asked or in_file)
     assert {array.dtype for array in after.values()} == {expected}
     assert str(AutoConfig.from_pretrained(tmp_path / "out").dtype).endswith(expected.name)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
-from simgr_jax.huggingface.token_init import from_mean, from_words
+from simgr_jax.huggingface.token_init import from_mean, from_readings, from_words
 
 WIDTH, VOCABULARY = 16, 30
 
@@ -95,3 +95,26 @@ def test_control_tokens_in_the_texts_are_read_as_text(folder):
 def test_a_catalog_without_words_is_refused(folder):
     with pytest.raises(UserError, match=r"^config\.backbone\.token_init: "):
         from_words(Checkpoint(folder), load_tokenizer(folder), ["", ""], np.zeros((2, 1), int), 1, seed=0)
+
+
+def test_readings_are_fitted_by_the_mean_of_an_items_codes(folder):
+    """Readings that codes can express are met up to their scale, which is that of the LLM's embeddings."""
+    generator = np.random.default_rng(0)
+    tokens = np.stack([generator.integers(0, 4, 90), 4 + generator.integers(0, 4, 90)], axis=1)
+    truth = generator.normal(size=(9, WIDTH))  # Token 8 has no item.
+    readings = truth[tokens].mean(axis=1).astype(np.float32)
+    start = from_readings(Checkpoint(folder), readings, tokens, 9)
+    means = start[tokens].mean(axis=1)
+    scale = (means * readings).sum() / np.square(readings).sum()
+    np.testing.assert_allclose(means, scale * readings, atol=0.02 * np.abs(means).max())
+    assert not start[8].any()
+    spread = embedding_of(folder).std(axis=0)
+    np.testing.assert_allclose(np.sqrt(np.square(start).mean()), np.sqrt(np.square(spread).mean()), rtol=1e-5)
+
+
+def test_readings_of_another_width_are_cut_or_filled(folder):
+    tokens = np.arange(6)[:, None]
+    wide, narrow = (np.random.default_rng(0).normal(size=(6, width)).astype(np.float32) for width in (WIDTH + 3, 5))
+    found = from_readings(Checkpoint(folder), wide, tokens, 6)
+    np.testing.assert_allclose(found / found[0, 0], wide[:, :WIDTH] / wide[0, 0], rtol=1e-3)
+    assert not from_readings(Checkpoint(folder), narrow, tokens, 6)[:, 5:].any()

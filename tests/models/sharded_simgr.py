@@ -21,6 +21,7 @@ from simgr_jax.models.simgr import Options, SimGR
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.models.transformer_config import DeltaNetShape, from_scratch_config
 from simgr_jax.semantic_ids.codes import SemanticIds
+from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.state import create_state, make_train_step
 
 SIZES = (4, 5, 3)
@@ -49,6 +50,7 @@ CASES = {
             "similarity": "dot",
             "in_batch_weight": 0.3,
             "sampled_weight": 0.4,
+            "item_text": "read",
         },
     ),
     "mixers": (
@@ -64,6 +66,7 @@ CASES = {
             ),
             "layer_scale": True,
             "per_layer_width": 4,
+            "per_layer_count": 5,
         },
         {"history": "item", "item_encoder": "mean", "catalog_chunk": 0, "similarity": "cosine"},
     ),
@@ -83,7 +86,8 @@ def make_model(backbone: dict, options: dict, num_items: int = NUM_ITEMS) -> Sim
     config, rngs = from_scratch_config(**SHAPE | {"layers": layers} | backbone), nnx.Rngs(0)
     decoder = sharding.create(lambda rngs: Transformer(config, rngs), rngs)
     options = Options(**OPTIONS | options)
-    model = SimGR(options, Backbone(decoder), semantic_ids(num_items), np.arange(num_items), rngs)
+    readings = np.random.default_rng(3).normal(size=(num_items, 6)) if options.item_text == "read" else None
+    model = SimGR(options, Backbone(decoder), semantic_ids(num_items), np.arange(num_items), rngs, readings)
     sharding.place(model)
     return model
 
@@ -115,7 +119,8 @@ def train(backbone: dict, options: dict) -> tuple[dict, dict, list]:
     """The scalars and gradients of a step, and rankings after it, with history items and without."""
     model = make_model(backbone, options)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    optimizer = optax.adam(0.01)
+    groups = ("new", "backbone")  # As with a checkpoint.
+    optimizer = optax.partition(dict.fromkeys(groups, optax.adam(0.01)), optimizers.groups)
     state = create_state(params, optimizer, ema_decay=0.5)
     step = make_train_step(graphdef, optimizer, 0.5, 0, state)
     batch = sharding.split_batch(train_batch(options["history"]))
@@ -132,7 +137,7 @@ def train(backbone: dict, options: dict) -> tuple[dict, dict, list]:
     )
     rankings = [jax.device_get(rank(state.params, filters)) for filters in (False, True)]
     # After one step Adam's first moment is (1 - b1) times the gradient.
-    gradients = nnx.to_pure_dict(state.optimizer_state[0].mu)
+    gradients = [state.optimizer_state.inner_states[group].inner_state[0].mu for group in groups]
     return jax.device_get(scalars), jax.device_get(gradients), rankings
 
 

@@ -385,8 +385,10 @@ def test_options_that_have_no_effect_name_the_setting_that_gives_them_one():
     options = Options(item_encoder="mean", full_catalog_weight=0.0, sampled_weight=1.0)
     assert options.unread() == {
         "item_encoder_width": "item_encoder=mean_mlp",
+        "item_text_dtype": "item_text=read",
         "temperature_min": "learn_temperature=True",
         "temperature_max": "learn_temperature=True",
         "log_q": "in_batch_weight above 0",
         "catalog_chunk": "full_catalog_weight above 0",
+        "popularity_prior": "full_catalog_weight above 0",
     }

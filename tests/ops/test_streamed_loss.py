@@ -149,7 +149,8 @@ def make_simgr(num_items, catalog_chunk, **changes):
         from_scratch_config(width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=12), nnx.Rngs(0)
     )
     options = Options(**HEAD | changes, catalog_chunk=catalog_chunk)
-    return SimGR(options, Backbone(backbone), make_ids(num_items), np.arange(num_items), nnx.Rngs(1))
+    readings = np.random.default_rng(3).normal(size=(num_items, 6)) if options.item_text == "read" else None
+    return SimGR(options, Backbone(backbone), make_ids(num_items), np.arange(num_items), nnx.Rngs(1), readings)
 
 
 BATCH = TrainBatch(
@@ -175,13 +176,13 @@ def lowered_loss(model):
 
 
 @pytest.mark.parametrize(
-    ("history", "encoder_name", "similarity", "in_batch_weight"),
-    [("item", "mean_mlp", "cosine", 0.0), ("tokens", "cross_attention", "dot", 0.5)],
+    ("history", "encoder_name", "item_text", "similarity", "in_batch_weight"),
+    [("item", "mean_mlp", "read", "cosine", 0.0), ("tokens", "cross_attention", "none", "dot", 0.5)],
 )
-def test_simgr_learns_the_same_with_chunks(history, encoder_name, similarity, in_batch_weight):
+def test_simgr_learns_the_same_with_chunks(history, encoder_name, item_text, similarity, in_batch_weight):
     results = []
     for chunk in (0, 5):
-        changes = {"history": history, "item_encoder": encoder_name, "similarity": similarity}
+        changes = {"history": history, "item_encoder": encoder_name, "similarity": similarity, "item_text": item_text}
         weights = {"full_catalog_weight": 0.7, "in_batch_weight": in_batch_weight}
         compiled, arguments = lowered_loss(make_simgr(N, chunk, **changes, **weights))
         results.append(compiled(*arguments))

@@ -114,7 +114,7 @@ def test_embeddings_are_scaled_by_their_weights_and_npy_files_hashed_by_content(
     np.save(path, np.random.default_rng(0).standard_normal((120, 6)))
     overrides = {"embeddings.names": ("npy", "interactions"), "embeddings.npy_path": str(path)}
     config = make_config(**overrides, **{"embeddings.weights": (2.0, 0.5)})
-    embeddings = build_module._embeddings(config, DATASET, TRAIN, tmp_path, seed=0)
+    embeddings = build_module._embeddings(config, DATASET, TRAIN, tmp_path, seed=0, readings=None)
     norms = np.linalg.norm(embeddings[:, :6], axis=1), np.linalg.norm(embeddings[:, 6:], axis=1)
     np.testing.assert_allclose(norms[0], 2, rtol=1e-5)
     np.testing.assert_allclose(norms[1][norms[1] > 0], 0.5, rtol=1e-5)

@@ -39,6 +39,17 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Finished:
     """A run of four epochs without an interruption."""
+    return _finish(tiny_run.config(), tmp_path_factory.mktemp("run") / "workdir")
+
+
+@pytest.fixture(scope="module")
+def thawed(tmp_path_factory) -> Finished:
+    """The same, whose backbone is frozen in the first 7 of 20 steps."""
+    config = tiny_run.pretrained_config(freeze_backbone_epochs=1.4, ema_decay=0.9)
+    return _finish(config, tmp_path_factory.mktemp("thawed") / "workdir")
+
+
+def _finish(config: ml_collections.ConfigDict, workdir: Path) -> Finished:
     traces = Counter()
 
     def counted(name):
@@ -51,7 +62,6 @@ def finished(tmp_path_factory) -> Finished:
         return wrapper
 
     programs = tiny_run.Programs()
-    config, workdir = tiny_run.config(), tmp_path_factory.mktemp("run") / "workdir"
     with pytest.MonkeyPatch.context() as patch:
         for name in ("loss", "catalog", "rank"):
             patch.setattr(SimGR, name, counted(name))

@@ -49,7 +49,7 @@ def folder(finished, tmp_path):
 
 
 def state_like(config):
-    return create_state(params_of(config), optimizers.create(config.optimizer, 20), config.training.ema_decay)
+    return create_state(params_of(config), optimizers.create(config, 5), config.training.ema_decay)
 
 
 def restored(folder, config):

@@ -18,6 +18,7 @@ import pytest
 import tiny_run
 from flax import nnx
 
+from simgr_jax.compilation.jaxpr import matmul_flops
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.devices import sharding
 from simgr_jax.errors import Stopped, UserError
@@ -46,7 +47,7 @@ def kept_steps(workdir):
 def final_state(config, workdir):
     """The latest TrainState and Progress of a run."""
     params = nnx.state(tiny_run.make_model(config), nnx.Param)
-    like = create_state(params, optimizers.create(config.optimizer, 20), config.training.ema_decay)
+    like = create_state(params, optimizers.create(config, STEPS_PER_EPOCH), config.training.ema_decay)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         return checkpoints.restore_latest(like)
 
@@ -329,9 +330,10 @@ def test_without_a_restart_a_longer_run_goes_on_at_the_longer_schedules_rate(fin
     workdir = tmp_path / "longer"
     shutil.copytree(finished.workdir, workdir)
     before = tiny_run.log(workdir)
-    with mock.patch.object(optimizers, "create", wraps=optimizers.create) as create:
+    with mock.patch.object(optimizers, "learning_rate_schedule", wraps=optimizers.learning_rate_schedule) as schedule:
         tiny_run.train(tiny_run.config(epochs=6), workdir)
-    create.assert_called_once_with(mock.ANY, 30, 0)  # One schedule for all 30 steps, of which 20 are done.
+    # One schedule for all 30 steps, of which 20 are done.
+    assert {call.args[1:] for call in schedule.call_args_list} == {(30, 0)}
     log = tiny_run.log(workdir)
     assert log[: len(before)] == before and log[-1]["step"] == 30
 
@@ -442,7 +444,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_steps_number(monkeypa
     spoil(monkeypatch, lambda step: step == 2)
     config = tiny_run.config(ema_decay=0.9)
     graphdef, params, rest = nnx.split(tiny_run.make_model(config), nnx.Param, ...)
-    optimizer = optimizers.create(config.optimizer, 20)
+    optimizer = optimizers.create(config, STEPS_PER_EPOCH)
     state = create_state(params, optimizer, 0.9)
     train_step = make_train_step(graphdef, optimizer, 0.9, config.seed, state)
     states, are_finite = [jax.device_get(state)], []
@@ -457,6 +459,88 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_steps_number(monkeypa
     jax.tree.map(np.testing.assert_array_equal, second._replace(step=first.step), first)
     changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), third.params, second.params)
     assert any(jax.tree.leaves(changed))
+
+
+def backbone_of(state):
+    """All that a TrainState holds of the backbone."""
+    averaged = None if state.averaged_params is None else optimizers.split_backbone(state.averaged_params)[1]
+    return optimizers.split_backbone(state.params)[1], averaged, state.optimizer_state.inner_states["backbone"]
+
+
+@pytest.mark.slow
+def test_a_frozen_backbone_stays_as_it_is_and_costs_no_gradients_of_its_weights():
+    config = tiny_run.pretrained_config(ema_decay=0.9)
+    config.simgr.readout = "state"  # The other begins with a map of zeros, so at first the backbone has no gradients.
+    graphdef, params, rest = nnx.split(tiny_run.make_model(config), nnx.Param, ...)
+    states, flops = {}, {}
+    with closing(train_batches(tiny_run.make_windows(config), config.training.batch_rows, config.seed)) as batches:
+        batch = next(batches)
+    for frozen in (True, False):
+        optimizer = optimizers.create(config, STEPS_PER_EPOCH, frozen)
+        start = state = create_state(jax.tree.map(jnp.copy, params), optimizer, config.training.ema_decay)
+        before = jax.device_get(start)
+        train_step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, state, frozen)
+        flops[frozen] = matmul_flops(jax.make_jaxpr(train_step)(state, rest, batch))
+        for _ in range(2):  # The first step's learning rate is zero.
+            state, _ = train_step(state, rest, batch)
+        states[frozen] = jax.device_get(state)
+    jax.tree.map(np.testing.assert_array_equal, backbone_of(states[True]), backbone_of(before))
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), backbone_of(states[False]), backbone_of(before))
+    assert all(jax.tree.leaves(changed))
+    new = [optimizers.split_backbone(states[frozen].params)[0] for frozen in (True, False)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *new)
+    # The gradient of a weight takes as many operations as its product.
+    tokens = batch.inputs.size
+    weights = sum(leaf.size for leaf in jax.tree.leaves(optimizers.split_backbone(params)[1]) if leaf.ndim > 2)
+    assert flops[False] - flops[True] == 2 * tokens * weights
+
+
+@pytest.mark.slow
+def test_a_run_whose_backbone_thaws_compiles_one_step_for_each_phase(thawed):
+    assert thawed.traces == {"loss": 2, "catalog": 1, "rank": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [4, 8, 12])
+def test_a_run_whose_backbone_is_frozen_at_first_continues_as_if_nothing_had_happened(thawed, tmp_path, step):
+    """It stops before the first checkpoint, after the thaw with a checkpoint from before, and later."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(KeyboardInterrupt):
+            thawed.repeat(tmp_path)
+    if step == 8:
+        state, _ = final_state(thawed.config, tmp_path)
+        params = nnx.state(tiny_run.make_model(thawed.config), nnx.Param)
+        start = create_state(params, optimizers.create(thawed.config, STEPS_PER_EPOCH), 0.9)
+        jax.tree.map(np.testing.assert_array_equal, backbone_of(state), backbone_of(start))
+        assert not np.array_equal(state.params["embedding"].get_value(), params["embedding"].get_value())
+    thawed.repeat(tmp_path)
+    assert_same_run(thawed.config, tmp_path, thawed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [6, 7])
+def test_a_run_that_a_signal_stops_at_the_thaw_continues_there(thawed, tmp_path, step):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at = lambda _, at, state: at == step  # noqa: E731
+        patch.setattr(loop.StopRequest, "at", stop_at)
+        thawed.repeat(tmp_path)
+    assert max(kept_steps(tmp_path)) == step
+    thawed.repeat(tmp_path)
+    states = [final_state(thawed.config, workdir)[0] for workdir in (tmp_path, thawed.workdir)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert scores(tmp_path) == scores(thawed.workdir)
+
+
+@pytest.mark.slow
+def test_a_backbone_that_is_frozen_in_all_epochs_is_that_of_the_checkpoint_at_the_end(tmp_path, capsys):
+    config = tiny_run.pretrained_config(freeze_backbone_epochs=2, epochs=2)
+    config.optimizer.accumulate_steps = 3
+    tiny_run.train(config, tmp_path)
+    assert "the backbone is frozen in the first 9 of 10 steps" in capsys.readouterr().out
+    state, _ = final_state(config, tmp_path)
+    before = nnx.state(tiny_run.make_model(config), nnx.Param)
+    jax.tree.map(np.testing.assert_array_equal, *(optimizers.split_backbone(p)[1] for p in (state.params, before)))
 
 
 def test_bad_steps_are_counted_and_do_not_stop_a_run(tmp_path, monkeypatch, caplog):

@@ -47,6 +47,13 @@ def config(model: str = "simgr", **training) -> ml_collections.ConfigDict:
     return tiny
 
 
+def pretrained_config(**training) -> ml_collections.ConfigDict:
+    """A run whose backbone is treated as that of a checkpoint. training: changes of `config.training`."""
+    tiny = config(**training)
+    tiny.backbone.checkpoint = "llm"
+    return tiny
+
+
 def split() -> Split:
     generator = np.random.default_rng(0)
     circle = generator.permutation(NUM_ITEMS)  # Shuffled, so that codes say nothing about what follows an item.
@@ -111,21 +118,21 @@ class Programs:
 
     def __init__(self) -> None:
         self.ranker: Ranker | None = None
-        self._step: jax.stages.Compiled | None = None
+        self._steps: dict[bool, jax.stages.Compiled] = {}
 
     def make_train_step(self, *arguments):
         """As `state.make_train_step`, for the training loop."""
-        jitted = make_train_step(*arguments)
+        jitted, frozen = make_train_step(*arguments), arguments[-1]
 
         def lower(*arguments):
-            return SimpleNamespace(compile=lambda: self._compiled(jitted, arguments))
+            return SimpleNamespace(compile=lambda: self._compiled(frozen, jitted, arguments))
 
         return SimpleNamespace(lower=lower)
 
-    def _compiled(self, jitted, arguments):
-        if self._step is None:
-            self._step = jitted.lower(*arguments).compile()
-        return self._step
+    def _compiled(self, frozen, jitted, arguments):
+        if frozen not in self._steps:
+            self._steps[frozen] = jitted.lower(*arguments).compile()
+        return self._steps[frozen]
 
 
 def train(

@@ -23,7 +23,15 @@ from simgr_jax.models.transformer_config import TransformerConfig
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["EMBEDDING", "Source", "prefix", "require_supported", "sources", "text_config", "transformer_config"]
+__all__ = [
+    "EMBEDDING",
+    "Source",
+    "prefix",
+    "require_supported",
+    "sources",
+    "text_config",
+    "transformer_config",
+]
 
 # From a Hugging Face config and the maximum sequence length to TransformerConfig's fields, by the decoder's model type.
 _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
@@ -119,7 +127,7 @@ def transformer_config(hf_config: PretrainedConfig, *, max_length: int, **comput
     # Transformers lets values pass that mean nothing, like a width of 0 or a word for a number.
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(
-            "config.backbone.checkpoint: its config.json does not describe a "
+            "config.backbone.checkpoint: its config does not describe a "
             f"{text.model_type} model ({type(error).__name__}: {first_line(error)}); copy the model's config again"
         ) from error
     return TransformerConfig(**fields, **computation)
@@ -139,18 +147,21 @@ def _require_positive(fields: dict[str, Any]) -> None:
         raise ValueError(f"heads = {fields['heads']}, kv_heads = {fields['kv_heads']}")
 
 
-def sources(hf_config: PretrainedConfig, names: Collection[str] = ()) -> dict[str, Source]:
+def sources(
+    hf_config: PretrainedConfig, names: Collection[str] = (), config: TransformerConfig | None = None
+) -> dict[str, Source]:
     """Each `Transformer` parameter's place in the checkpoint, by its path ("layers.0.self_attn.q_proj.kernel").
 
     Args:
       names: the checkpoint's tensors, which show how it stores a mixture's experts. Without them, the layout that
         `save_pretrained` writes is assumed.
+      config: the decoder's, which may have only the first layers; None is the whole decoder.
 
     Raises:
       UserError: as for `transformer_config`.
     """
     # The tensors do not depend on the length.
-    config, table = transformer_config(hf_config, max_length=1), {}
+    config, table = config or transformer_config(hf_config, max_length=1), {}
     for stack, layers in enumerate(config.stacks):
         for path, source in _layer_sources(hf_config, config.of_layer(layers[0]), names).items():
             if path.startswith("layers."):

@@ -53,6 +53,7 @@ def gemma4_text(config: Gemma4TextConfig, max_length: int) -> dict[str, Any]:
         "attention_scale": 1.0,
         "embedding_scale": math.sqrt(config.hidden_size),
         "per_layer_width": config.hidden_size_per_layer_input,
+        "per_layer_count": config.num_hidden_layers,
         "layer_scale": True,
         "layer_fields": tuple(map(_gemma4_layer(config), range(config.num_hidden_layers))),
     }

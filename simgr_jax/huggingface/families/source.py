@@ -42,7 +42,7 @@ def linear(ours: str, theirs: str, bias: bool = False) -> dict[str, Source]:
 
 
 def unsupported(option: str) -> UserError:
-    return UserError(f"config.backbone.checkpoint: {option} in its config.json is not supported; use another model")
+    return UserError(f"config.backbone.checkpoint: {option} in its config is not supported; use another model")
 
 
 def require_off(config: PretrainedConfig, *options: str) -> None:

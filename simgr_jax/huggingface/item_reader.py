@@ -1,0 +1,163 @@
+"""Reads the items' texts with an LLM: the mean state of each text's tokens, whitened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from simgr_jax.devices import distributed, sharding
+from simgr_jax.errors import UserError
+from simgr_jax.huggingface import families
+from simgr_jax.huggingface.checkpoint import Checkpoint
+from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
+from simgr_jax.huggingface.load_weights import load_transformer, read_input_rows
+from simgr_jax.inputs.control_tokens import control_tokens, encode_as_text
+from simgr_jax.inputs.prompts import tokens_around_text
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.workdir.atomic_write import atomic_path
+from simgr_jax.workdir.cache import fingerprint, load_arrays
+
+# Part of every fingerprint: increment it when the same texts give different states.
+VERSION = 1
+# Texts are read in batches of this many tokens, of texts whose lengths are rounded up to a multiple of _STEP.
+_BATCH_TOKENS = 2048
+_STEP = 16
+
+
+def whiten(states: Float[np.ndarray, "N D"], power: float) -> Float[np.ndarray, "N D"]:
+    """The states in their principal directions, centered, each direction divided by its deviation to the `power`, and
+    then each state divided by its norm; float32.
+
+    The states of all texts share a mean and a few directions with most of their energy and little of their meaning.
+    Power 1 whitens (WhitenRec, https://arxiv.org/abs/2402.08920), which also raises noise; power 0 leaves the
+    directions as they are. The first K columns hold the most of any K before whitening. An item without text, whose
+    state is 0, stays 0.
+    """
+    has_text = states.any(axis=1)
+    centered = states[has_text].astype(np.float64)
+    centered -= centered.mean(axis=0)
+    variances, directions = np.linalg.eigh(centered.T @ centered / max(len(centered), 1))
+    # Beyond the rank of the states there is only rounding.
+    variances = np.where(variances > 1e-10 * variances.max(), variances, np.inf)
+    order = np.argsort(np.where(np.isfinite(variances), -variances, 0))
+    turned = centered @ (directions / variances ** (power / 2))[:, order]
+    whitened = np.zeros(states.shape, np.float32)
+    whitened[has_text] = turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12)
+    return whitened
+
+
+class ItemReader:
+    """What an LLM makes of the items' texts.
+
+    Attributes:
+      fingerprint: of everything that the readings depend on, but for the dtype.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: ml_collections.ConfigDict, dtype: str, texts: Sequence[str], cache: Path
+    ):
+        """
+        Args:
+          checkpoint: the LLM's; only its first layers are loaded.
+          config: `config.item_reader`.
+          dtype: of weights and computation.
+          texts: [N]; an empty text gets a state of 0.
+          cache: the folder for the states.
+        """
+        self.config, self._checkpoint, self._dtype, self._texts = config, checkpoint, dtype, list(texts)
+        count = families.text_config(checkpoint.config).num_hidden_layers
+        self._layers = max(1, round(config.depth * count))
+        read = fingerprint(VERSION, checkpoint.path, self._layers, config.max_tokens, self._texts)
+        self.fingerprint = fingerprint(read, config.whitening)
+        self._path = cache / f"item_reader-{fingerprint(read, dtype)}.npz"
+
+    def readings(self) -> Float[np.ndarray, "N D"]:
+        """Whitened mean states (see `whiten`)."""
+        return whiten(self._read_cached(), self.config.whitening)
+
+    def _read_cached(self) -> Float[np.ndarray, "N D"]:
+        if any(distributed.all_gather(not self._path.exists())):
+            states = self._read()  # All processes take part.
+            if distributed.is_main():
+                with atomic_path(self._path) as temporary:
+                    np.savez(temporary, states=states)
+            return states
+        return load_arrays(self._path)["states"]
+
+    def _read(self) -> Float[np.ndarray, "N D"]:
+        """The mean state of each text's tokens, without the first. An LLM uses the first position as a sink of
+        attention, and its state says little (https://arxiv.org/abs/2309.17453)."""
+        logging.info("Reading %d item texts with the LLM in %s", len(self._texts), self._checkpoint.path)
+        tokens = self._tokenize()
+        used, longest = np.unique(np.concatenate(tokens)), max(map(len, tokens))
+        if not longest:
+            raise UserError(
+                f"config.item_reader: the tokenizer in {self._checkpoint.path} finds no token in any item text; give "
+                "the items text, or another LLM"
+            )
+        whole = families.transformer_config(self._checkpoint.config, max_length=longest, dtype=self._dtype)
+        config = whole.first_layers(self._layers)
+        model = load_transformer(self._checkpoint, config, self._dtype, sharding.variable_sharding)
+        table = jnp.asarray(read_input_rows(self._checkpoint, used), self._dtype)
+        states = np.zeros((len(tokens), config.width), np.float32)
+        for rows, batch in _batches(tokens, used):
+            means = np.asarray(_mean_states(model, table, sharding.split_batch(batch)))
+            states[rows] = means[: len(rows)]
+        return states
+
+    def _tokenize(self) -> list[Int[np.ndarray, " T"]]:
+        """Each text's tokens, cut to `config.max_tokens`, after those that the tokenizer begins every text with; none
+        for an empty text."""
+        tokenizer = load_tokenizer(self._checkpoint.path)
+        _, encoded = encode_as_text(self._texts, tokenizer, control_tokens(tokenizer))
+        begin = tokens_around_text(tokenizer)[0]
+        return [
+            np.asarray(begin + tokens[: self.config.max_tokens] if tokens else [], np.int64)
+            for tokens in encoded["input_ids"]
+        ]
+
+
+class _Batch(NamedTuple):
+    """Texts, each at the beginning of its row. A row of length 0 is no text."""
+
+    tokens: Int[np.ndarray, "B T"]
+    lengths: Int[np.ndarray, " B"]
+
+
+def _batches(
+    tokens: list[Int[np.ndarray, " T"]], used: Int[np.ndarray, " W"]
+) -> Iterator[tuple[Int[np.ndarray, " R"], _Batch]]:
+    """Batches of texts of similar length, whose tokens are places in `used`, and which texts they are. There are as
+    many shapes as there are different lengths, rounded up."""
+    lengths = np.array([len(one) for one in tokens])
+    rounded = -(-lengths // _STEP) * _STEP
+    for length in np.unique(rounded[rounded > 0]):
+        texts = np.flatnonzero(rounded == length)
+        parts = sharding.shards("batch")
+        size = max(_BATCH_TOKENS // length // parts, 1) * parts
+        for first in range(0, len(texts), size):
+            rows = texts[first : first + size]
+            batch = _Batch(np.zeros((size, length), np.int32), np.zeros(size, np.int32))
+            for row, text in enumerate(rows):
+                batch.tokens[row, : lengths[text]] = np.searchsorted(used, tokens[text])
+            batch.lengths[: len(rows)] = lengths[rows]
+            yield rows, batch
+
+
+@nnx.jit
+def _mean_states(model: Transformer, table: Float[Array, "W E"], batch: _Batch) -> Float[Array, "B D"]:
+    positions = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
+    is_text = positions < batch.lengths[:, None]
+    states = model(table[batch.tokens], is_text.astype(jnp.int32), positions).astype(jnp.float32)
+    is_read = is_text & ((positions > 0) | (batch.lengths[:, None] == 1))
+    states = jnp.sum(jnp.where(is_read[..., None], states, 0), axis=1)
+    means = states / jnp.maximum(jnp.sum(is_read, axis=1, keepdims=True), 1)
+    return sharding.constrain(means, None, None)
