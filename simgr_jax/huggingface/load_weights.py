@@ -58,7 +58,7 @@ def load_transformer(
     leaves = {path: _Leaf(variable.shape, sources[path], prefix) for path, variable in parameters.items()}
     for name, shape in _tensor_shapes(leaves.values()).items():
         checkpoint.require(name, shape)
-    if others := _other_parts(checkpoint.names(), prefix):
+    if others := other_parts(checkpoint.names(), prefix):
         logging.info("%s: only the language model is loaded, not %s", checkpoint.path, ", ".join(others))
     for path, variable in parameters.items():
         sharding = shardings(variable) if shardings else None
@@ -66,7 +66,7 @@ def load_transformer(
     return nnx.merge(graphdef, abstract)
 
 
-def _other_parts(names: Collection[str], prefix: str) -> list[str]:
+def other_parts(names: Collection[str], prefix: str) -> list[str]:
     """The modules of a checkpoint beside its decoder and language-model head, like "model.vision_tower"."""
     inside, parts = prefix.split(".")[:-1], set()
     for name in names:
