@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from simgr_jax.errors import UserError
-from simgr_jax.inputs.prompts import has_title
+from simgr_jax.inputs.item_texts import has_title
 from simgr_jax.models import registry
 from simgr_jax.models.options import SHAPE_KEYS, ModelOptions
 from simgr_jax.semantic_ids import build

@@ -35,7 +35,8 @@ from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.item_reader import ItemReader
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
 from simgr_jax.huggingface.pretrained import checkpoint_path, load_pretrained, open_checkpoint
-from simgr_jax.inputs import prompts
+from simgr_jax.inputs import item_texts, prompts
+from simgr_jax.inputs.item_texts import ItemTexts
 from simgr_jax.inputs.prompts import ItemContents, Prompt
 from simgr_jax.inputs.training_windows import TrainingWindows
 from simgr_jax.models import parameters, popularity, registry
@@ -302,7 +303,16 @@ class Run:
     @functools.cached_property
     def prompt(self) -> Prompt:
         """How histories become the backbone's inputs."""
-        return prompts.create(self.options.history, self.config.prompt, self.items, self.tokenizer)
+        items, tokenizer = self.items, self.tokenizer
+        with distributed.main_first():
+            return prompts.create(self.options.history, self.config.prompt, items, tokenizer, self.cache_dir)
+
+    @property
+    def item_texts(self) -> ItemTexts:
+        """The items' texts in prompts, for a run with an LLM that reads tokens."""
+        tokenizer, ids = cast("PreTrainedTokenizerFast", self.tokenizer), cast(SemanticIds, self.semantic_ids)
+        titles, options = self.dataset.item_texts, self.config.prompt
+        return item_texts.read(tokenizer, ids.token_strings(), titles, self.cache_dir, **options)
 
     @functools.cached_property
     def row_length(self) -> int:

@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -163,3 +164,27 @@ def trained_workdir(run_binary, make_once, tmp_path_factory) -> Path:
         assert run_binary("train", TINY, f"--workdir={workdir}") == 0
 
     return shutil.copytree(make_once("trained", train), tmp_path_factory.mktemp("trained") / "workdir")
+
+
+@pytest.fixture(scope="session")
+def transformers_4(request) -> str:
+    """A Python with Transformers 4.57, which can't be installed beside 5: $TRANSFORMERS_4_PYTHON, or one that is made
+    once in pytest's cache. It finds the other packages, like torch, in the environment of this one."""
+    pytest.importorskip("torch")
+    if given := os.environ.get("TRANSFORMERS_4_PYTHON"):
+        return given
+    folder = request.config.cache.mkdir("transformers-4.57")
+    python, finished = folder / "bin" / "python", folder / "finished"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            install = [python, "-m", "pip", "install", "--quiet", "transformers==4.57.*"]
+            for command in ([sys.executable, "-m", "venv", folder], install):
+                ended = subprocess.run(command, capture_output=True, text=True)
+                if ended.returncode:
+                    reason = ended.stderr.strip().splitlines()[-1:]
+                    pytest.skip(f"Transformers 4.57 can't be installed {reason}; give $TRANSFORMERS_4_PYTHON")
+            packages = folder / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+            (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+            finished.touch()
+    return str(python)

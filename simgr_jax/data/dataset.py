@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,16 @@ class Sequences:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[i] for i in range(len(self)))
+
+
+def gather(
+    values: Int[np.ndarray, " E"], begins: Int[np.ndarray, " S"], ends: Int[np.ndarray, " S"]
+) -> tuple[Int[np.ndarray, " F"], Int[np.ndarray, " S"]]:
+    """The slices `values[begin:end]`, one after the other, and where each ends in the result (the index after)."""
+    new_ends = np.cumsum(ends - begins)
+    index = np.repeat(ends - new_ends, ends - begins)
+    index += np.arange(len(index))
+    return values[index], new_ends
 
 
 @dataclasses.dataclass(frozen=True)

@@ -203,7 +203,7 @@ def _tensor(path: Path, name: str, shape: tuple[int, ...], number: int, start: i
       ValueError: the tensor is not in the file.
       UserError: its type is not supported.
     """
-    found = GGMLQuantizationType(number).name if number in iter(GGMLQuantizationType) else f"number {number}"
+    found = GGMLQuantizationType(number).name if number in list(GGMLQuantizationType) else f"number {number}"
     if found not in TENSOR_TYPES:
         raise UserError(
             f"{path}:{name}: has the tensor type {found}; use a file of {', '.join(TENSOR_TYPES)}, such as the model's "

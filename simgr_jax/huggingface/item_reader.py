@@ -19,8 +19,8 @@ from simgr_jax.huggingface import families
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
 from simgr_jax.huggingface.load_weights import load_transformer, read_input_rows
-from simgr_jax.inputs.control_tokens import control_tokens, encode_as_text
-from simgr_jax.inputs.prompts import tokens_around_text
+from simgr_jax.inputs.control_tokens import ControlTokens
+from simgr_jax.inputs.item_texts import tokens_around_text
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.workdir.atomic_write import atomic_path
 from simgr_jax.workdir.cache import fingerprint, load_arrays
@@ -117,11 +117,10 @@ class ItemReader:
         """Each text's tokens, cut to `config.max_tokens`, after those that the tokenizer begins every text with; none
         for an empty text."""
         tokenizer = load_tokenizer(self._checkpoint.path)
-        _, encoded = encode_as_text(self._texts, tokenizer, control_tokens(tokenizer))
         begin = tokens_around_text(tokenizer)[0]
         return [
-            np.asarray(begin + tokens[: self.config.max_tokens] if tokens else [], np.int64)
-            for tokens in encoded["input_ids"]
+            np.asarray(begin + tokens.ids[: self.config.max_tokens] if tokens.ids else [], np.int64)
+            for _, tokens in ControlTokens(tokenizer).encode_as_text(self._texts)
         ]
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simgr_jax.errors import UserError, first_line
 from simgr_jax.huggingface import gguf_file, gguf_tokenizer
+from simgr_jax.workdir.read_files import read_json_object
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # One of these holds the vocabulary.
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -46,3 +48,22 @@ def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
             f"{folder}: its tokenizer can't be read ({first_line(error)[:150]}); "
             "copy the model's tokenizer files there again"
         ) from error
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the tokenizer so that Transformers 4.57 and 5 read it alike: tokenizer.json says all, and the class is the
+    one that adds nothing of its own to it."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = read_json_object(path)
+    for key in ("backend", "is_local", "local_files_only"):
+        config.pop(key, None)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # 4.57 calls a list of special tokens by this name, and wants a dictionary by the other.
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    config["clean_up_tokenization_spaces"] = tokenizer.clean_up_tokenization_spaces
+    # 4.57 changes the pre-tokenizer to what the config says of it.
+    pre_tokenizer = read_json_object(folder / "tokenizer.json")["pre_tokenizer"] or {}
+    config["add_prefix_space"] = pre_tokenizer.get("add_prefix_space", False)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +18,10 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
-from simgr_jax.huggingface import families
+from simgr_jax.huggingface import export_config, families
 from simgr_jax.huggingface.checkpoint import Checkpoint
-from simgr_jax.huggingface.families import Source
+from simgr_jax.huggingface.families import Source, qwen3_moe
+from simgr_jax.huggingface.llm_tokenizer import save_tokenizer
 from simgr_jax.huggingface.load_weights import embedding_name, per_layer_embedding_name
 from simgr_jax.models import lora
 from simgr_jax.models.transformer import Transformer
@@ -35,15 +35,6 @@ DTYPES = ("float32", "bfloat16")
 _SHARD_BYTES = 4 * 10**9
 
 _HEAD = "lm_head.weight"
-# The architecture of a multimodal model's language model.
-_TEXT_ARCHITECTURES = {
-    "gemma3_text": "Gemma3ForCausalLM",
-    "gemma4_text": "Gemma4ForCausalLM",
-    "ministral3": "Ministral3ForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen3_5_text": "Qwen3_5ForCausalLM",
-}
-
 Tensors = Iterator[tuple[str, np.ndarray]]
 
 
@@ -75,18 +66,24 @@ def save_finetuned(
 
     Adapters are merged into the weights. The embedding table grows to the tokenizer's size if it is smaller. A
     language-model head that is not tied to the table is copied from the checkpoint; its rows for the new tokens are
-    their embeddings, because training moves user states close to those. Embeddings for each layer are zero for the new
-    tokens. Nothing else in a checkpoint is written:
-    buffers are left out, and so is all of a multimodal model but its language model.
+    their embeddings, because training moves user states close to those. A checkpoint without a head gets one that is
+    tied. Embeddings for each layer are zero for the new tokens. Nothing else in a checkpoint is written: buffers are
+    left out, and so is all of a multimodal model but its language model. A mixture's experts have one tensor each,
+    which all versions of Transformers read.
 
     Args:
       folder: must exist.
       tokenizer: must contain the tokens' strings.
       dtype: one of DTYPES; None keeps each tensor's dtype in the checkpoint (`Checkpoint.dtype`).
+
+    Raises:
+      UserError: the checkpoint's head does not have the shape of its table.
     """
     prefix = families.prefix(checkpoint.config, checkpoint.names())
-    new_prefix = "model." if _is_multimodal(checkpoint) else prefix
+    new_prefix = "model." if export_config.is_multimodal(checkpoint) else prefix
     table, head, per_layer = embedding_name(checkpoint), _untied_head(checkpoint), per_layer_embedding_name(checkpoint)
+    if head:
+        checkpoint.require(head, checkpoint.shape(table))
     rows = max(checkpoint.shape(table)[0], 1 + max(tokenizer.get_vocab().values()))
     ids = tokenizer.convert_tokens_to_ids(list(tokens.strings))
 
@@ -110,12 +107,12 @@ def save_finetuned(
             yield new_prefix + per_layer.removeprefix(prefix), trained_table(per_layer, 0, slice(width, None))
         if head:
             yield _HEAD, extended(head, tokens.embedding)
-        for name, value in _decoder_tensors(backbone, families.sources(checkpoint.config, checkpoint.names())):
+        for name, value in _decoder_tensors(backbone, families.sources(checkpoint.config)):
             yield new_prefix + name, np.ascontiguousarray(value, _dtype(checkpoint, prefix + name, dtype))
 
     _write_weights(folder, tensors())
-    _write_config(folder, _config(checkpoint, backbone, rows, dtype))
-    tokenizer.save_pretrained(folder)
+    _write_config(folder, export_config.finetuned(checkpoint, backbone, rows, bool(head), dtype))
+    save_tokenizer(tokenizer, folder)
 
 
 def save_from_scratch(
@@ -159,8 +156,8 @@ def save_from_scratch(
 
     as_asked = ((f"model.{name}", np.ascontiguousarray(value, dtype or "float32")) for name, value in tensors())
     _write_weights(folder, as_asked)
-    _write_config(folder, json.loads(config.to_json_string()))
-    _codes_tokenizer(tokens.strings).save_pretrained(folder)
+    _write_config(folder, export_config.in_both_spellings(json.loads(config.to_json_string()), config))
+    save_tokenizer(_codes_tokenizer(tokens.strings), folder)
 
 
 def _codes_tokenizer(token_strings: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -172,10 +169,6 @@ def _codes_tokenizer(token_strings: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def _is_multimodal(checkpoint: Checkpoint) -> bool:
-    return families.text_config(checkpoint.config) is not checkpoint.config
-
-
 def _untied_head(checkpoint: Checkpoint) -> str | None:
     """The tensor of the language-model head, or None if the head is the embedding table."""
     if checkpoint.config.tie_word_embeddings:
@@ -184,31 +177,13 @@ def _untied_head(checkpoint: Checkpoint) -> str | None:
 
 
 def _dtype(checkpoint: Checkpoint, name: str, asked: str | None) -> np.dtype:
-    return np.dtype(asked) if asked else checkpoint.dtype(name)
-
-
-def _config(checkpoint: Checkpoint, backbone: Transformer, rows: int, dtype: str | None) -> dict[str, Any]:
-    """The checkpoint's config.json with few changes, so that any Transformers version that read it can read ours."""
-    original = copy.deepcopy(checkpoint.config_values)
-    values = original
-    if _is_multimodal(checkpoint):
-        kind = families.text_config(checkpoint.config).model_type
-        values = (original.get("text_config") or {}) | {
-            "model_type": kind,
-            "architectures": [_TEXT_ARCHITECTURES[kind]],
-            "tie_word_embeddings": checkpoint.config.tie_word_embeddings,
-        }
-    values["vocab_size"] = rows
-    if backbone.config.per_layer_width:
-        values["vocab_size_per_layer_input"] = rows
-    dtype_key = "torch_dtype" if "torch_dtype" in original else "dtype"
-    if dtype := dtype or original.get(dtype_key):
-        values[dtype_key] = dtype
-    if backbone.config.rope != families.transformer_config(checkpoint.config, max_length=1).rope:
-        # Training used the long form of Phi-3's longrope; for short prompts, Transformers would use the short form.
-        rope = values.get("rope_parameters") or values["rope_scaling"]
-        rope["short_factor"] = rope["long_factor"]
-    return values
+    """
+    Args:
+      name: of a tensor in the export.
+    """
+    if asked:
+        return np.dtype(asked)
+    return checkpoint.dtype(name if name in checkpoint.names() else qwen3_moe.fused(name))
 
 
 def _decoder_tensors(backbone: Transformer, sources: Mapping[str, Source]) -> Tensors:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.load_weights import embedding_statistics, read_embedding_rows
-from simgr_jax.inputs.control_tokens import control_tokens, encode_as_text
+from simgr_jax.inputs.control_tokens import ControlTokens, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -52,14 +52,13 @@ def from_words(
     Raises:
       UserError: no item has text.
     """
-    _, encoded = encode_as_text(list(item_texts), tokenizer, control_tokens(tokenizer))
-    words = encoded.input_ids
-    items = np.repeat(np.arange(len(words)), [len(one) for one in words])
+    words = token_ids([tokens for _, tokens in ControlTokens(tokenizer).encode_as_text(item_texts)])
+    items = np.repeat(np.arange(len(words)), words.lengths)
     if not len(items):
         raise UserError(
             'config.backbone.token_init: "words" found no words in the item texts; use "mean", or give the items text'
         )
-    used, columns = np.unique(np.concatenate([np.asarray(one, np.int64) for one in words]), return_inverse=True)
+    used, columns = np.unique(words.values, return_inverse=True)
     item_vectors = _row_means(items, columns, (len(words), len(used))) @ read_embedding_rows(checkpoint, used)
 
     has_words = np.isin(np.arange(len(words)), items)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int
 
-from simgr_jax.data.dataset import EvaluationCases
+from simgr_jax.data.dataset import EvaluationCases, gather
 from simgr_jax.inputs.batch import RankBatch
 from simgr_jax.inputs.newest_items import NewestItems
-from simgr_jax.inputs.prompts import Prompt, gather
+from simgr_jax.inputs.prompts import Prompt
 from simgr_jax.inputs.render_rows import render_rows
 
 

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from simgr_jax.data.dataset import Sequences
+from simgr_jax.data.dataset import Sequences, gather
 from simgr_jax.inputs.batch import TrainBatch
 from simgr_jax.inputs.newest_items import NewestItems
-from simgr_jax.inputs.prompts import Prompt, gather
+from simgr_jax.inputs.prompts import Prompt
 from simgr_jax.inputs.render_rows import render_rows
 
 # What a model learns from (`models.options.ModelOptions.windows`):

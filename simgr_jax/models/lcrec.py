@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from simgr_jax.errors import UserError
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
-from simgr_jax.inputs.prompts import CODES
+from simgr_jax.inputs.item_texts import CODES
 from simgr_jax.models.embed_tokens import embed_tokens
 from simgr_jax.models.model_inputs import ModelInputs
 from simgr_jax.models.options import COMPUTATION_KEYS, SHAPE_KEYS, ModelOptions

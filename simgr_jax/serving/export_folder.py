@@ -18,9 +18,10 @@ from safetensors.numpy import save_file
 from simgr_jax.data.dataset import Dataset
 from simgr_jax.errors import UserError
 from simgr_jax.evaluation.ranking import Ranker
+from simgr_jax.huggingface import export_config, families
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.save_weights import DTYPES, TrainedTokens, save_finetuned, save_from_scratch
-from simgr_jax.inputs import prompts
+from simgr_jax.inputs.item_texts import ItemTexts, tokens_around_text
 from simgr_jax.inputs.prompts import Prompt
 from simgr_jax.models.simgr import SimGR
 from simgr_jax.semantic_ids.codes import SemanticIds
@@ -49,6 +50,8 @@ class Exportable(Protocol):
     def tokenizer(self) -> PreTrainedTokenizerFast | None: ...
     @property
     def prompt(self) -> Prompt: ...
+    @property
+    def item_texts(self) -> ItemTexts: ...
     @property
     def row_length(self) -> int: ...
     @property
@@ -137,12 +140,12 @@ def _recipe(run: Exportable, model: SimGR, filter_history: bool) -> export_readm
     config, max_items = run.config, run.config.data.max_items
     all_fit = run.prompt.longest(max_items) <= run.row_length
     return export_readme.Recipe(
+        loading=_loading(run),
         reads_text=run.options.history == "tokens",
         prefix=config.prompt.prefix,
-        end_tokens=len(prompts.tokens_around_text(run.tokenizer)[1]) if run.tokenizer else 0,
+        end_tokens=len(tokens_around_text(run.tokenizer)[1]) if run.tokenizer else 0,
         max_items=max_items,
         max_tokens=None if all_fit else run.row_length,
-        embedding_scale=model.backbone.config.embedding_scale,
         pooling=run.options.user_pooling,
         readout=model.options.readout,
         similarity=run.options.similarity,
@@ -152,10 +155,15 @@ def _recipe(run: Exportable, model: SimGR, filter_history: bool) -> export_readm
     )
 
 
+def _loading(run: Exportable) -> export_config.Loading:
+    config = run.checkpoint.config if run.checkpoint else None
+    return export_config.loading(families.text_config(config)) if config else export_config.Loading()
+
+
 def _item_prompts(run: Exportable) -> list[str]:
-    """Each item's text in a prompt, as `inputs.prompts.text_prompt` tokenizes it."""
-    config, strings, tokens = run.config.prompt, run.semantic_ids.token_strings(), run.semantic_ids.tokens
-    texts = prompts.texts_before_codes(config.item, run.tokenizer, run.dataset.item_texts, config.max_title_tokens)
+    """Each item's text in a prompt, such that the exported tokenizer makes of it what the model has read."""
+    strings, tokens = run.semantic_ids.token_strings(), run.semantic_ids.tokens
+    texts = run.item_texts.texts if run.tokenizer else [""]
     texts = texts * len(tokens) if len(texts) == 1 else texts
     return [text + "".join(strings[token] for token in codes) for text, codes in zip(texts, tokens, strict=True)]
 
@@ -185,7 +193,7 @@ def _model_card(run: Exportable, model: SimGR) -> str:
     report = run.workdir / "report" / "metrics.json"
     metrics = read_json_object(report) if report.exists() else None
     title = f"{base or 'SimGR'} as a recommender for {dataset.name}"
-    return export_readme.model_card(title, None if is_local else checkpoint or None, facts, metrics)
+    return export_readme.model_card(title, None if is_local else checkpoint or None, facts, metrics, _loading(run))
 
 
 def _history_in_words(run: Exportable) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from simgr_jax.evaluation import metrics as metrics_lib
+from simgr_jax.huggingface.export_config import Loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +16,12 @@ class Recipe:
     """How to compute a user's scores, once the model and the item index are loaded.
 
     Attributes:
+      loading: how Transformers loads the model.
       reads_text: whether a history is read as text, which joins its items' prompts, or as the items' vectors.
       prefix: text before the first item.
       end_tokens: how many tokens the tokenizer adds after a text; the run left them out.
       max_items: how many of a history's newest items are read.
       max_tokens: the most tokens that a prompt may have; None if all prompts fit.
-      embedding_scale: what the model multiplies its tokens' embeddings by.
       pooling: one of `user_pooling.POOLINGS`.
       readout: how the user's state becomes the user's vector, "state" or "last_item" (see `models.readout`).
       similarity: "cosine" or "dot".
@@ -29,12 +30,12 @@ class Recipe:
       filter_history: whether a history's items are left out of its list.
     """
 
+    loading: Loading
     reads_text: bool
     prefix: str
     end_tokens: int
     max_items: int
     max_tokens: int | None
-    embedding_scale: float
     pooling: str
     readout: str
     similarity: str
@@ -59,11 +60,10 @@ $imports
 here = Path(__file__).resolve().parent
 item_ids = json.loads((here / "item_ids.json").read_text(encoding="utf-8"))
 items = load_file(here / "items.safetensors")
-model = AutoModel.from_pretrained(here.parent, dtype=torch.float32).eval()
+model = $model.eval()
 $loading
 history = [item_ids.index(item) for item in sys.argv[1:]][-$max_items:]
-$inputs
-with torch.no_grad():
+${inputs}with torch.no_grad():
     states = model($model_inputs).last_hidden_state[0]
 $scoring
 for item in scores.argsort(descending=True, stable=True)[:10].tolist():
@@ -87,16 +87,16 @@ def score_script(recipe: Recipe) -> str:
             "model_inputs": "torch.tensor([tokens])",
         }
     else:
-        # Transformers scales embeddings that it looks up itself, but not those that it is given.
-        scale = f" * {recipe.embedding_scale!r}" if recipe.embedding_scale != 1 else ""
+        # Looked up, because versions of Transformers differ in whether they scale embeddings that they are given.
         parts = {
-            "loading": "",
-            "inputs": f'vectors = items["vectors"][history]{scale}',
-            "model_inputs": "inputs_embeds=vectors[None]",
+            "loading": 'model.get_input_embeddings().weight.data = items["vectors"]  # a position per item\n',
+            "inputs": "",
+            "model_inputs": "torch.tensor([history])",
         }
     return _SCRIPT.substitute(
         parts,
         imports="\n".join(_imports(recipe)),
+        model=recipe.loading.code("here.parent", ", dtype=torch.float32"),
         max_items=recipe.max_items,
         scoring="\n".join(_scoring(recipe)),
     )
@@ -105,7 +105,7 @@ def score_script(recipe: Recipe) -> str:
 def _imports(recipe: Recipe) -> Iterator[str]:
     if recipe.similarity == "cosine" or recipe.text_similarity:
         yield "from torch.nn.functional import normalize"
-    yield f"from transformers import AutoModel{', AutoTokenizer' if recipe.reads_text else ''}"
+    yield f"from transformers import {recipe.loading.auto_class}{', AutoTokenizer' if recipe.reads_text else ''}"
 
 
 def _text_inputs(recipe: Recipe) -> str:
@@ -116,12 +116,12 @@ def _text_inputs(recipe: Recipe) -> str:
         return f'tokens = tokenizer({prefix}"".join(prompts[item] for item in {items})).input_ids{end}'
 
     if recipe.max_tokens is None:
-        return tokens("history")
+        return f"{tokens('history')}\n"
     return (
         "for start in range(len(history)):  # the newest items that fit\n"
         f"    {tokens('history[start:]')}\n"
         f"    if len(tokens) <= {recipe.max_tokens}:\n"
-        "        break"
+        "        break\n"
     )
 
 
@@ -155,7 +155,7 @@ _INDEX_README = string.Template("""# Item index
 $prompts| `score.py` | the program below |
 
 `python score.py ITEM_ID ITEM_ID ...` prints the ten items that the model in the folder above ranks first after this
-history. It needs torch, transformers (5 or newer) and safetensors, and computes in float32:
+history. It needs torch, transformers ($since or newer) and safetensors, and computes in float32:
 
 ```python
 $script```
@@ -184,14 +184,21 @@ def index_readme(recipe: Recipe, script: str) -> str:
         tensors += "; `readings` float32 [N, X], what an LLM made of each item's text"
     if recipe.has_collisions:
         tensors += "; `first_with_same_codes` int32 [N], for each item the first item with the same codes"
-    prompts = "| `item_prompts.json` | what the model reads of each item, a list |\n" if recipe.reads_text else ""
+    prompts = ""
+    if recipe.reads_text:
+        prompts = (
+            "| `item_prompts.json` | the text that the model reads of each item, a list; control tokens in titles "
+        )
+        prompts += "have a blank, so that `tokenizer(text)` reads them as text, as in training |\n"
     cosine = " / np.linalg.norm(vectors, axis=1)" if recipe.similarity == "cosine" else ""
     numpy, text = f"vectors @ user{cosine}", ""
     if recipe.text_similarity:
         weight, _ = recipe.text_similarity
         text = " and `text` [X]"
         numpy += f' + items["readings"] @ text / np.linalg.norm(text) * {weight!r}'
-    return _INDEX_README.substitute(tensors=tensors, prompts=prompts, script=script, numpy=numpy, text=text)
+    return _INDEX_README.substitute(
+        since=recipe.loading.since, tensors=tensors, prompts=prompts, script=script, numpy=numpy, text=text
+    )
 
 
 _MODEL_CARD = string.Template("""---
@@ -212,10 +219,12 @@ $facts
 $metrics
 ## Use
 
-```python
-from transformers import AutoModel, AutoTokenizer
+With transformers $since or newer:
 
-model = AutoModel.from_pretrained("THIS_FOLDER")
+```python
+from transformers import $auto_class, AutoTokenizer
+
+model = $model
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 ```
 
@@ -224,15 +233,25 @@ tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 """)
 
 
-def model_card(title: str, base_model: str | None, facts: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> str:
+def model_card(
+    title: str,
+    base_model: str | None,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+    loading: Loading,
+) -> str:
     """README.md of the model.
 
     Args:
       base_model: its hub id, if it has one.
       facts: by name.
       metrics: as in report/metrics.json; None if there are none.
+      loading: how Transformers loads the model.
     """
     return _MODEL_CARD.substitute(
+        since=loading.since,
+        auto_class=loading.auto_class,
+        model=loading.code('"THIS_FOLDER"'),
         title=title,
         base_model=f"base_model: {base_model}\n" if base_model else "",
         facts="\n".join(f"| {name} | {value} |" for name, value in facts.items()),

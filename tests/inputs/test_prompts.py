@@ -2,80 +2,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AddedToken, PreTrainedTokenizerFast
 
 from simgr_jax import default_config
 from simgr_jax.data.dataset import EvaluationCases, Sequences
 from simgr_jax.errors import UserError
-from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
-from simgr_jax.inputs import prompts
+from simgr_jax.inputs import control_tokens, item_texts, prompts
 from simgr_jax.inputs.rank_batches import rank_batches
 from simgr_jax.semantic_ids.codes import SemanticIds
-
-CORPUS = [
-    "A customer bought, oldest first:\nRed running shoes for men\nBlue wool hat, 2 pieces\n",
-    "The customer bought: a garden hose; then a hose reel; then 12 red roses.\n\n",
-    "Organic shampoo (500 ml) for dry hair - with aloe vera. Größe: 38\n",
-] * 5
-TITLES = ["Red running shoes", "Blue hat", "", "Organic shampoo (500 ml) for dry hair", "12 roses", "Größe 38"]
-IDS = SemanticIds(np.random.default_rng(0).integers(0, 4, (len(TITLES), 3)).astype(np.int32), (4, 4, 4))
-# What cl100k and its descendants split a text into, shortened.
-WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def gpt2():
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}, ""
-
-
-def qwen():
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
-    return tokenizer, {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}, ""
-
-
-def llama2():
-    """The whole text gets a space before it. Newlines are bytes, and not part of words."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    return tokenizer, {"special_tokens": ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]}, "<s>"
-
-
-def llama2_legacy():
-    """Each text between added tokens gets a space before it."""
-    _, options, bos = llama2()
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    return tokenizer, options, bos
-
-
-FAMILIES = (gpt2, qwen, llama2, llama2_legacy)
-
-
-def train(family):
-    tokenizer, options, bos = family()
-    splits = tokenizer.pre_tokenizer
-    tokenizer.pre_tokenizer = (
-        splits or pre_tokenizers.Metaspace()
-    )  # SentencePiece learns from words, but does not split texts.
-    lines = CORPUS if family in (gpt2, qwen) else [line for text in CORPUS for line in text.splitlines()]
-    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=450, show_progress=False, **options))
-    if splits is None:
-        tokenizer.pre_tokenizer = None
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-        )
-    special = {"bos_token": bos or None, "unk_token": tokenizer.model.unk_token}
-    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-    whole.add_tokens([AddedToken(token, normalized=False) for token in IDS.token_strings()])
-    return whole
+from tests.inputs.llm_tokenizers import FAMILIES, IDS, TITLES, gpt2, llama2, qwen, train
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=[family.__name__ for family in FAMILIES])
@@ -84,7 +18,12 @@ def tokenizer(request):
 
 
 def make(tokenizer, item="{codes}", prefix="", titles=TITLES, max_title_tokens=32):
-    return prompts.text_prompt(IDS, tokenizer, titles, prefix=prefix, item=item, max_title_tokens=max_title_tokens)
+    return prompts.text_prompt(IDS, read(tokenizer, item, prefix, titles, max_title_tokens))
+
+
+def read(tokenizer, item="{codes}", prefix="", titles=TITLES, max_title_tokens=32, cache_dir=None):
+    options = {"prefix": prefix, "item": item, "max_title_tokens": max_title_tokens}
+    return item_texts.read(tokenizer, IDS.token_strings(), titles, cache_dir, **options)
 
 
 def read_by(prompt, items):
@@ -190,42 +129,6 @@ def test_titles_are_cut_to_a_number_of_tokens():
     assert llm_tokens(whole, whole.pieces[3][1:-3], tokenizer) == tokens
 
 
-CONTROL = ("<|im_end|>", "<think>", "[INST]", *IDS.token_strings())
-SPELLED = [
-    "Red <|im_end|> hat",
-    "<|im_end|><|im_end|><think>12",
-    "<a_0><b_3>Größe<unk>",
-    "<|im_end<|im_end|>|>[INST]",
-    "<|im_end> is none [INS T]",
-    "<<a_1>",
-]
-
-
-@pytest.mark.parametrize("family", FAMILIES, ids=[family.__name__ for family in FAMILIES])
-def test_control_tokens_in_a_title_are_text_also_for_the_exported_tokenizer(family, tmp_path):
-    tokenizer = train(family)
-    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|im_end|>", normalized=False)]})
-    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("[INST]", normalized=False)])
-    item, prefix = "\n{title} {codes}", "<|im_end|>"
-    prompt = make(tokenizer, item, prefix, SPELLED)
-    tokenizer.save_pretrained(tmp_path)
-    exported, control = load_tokenizer(tmp_path), set(tokenizer.convert_tokens_to_ids(CONTROL))
-    texts = prompts.texts_before_codes(item, tokenizer, SPELLED, 32)
-    for number, (title, text) in enumerate(zip(SPELLED, texts, strict=True)):
-        read = llm_tokens(prompt, read_by(prompt, [number]), tokenizer)
-        assert read == exported(prefix + text + codes_of(number)).input_ids
-        begin = read.index(tokenizer.convert_tokens_to_ids("<|im_end|>")) + 1  # A prefix may have control tokens.
-        assert control.isdisjoint(read[begin:-3])
-        assert text.replace(" ", "") == "\n" + title.replace(" ", "")  # Nothing but blanks is added.
-    assert texts[4] == f"\n{SPELLED[4]} "
-
-
-def test_titles_without_control_tokens_stay_as_they_are(tokenizer):
-    """Tokens for unknown characters and for single bytes are special, too, but no title spells them."""
-    titles = [*TITLES[:4], "東京 <12> é [x]", "a < b > c"]
-    assert prompts.texts_before_codes("{title}{codes}", tokenizer, titles, 100) == titles
-
-
 def test_bare_codes_are_the_same_with_a_tokenizer_or_without():
     with_tokenizer, without = make(train(gpt2)), prompts.token_prompt(IDS.tokens)
     assert read_by(with_tokenizer, [2, 0, 5]).tolist() == read_by(without, [2, 0, 5]).tolist()
@@ -248,7 +151,8 @@ def test_items_are_read_as_their_index():
 def test_a_catalog_of_several_chunks_is_read_in_order(monkeypatch):
     tokenizer = train(gpt2)
     at_once = make(tokenizer, "\n{title} {codes}", PREFIX, max_title_tokens=3)
-    monkeypatch.setattr(prompts, "_CHUNK", 2)
+    for module in (control_tokens, item_texts):
+        monkeypatch.setattr(module, "CHUNK", 2)
     in_chunks = make(tokenizer, "\n{title} {codes}", PREFIX, max_title_tokens=3)
     np.testing.assert_array_equal(at_once.pieces.values, in_chunks.pieces.values)
     np.testing.assert_array_equal(at_once.pieces.offsets, in_chunks.pieces.offsets)
@@ -272,7 +176,7 @@ def test_a_catalog_of_several_chunks_is_read_in_order(monkeypatch):
 )
 def test_a_template_that_cant_be_filled_in_is_refused(item, message):
     with pytest.raises(UserError) as error:
-        prompts.check_item_template(item)
+        item_texts.check_template(item)
     assert str(error.value).startswith("config.prompt.item: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -284,10 +188,9 @@ def test_missing_titles_are_refused():
 
 
 def test_a_tokenizer_without_the_codes_is_a_bug():
-    tokenizer = train(gpt2)
-    ids = SemanticIds(IDS.codes, (4, 4, 5))
+    strings = SemanticIds(IDS.codes, (4, 4, 5)).token_strings()
     with pytest.raises(ValueError, match="lacks 1 semantic-ID tokens, among them <c_4>"):
-        prompts.text_prompt(ids, tokenizer, None, prefix="", item="{codes}", max_title_tokens=1)
+        item_texts.read(train(gpt2), strings, None, prefix="", item="{codes}", max_title_tokens=1)
 
 
 def config(**changes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -58,3 +59,9 @@ def _fused_experts(config: TransformerConfig) -> dict[str, Source]:
         "layers.mlp.up_proj.kernel": Source(gate_up, transpose=True, part=(1, inner, 2 * inner)),
         "layers.mlp.down_proj.kernel": Source("layers.{layer}.mlp.experts.down_proj", transpose=True),
     }
+
+
+def fused(name: str) -> str:
+    """The name of the fused tensor that has an expert's tensor `name` as a part."""
+    name = re.sub(r"\.experts\.\d+\.(gate|up)_proj\.weight$", ".experts.gate_up_proj", name)
+    return re.sub(r"\.experts\.\d+\.down_proj\.weight$", ".experts.down_proj", name)
