@@ -14,7 +14,7 @@ from simgr_jax.devices import sharding
 # "auto" takes the fastest for the machine's accelerator.
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
-# Of cuDNN's kernel, on Hopper and later.
+# The widest that cuDNN's kernel takes, on Hopper and later.
 _WIDEST_CUDNN_HEAD = 256
 
 # Positions per block of the splash kernel.

@@ -445,6 +445,7 @@ HALF = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 1e4}
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ("gemma4_text", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
         ("gemma4_text", {"enable_moe_block": True, "num_experts": 2, "top_k_experts": 1}, "enable_moe_block"),
+        ("gemma4_text", {"num_hidden_layers": 2, "num_kv_shared_layers": 2}, "num_kv_shared_layers = 2"),
         ("lfm2", {"num_hidden_layers": 1, "layer_types": ["linear_attention"]}, 'layer type "linear_attention"'),
         ("qwen3_5_text", {"hidden_act": "gelu"}, 'activation "gelu"'),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),

@@ -4,9 +4,9 @@ Gemma 4 (https://ai.google.dev/gemma/docs/core/model_card_4)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from simgr_jax.errors import UserError
 from simgr_jax.huggingface.families import llama, rope
 from simgr_jax.huggingface.families.source import Source, activation, layer_windows, linear, require_off, unsupported
 from simgr_jax.models.transformer_config import TransformerConfig
@@ -34,12 +34,18 @@ def gemma4_text(config: Gemma4TextConfig, max_length: int) -> dict[str, Any]:
     and values, and all layers read the tokens anew; in the large ones, global layers' keys are also their values.
 
     Raises:
-      UserError: the model has experts, or reads text in both directions.
+      UserError: the model has experts, reads text in both directions, or takes over another model's keys and values; or
+        Transformers is too old.
     """
+    if not hasattr(config, "per_layer_config"):
+        raise UserError("config.backbone.checkpoint: Gemma 4 needs Transformers 5.15 or newer; upgrade it")
     require_off(config, "enable_moe_block")
     if config.use_bidirectional_attention == "all":  # "vision" concerns only images.
         raise unsupported('use_bidirectional_attention = "all"')
-    of_kind = {kind: config.per_layer_config[kind] for kind in sorted(set(config.layer_types))}
+    kinds, owners = set(config.layer_types), config.layer_types[: _kv_owners(config)]
+    if kinds != set(owners):  # There is nothing to take over, as in drafters, which take it from another model.
+        raise unsupported(f"num_kv_shared_layers = {config.num_kv_shared_layers}")
+    of_kind = {kind: config.per_layer_config[kind] for kind in sorted(kinds)}
     ropes = {kind: rope.rope(one, config.rope_parameters[kind], max_length) for kind, one in of_kind.items()}
     return llama.shape(config.per_layer_config[0]) | {
         "rope": tuple(ropes[kind] for kind in config.layer_types),
@@ -55,27 +61,27 @@ def gemma4_text(config: Gemma4TextConfig, max_length: int) -> dict[str, Any]:
         "per_layer_width": config.hidden_size_per_layer_input,
         "per_layer_count": config.num_hidden_layers,
         "layer_scale": True,
-        "layer_fields": tuple(map(_gemma4_layer(config), range(config.num_hidden_layers))),
+        "layer_fields": tuple(tuple(_gemma4_layer(config, layer).items()) for layer in range(config.num_hidden_layers)),
     }
 
 
-def _gemma4_layer(config: Gemma4TextConfig) -> Callable[[int], tuple[tuple[str, Any], ...]]:
-    """The function that gives a layer's own fields."""
+def _kv_owners(config: Gemma4TextConfig) -> int:
+    """The number of layers that have keys and values of their own; the layers after these take them over."""
+    return max(config.num_hidden_layers - config.num_kv_shared_layers, 0)
 
-    def fields(layer: int) -> tuple[tuple[str, Any], ...]:
-        kind, own = config.layer_types[layer], config.per_layer_config[layer]
-        takes_kv = layer >= config.num_hidden_layers - config.num_kv_shared_layers
-        found = {
-            "head_width": own.head_dim,
-            "kv_heads": own.num_key_value_heads,
-            "values_are_keys": config.attention_k_eq_v and kind == "full_attention",
-            "takes_kv": takes_kv,
-            "kv_group": kind if config.num_kv_shared_layers else "",
-            "mlp_width": config.intermediate_size * (2 if takes_kv and config.use_double_wide_mlp else 1),
-        }
-        return tuple(found.items())
 
-    return fields
+def _gemma4_layer(config: Gemma4TextConfig, layer: int) -> dict[str, Any]:
+    """A layer's own fields."""
+    kind, own = config.layer_types[layer], config.per_layer_config[layer]
+    takes_kv = layer >= _kv_owners(config)
+    return {
+        "head_width": own.head_dim,
+        "kv_heads": own.num_key_value_heads,
+        "values_are_keys": config.attention_k_eq_v and kind == "full_attention",
+        "takes_kv": takes_kv,
+        "kv_group": kind if config.num_kv_shared_layers else "",
+        "mlp_width": config.intermediate_size * (2 if takes_kv and config.use_double_wide_mlp else 1),
+    }
 
 
 def _gemma(config: Gemma2Config | Gemma3TextConfig) -> dict[str, Any]:
