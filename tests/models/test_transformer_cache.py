@@ -127,22 +127,35 @@ def test_reading_on_equals_reading_at_once_with_adapters():
     assert_same_states(randomized(model, 0.3), reading(12), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "mixers",
-    [
-        ("attention", "short_convolution", "gated_delta_net"),
-        pytest.param(("gated_delta_net", "attention", "short_convolution"), marks=pytest.mark.slow),
-    ],
-)
-def test_reading_on_equals_reading_at_once_whatever_mixes_positions(mixers):
-    config = from_scratch_config(width=12, layers=3, heads=4, kv_heads=2, head_width=6, mlp_width=20, rope_theta=50.0)
-    config = dataclasses.replace(
-        config,
+def mixed(*mixers):
+    """SCRATCH with layers that mix positions in different ways."""
+    return dataclasses.replace(
+        SCRATCH,
+        layers=len(mixers),
+        rope=SCRATCH.rope[:1] * len(mixers),
+        windows=(0,) * len(mixers),
         convolution_width=4,
         delta_net=DeltaNetShape(key_heads=2, value_heads=4, key_width=5, value_width=3),
         layer_fields=tuple((("mixer", mixer),) for mixer in mixers),
     )
-    assert_same_states(make(config), reading(12), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mixers",
+    [("attention", "short_convolution", "gated_delta_net"), ("gated_delta_net", "attention", "short_convolution")],
+)
+def test_reading_on_equals_reading_at_once_whatever_mixes_positions(mixers):
+    assert_same_states(make(mixed(*mixers)), reading(12), rtol=1e-4, atol=1e-4)
+
+
+def test_the_state_at_the_end_equals_that_among_all_states_whatever_mixes_positions():
+    model, (history, lengths, _) = make(mixed("short_convolution", "gated_delta_net")), reading(12)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), history.shape[:2])
+    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+    states = jax.jit(lambda model: model(history, segment_ids, positions))(model)
+    ends = jax.jit(lambda model: model.at_end(history, lengths))(model)
+    np.testing.assert_allclose(ends, states[jnp.arange(len(LENGTHS)), lengths - 1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
