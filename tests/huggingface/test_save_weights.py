@@ -144,7 +144,10 @@ def one_tensor_per_expert(tensors):
     return result
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Quick ones are multimodal, or of these families, too.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("gemma4", "qwen3_5") else ()) for name in NAMES]
+)
 def test_unchanged_tensors_are_written_unchanged(name, tmp_path):
     before = load_file(GOLDEN / name / "model.safetensors")
     after = written(tmp_path / "out", Checkpoint(GOLDEN / name), new=(), embedding=rows(0))
