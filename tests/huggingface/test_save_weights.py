@@ -55,7 +55,8 @@ NAMES = (
 )
 MULTIMODAL = ("gemma3", "gemma4", "mistral3", "qwen3_5")
 # What these have the others have, too, or test_families.py covers it.
-LONG = ("olmo3", "granite", "ministral3", "mistral3", "gemma4_text", "gemma4", "qwen3_5_text", "qwen3_5")
+LONG = ("olmo3", "granite", "ministral3", "mistral3")
+LONG += ("lfm2_biases", "gemma4_text", "gemma4", "qwen3_5_text", "qwen3_5")
 
 
 def tokenizer(size=WORDS, new_tokens=NEW):
