@@ -150,7 +150,7 @@ class PlannedRun(Run):
         decoder, dtype = Transformer(shape, rngs), pretrained.base_dtype(self.config)
         nnx.update(decoder, jax.tree.map(lambda x: x.astype(dtype), nnx.state(decoder)))
         text_tokens = len(self.prompt.text_tokens)
-        text_embedding = jnp.zeros((text_tokens, shape.width), dtype) if text_tokens else None
+        text_embedding = jnp.zeros((text_tokens, shape.input_width), dtype) if text_tokens else None
         return Backbone(decoder, jnp.zeros((self.semantic_ids.vocab_size, shape.width)), text_embedding)
 
 

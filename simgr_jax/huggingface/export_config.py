@@ -1,7 +1,8 @@
 """An exported model's config.json, which Transformers 4.57 and 5 read alike.
 
 Transformers 5 writes rotary positions as `rope_parameters`. 4.57 reads `rope_theta`, `rope_scaling` and a few keys
-beside them, and where these are missing it takes its defaults in silence. 5 reads them, too, so exports have both.
+beside them, and where these are missing it takes its defaults in silence. 5 reads them, too, so exports have both;
+those of models that 4.57 does not know have only the former.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
 # The architecture of a multimodal model's language model.
 _TEXT_ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma4_text": "Gemma4ForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
 }
+# The oldest version of Transformers that knows a model type, where it is not 4.57.
+_SINCE = {"gemma4_text": "5.5", "ministral3": "5.0", "qwen3_5_text": "5.2"}
 
 
 def finetuned(
@@ -43,6 +48,9 @@ def finetuned(
         values = text | {"model_type": kind, "architectures": [_TEXT_ARCHITECTURES[kind]]}
     # A head that is neither tied nor in the file would be drawn at random.
     values |= {"vocab_size": rows, "tie_word_embeddings": not has_head}
+    values.pop("tie_embedding", None)  # An older name in LFM2's configs, which would win.
+    if backbone.config.per_layer_width:
+        values["vocab_size_per_layer_input"] = rows
     dtype_key = "torch_dtype" if "torch_dtype" in original else "dtype"
     if dtype := dtype or original.get(dtype_key):
         values[dtype_key] = dtype
@@ -63,6 +71,8 @@ def in_both_spellings(values: dict[str, Any], config: PretrainedConfig, uses_lon
       uses_long_form: whether training used the long form of Phi-3's longrope; for short prompts, Transformers would use
         the short form.
     """
+    if config.model_type in _SINCE:
+        return values
     values = {key: value for key, value in values.items() if key != "rope_scaling"}
     if config.model_type == "qwen3_moe":
         values |= dict.fromkeys(("num_experts", "num_local_experts"), config.num_experts)
@@ -135,17 +145,19 @@ def _older_rope(config: PretrainedConfig, parameters: dict[str, Any]) -> dict[st
 
 
 class Loading(NamedTuple):
-    """How both versions load the decoder: `CLASS.from_pretrained(FOLDER OPTIONS)ATTRIBUTE`.
+    """How Transformers loads the decoder: `CLASS.from_pretrained(FOLDER OPTIONS)ATTRIBUTE`.
 
     Attributes:
       auto_class: Transformers' name of the class.
       options: further arguments, with a comma before each.
       attribute: where the decoder is in it.
+      since: the oldest version of Transformers that loads it.
     """
 
     auto_class: str = "AutoModel"
     options: str = ""
     attribute: str = ""
+    since: str = "4.57"
 
     def code(self, folder: str, options: str = "") -> str:
         """An expression for the decoder in the folder that the expression `folder` gives."""
@@ -157,7 +169,7 @@ def loading(config: PretrainedConfig) -> Loading:
     Args:
       config: of the decoder.
     """
-    result = Loading()
+    result = Loading(since=_SINCE.get(config.model_type, "4.57"))
     if getattr(config, "attn_logit_softcapping", None) or not getattr(config, "scale_attn_weights", True):
         # 4.57's default attention, and that of early versions of 5, leaves these out.
         result = result._replace(options=', attn_implementation="eager"')

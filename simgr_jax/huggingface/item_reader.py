@@ -18,7 +18,7 @@ from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
-from simgr_jax.huggingface.load_weights import load_transformer, read_embedding_rows
+from simgr_jax.huggingface.load_weights import load_transformer, read_input_rows
 from simgr_jax.inputs.control_tokens import ControlTokens
 from simgr_jax.inputs.item_texts import tokens_around_text
 from simgr_jax.models.transformer import Transformer
@@ -103,13 +103,10 @@ class ItemReader:
                 f"config.item_reader: the tokenizer in {self._checkpoint.path} finds no token in any item text; give "
                 "the items text, or another LLM"
             )
-        config = families.transformer_config(
-            families.first_layers(self._checkpoint.config, self._layers),
-            max_length=longest,
-            dtype=self._dtype,
-        )
+        whole = families.transformer_config(self._checkpoint.config, max_length=longest, dtype=self._dtype)
+        config = whole.first_layers(self._layers)
         model = load_transformer(self._checkpoint, config, self._dtype, sharding.variable_sharding)
-        table = jnp.asarray(read_embedding_rows(self._checkpoint, used), self._dtype)
+        table = jnp.asarray(read_input_rows(self._checkpoint, used), self._dtype)
         states = np.zeros((len(tokens), config.width), np.float32)
         for rows, batch in _batches(tokens, used):
             means = np.asarray(_mean_states(model, table, sharding.split_batch(batch)))
@@ -155,7 +152,7 @@ def _batches(
 
 
 @nnx.jit
-def _mean_states(model: Transformer, table: Float[Array, "W D"], batch: _Batch) -> Float[Array, "B D"]:
+def _mean_states(model: Transformer, table: Float[Array, "W E"], batch: _Batch) -> Float[Array, "B D"]:
     positions = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
     is_text = positions < batch.lengths[:, None]
     states = model(table[batch.tokens], is_text.astype(jnp.int32), positions).astype(jnp.float32)

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Shaped
 from simgr_jax.huggingface import families
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.families import Source
-from simgr_jax.models.transformer import Transformer, TransformerConfig
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import TransformerConfig
 
 # The most bytes in one piece, except that a layer whose axes are all sharded is one piece.
 _PIECE_BYTES = 16 * 2**20
@@ -40,7 +41,7 @@ def load_transformer(
     out, and a line says so.
 
     Args:
-      config: the result of `families.transformer_config` for the checkpoint's config.
+      config: the result of `families.transformer_config` for the checkpoint's config, or its first layers.
       param_dtype: "float32" or "bfloat16", the parameters' dtype.
       shardings: maps a parameter's variable, which holds its shape, to a sharding that does not split the layers' axis.
         None puts all parameters on this process's first device.
@@ -50,14 +51,14 @@ def load_transformer(
     """
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
     parameters = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(abstract)}
-    sources = families.sources(checkpoint.config, checkpoint.names())
+    sources = families.sources(checkpoint.config, checkpoint.names(), config)
     if parameters.keys() != sources.keys():
         raise ValueError(f"parameters without a source, or the reverse: {sorted(parameters.keys() ^ sources.keys())}")
     prefix = families.prefix(checkpoint.config, checkpoint.names())
     leaves = {path: _Leaf(variable.shape, sources[path], prefix) for path, variable in parameters.items()}
     for name, shape in _tensor_shapes(leaves.values()).items():
         checkpoint.require(name, shape)
-    if others := _other_parts(checkpoint.names(), prefix):
+    if others := other_parts(checkpoint.names(), prefix):
         logging.info("%s: only the language model is loaded, not %s", checkpoint.path, ", ".join(others))
     for path, variable in parameters.items():
         sharding = shardings(variable) if shardings else None
@@ -65,7 +66,7 @@ def load_transformer(
     return nnx.merge(graphdef, abstract)
 
 
-def _other_parts(names: Collection[str], prefix: str) -> list[str]:
+def other_parts(names: Collection[str], prefix: str) -> list[str]:
     """The modules of a checkpoint beside its decoder and language-model head, like "model.vision_tower"."""
     inside, parts = prefix.split(".")[:-1], set()
     for name in names:
@@ -98,6 +99,34 @@ def read_embedding_rows(checkpoint: Checkpoint, rows: Sequence[int]) -> Float[np
     return checkpoint.read_rows(embedding_name(checkpoint), rows).astype(np.float32)
 
 
+def per_layer_embedding_name(checkpoint: Checkpoint) -> str | None:
+    """The name of the tensor of the tokens' embeddings for each layer; None if the decoder has none.
+
+    Raises:
+      UserError: as for `embedding_name`.
+    """
+    config = families.text_config(checkpoint.config)
+    if not (width := getattr(config, "hidden_size_per_layer_input", 0)):
+        return None
+    name = families.prefix(checkpoint.config, checkpoint.names()) + "embed_tokens_per_layer.weight"
+    checkpoint.require(name, (config.vocab_size_per_layer_input, config.num_hidden_layers * width))
+    return name
+
+
+def read_input_rows(checkpoint: Checkpoint, rows: Sequence[int]) -> Float[np.ndarray, "R E"]:
+    """`read_embedding_rows`, followed by the tokens' embeddings for each layer if the decoder has such (see
+    `TransformerConfig.input_width`).
+
+    Raises:
+      UserError: as for `embedding_name`.
+      IndexError: there is no such row.
+    """
+    embeddings, per_layer = read_embedding_rows(checkpoint, rows), per_layer_embedding_name(checkpoint)
+    if per_layer is None:
+        return embeddings
+    return np.concatenate([embeddings, checkpoint.read_rows(per_layer, rows).astype(np.float32)], axis=1)
+
+
 def embedding_statistics(checkpoint: Checkpoint) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
     """Mean and standard deviation of each column of the token embedding, float32 (summed in float64).
 
@@ -126,7 +155,7 @@ class _Leaf:
     def __init__(self, shape: tuple[int, ...], source: Source, prefix: str = ""):
         self.shape, self.source, self.prefix = shape, source, prefix
         self.stacked, self.has_experts = "{layer}" in source.name, "{expert}" in source.name
-        self.layers = range(shape[0]) if self.stacked else range(1)
+        self.layers = source.layers if self.stacked else (0,)
         self.layer_shape = self.swap(shape[self.stacked :])
 
     def swap(self, axes: Sequence) -> tuple:
@@ -174,11 +203,11 @@ def _load(checkpoint: Checkpoint, leaf: _Leaf, dtype: str, sharding: Sharding | 
     write = jax.jit(write, donate_argnums=0, out_shardings=sharding)
     parameter = jax.jit(lambda: jnp.zeros(leaf.shape, dtype), out_shardings=sharding)()
     piece_sharding, cuts = _pieces(leaf, sharding)
-    for layer, bounds in itertools.product(leaf.layers, cuts):
+    for (row, layer), bounds in itertools.product(enumerate(leaf.layers), cuts):
         piece = _read_piece(checkpoint, leaf, layer, bounds, piece_sharding)
         start = leaf.swap([first for first, _ in bounds])
         parameter.block_until_ready()  # Read one piece while another is written, but hold no more than these two.
-        parameter = write(parameter, piece, (layer, *start) if leaf.stacked else start)
+        parameter = write(parameter, piece, (row, *start) if leaf.stacked else start)
     return parameter
 
 

@@ -17,11 +17,11 @@ from simgr_jax.errors import UserError
 from simgr_jax.hub import local_folder
 from simgr_jax.huggingface import families, token_init
 from simgr_jax.huggingface.checkpoint import Checkpoint
-from simgr_jax.huggingface.load_weights import load_transformer, read_embedding_rows
+from simgr_jax.huggingface.load_weights import load_transformer, read_input_rows
 from simgr_jax.inputs.prompts import ItemContents, Prompt
 from simgr_jax.models.model_inputs import Backbone
 from simgr_jax.models.options import COMPUTATION_KEYS
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -117,7 +117,7 @@ def load_pretrained(
 
 
 def _text_embedding(checkpoint: Checkpoint, text_tokens: Int[np.ndarray, " W"], dtype: str) -> Array | None:
-    return jnp.asarray(read_embedding_rows(checkpoint, text_tokens), dtype) if len(text_tokens) else None
+    return jnp.asarray(read_input_rows(checkpoint, text_tokens), dtype) if len(text_tokens) else None
 
 
 def _token_embeddings(

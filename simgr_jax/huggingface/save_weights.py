@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from simgr_jax.huggingface import export_config, families
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.families import Source, qwen3_moe
 from simgr_jax.huggingface.llm_tokenizer import save_tokenizer
-from simgr_jax.huggingface.load_weights import embedding_name
+from simgr_jax.huggingface.load_weights import embedding_name, per_layer_embedding_name
 from simgr_jax.models import lora
 from simgr_jax.models.transformer import Transformer
 
@@ -44,13 +45,13 @@ class TrainedTokens(NamedTuple):
       strings: the semantic-ID tokens, as the tokenizer spells them.
       embedding: rows for `strings`.
       text_tokens: the checkpoint's own tokens whose embeddings were trained; the others keep theirs.
-      text_embedding: rows for `text_tokens`, if there are any.
+      text_embedding: rows for `text_tokens`, if there are any; as those of `load_weights.read_input_rows`.
     """
 
     strings: Sequence[str]
     embedding: Float[Array, "V D"]
     text_tokens: Sequence[int] = ()
-    text_embedding: Float[Array, "W D"] | None = None
+    text_embedding: Float[Array, "W E"] | None = None
 
 
 def save_finetuned(
@@ -66,8 +67,9 @@ def save_finetuned(
     Adapters are merged into the weights. The embedding table grows to the tokenizer's size if it is smaller. A
     language-model head that is not tied to the table is copied from the checkpoint; its rows for the new tokens are
     their embeddings, because training moves user states close to those. A checkpoint without a head gets one that is
-    tied. Nothing else in a checkpoint is written: buffers are left out, and so is all of a multimodal model but its
-    language model. A mixture's experts have one tensor each, which all versions of Transformers read.
+    tied. Embeddings for each layer are zero for the new tokens. Nothing else in a checkpoint is written: buffers are
+    left out, and so is all of a multimodal model but its language model. A mixture's experts have one tensor each,
+    which all versions of Transformers read.
 
     Args:
       folder: must exist.
@@ -79,29 +81,32 @@ def save_finetuned(
     """
     prefix = families.prefix(checkpoint.config, checkpoint.names())
     new_prefix = "model." if export_config.is_multimodal(checkpoint) else prefix
-    table, head = embedding_name(checkpoint), _untied_head(checkpoint)
+    table, head, per_layer = embedding_name(checkpoint), _untied_head(checkpoint), per_layer_embedding_name(checkpoint)
     if head:
         checkpoint.require(head, checkpoint.shape(table))
     rows = max(checkpoint.shape(table)[0], 1 + max(tokenizer.get_vocab().values()))
     ids = tokenizer.convert_tokens_to_ids(list(tokens.strings))
 
-    def extended(name: str) -> np.ndarray:
+    def extended(name: str, new: Float[Array, "V _"] | float) -> np.ndarray:
         old = checkpoint.read(name)
         result = np.zeros((rows, old.shape[1]), _dtype(checkpoint, name, dtype))
         result[: len(old)] = old
-        result[ids] = tokens.embedding
+        result[ids] = new
         return result
 
-    def trained_table() -> np.ndarray:
-        result = extended(table)
+    def trained_table(name: str, new: Float[Array, "V _"] | float, columns: slice) -> np.ndarray:
+        result = extended(name, new)
         if len(tokens.text_tokens):
-            result[tokens.text_tokens] = tokens.text_embedding
+            result[tokens.text_tokens] = tokens.text_embedding[:, columns]
         return result
 
     def tensors() -> Tensors:
-        yield new_prefix + table.removeprefix(prefix), trained_table()
+        width = backbone.config.width
+        yield new_prefix + table.removeprefix(prefix), trained_table(table, tokens.embedding, slice(width))
+        if per_layer:
+            yield new_prefix + per_layer.removeprefix(prefix), trained_table(per_layer, 0, slice(width, None))
         if head:
-            yield _HEAD, extended(head)
+            yield _HEAD, extended(head, tokens.embedding)
         for name, value in _decoder_tensors(backbone, families.sources(checkpoint.config)):
             yield new_prefix + name, np.ascontiguousarray(value, _dtype(checkpoint, prefix + name, dtype))
 
@@ -184,18 +189,19 @@ def _dtype(checkpoint: Checkpoint, name: str, asked: str | None) -> np.dtype:
 def _decoder_tensors(backbone: Transformer, sources: Mapping[str, Source]) -> Tensors:
     """The tensors that `sources` names, in float32, with adapters merged; fetched from the devices layer by layer."""
     yield from _assemble(_by_path(backbone, skip="layers"), sources)
-    graphdef, layers = nnx.split(backbone.layers)
 
-    @jax.jit
-    def parameters_of(layers: nnx.State, layer: int) -> dict[str, Array]:
-        block = nnx.merge(graphdef, jax.tree.map(lambda x: x[layer].astype(jnp.float32), layers))
+    @functools.partial(jax.jit, static_argnums=0)
+    def parameters_of(graphdef: nnx.GraphDef, stack: nnx.State, row: int) -> dict[str, Array]:
+        block = nnx.merge(graphdef, jax.tree.map(lambda x: x[row].astype(jnp.float32), stack))
         lora.merge(block)
         return _by_path(block)
 
-    for layer in range(backbone.config.layers):
-        with jax.default_matmul_precision("highest"):
-            parameters = parameters_of(layers, layer)
-        yield from _assemble({f"layers.{path}": value for path, value in parameters.items()}, sources, layer)
+    for number, (stack, layers) in enumerate(zip(backbone.layers, backbone.config.stacks, strict=True)):
+        for row, layer in enumerate(layers):
+            with jax.default_matmul_precision("highest"):
+                parameters = parameters_of(*nnx.split(stack), row)
+            of_layer = {f"layers.{number}.{path}": value for path, value in parameters.items()}
+            yield from _assemble(of_layer, sources, layer)
 
 
 def _by_path(module: nnx.Module, skip: str | None = None) -> dict[str, Array]:

@@ -32,11 +32,13 @@ def embed_tokens(
     Args:
       embedding: [V, D], for the semantic-ID tokens.
       text_embedding: [W, D], whose row w is for input V + w (see `inputs.prompts.Prompt`); None if there is no text.
+        It may be wider (see `Transformer`); the rest is zero for semantic-ID tokens.
     """
     codes = sharding.constrain(embedding[...], None, None)
     if text_embedding is None:
         return codes[tokens]
-    text = tokens - len(codes)
-    from_text = sharding.constrain(text_embedding[...], None, None)[jnp.maximum(text, 0)]
+    text, text_rows = tokens - len(codes), sharding.constrain(text_embedding[...], None, None)
+    from_text = text_rows[jnp.maximum(text, 0)]
+    codes = jnp.pad(codes, ((0, 0), (0, text_rows.shape[1] - codes.shape[1])))
     from_codes = codes[jnp.minimum(tokens, len(codes) - 1)]
     return jnp.where((text >= 0)[..., None], from_text, from_codes)

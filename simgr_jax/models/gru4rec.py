@@ -15,7 +15,7 @@ from simgr_jax.devices import sharding
 from simgr_jax.models.item_sequence import ItemSequenceModel, encoder_config
 from simgr_jax.models.model_inputs import ModelInputs
 from simgr_jax.models.options import ModelOptions
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)

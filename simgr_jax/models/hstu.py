@@ -12,9 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from simgr_jax.devices import sharding
 from simgr_jax.models.item_sequence import ItemSequenceModel, encoder_config
+from simgr_jax.models.linear import Linear
 from simgr_jax.models.model_inputs import ModelInputs
+from simgr_jax.models.norm import Norm
 from simgr_jax.models.options import ModelOptions
-from simgr_jax.models.transformer import Linear, Norm, TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 from simgr_jax.ops.attention import causal_segment_mask
 
 

@@ -14,7 +14,7 @@ from simgr_jax.inputs.batch import RankBatch, TrainBatch
 from simgr_jax.models.embed_tokens import new_embedding
 from simgr_jax.models.model_inputs import ModelInputs
 from simgr_jax.models.options import COMPUTATION_KEYS, ModelOptions
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, mean_of_valid
 from simgr_jax.ops.top_k import Ranking, rank_catalog, without_history
 

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from simgr_jax.devices.sharding import axes_of
 from simgr_jax.errors import UserError
-from simgr_jax.models.transformer import Linear, Transformer
+from simgr_jax.models.linear import Linear
+from simgr_jax.models.transformer import Transformer
 
 
 class Frozen(nnx.Variable):

@@ -25,13 +25,13 @@ class Backbone(NamedTuple):
     Attributes:
       decoder: with the LLM's weights, or random ones.
       embedding: float32 [V, D], initial embeddings of the semantic-ID tokens; None draws them at random.
-      text_embedding: [W, D], embeddings of the LLM's own tokens that occur in prompts; None if there are none. Models
-        get it as a variable, trained or frozen.
+      text_embedding: [W, decoder.config.input_width], embeddings of the LLM's own tokens that occur in prompts; None if
+        there are none. Models get it as a variable, trained or frozen.
     """
 
     decoder: Transformer
     embedding: Float[np.ndarray, "V D"] | None = None
-    text_embedding: Float[Array, "W D"] | nnx.Variable | None = None
+    text_embedding: Float[Array, "W E"] | nnx.Variable | None = None
 
 
 class ModelInputs(NamedTuple):

@@ -87,7 +87,7 @@ def assemble(config: ml_collections.ConfigDict, inputs: ModelInputs) -> Recommen
     return module_of(config.model).create(config, options_of(config), inputs._replace(backbone=with_adapters))
 
 
-def _text_embedding(config: ml_collections.ConfigDict, values: Float[Array, "W D"] | None) -> nnx.Variable | None:
+def _text_embedding(config: ml_collections.ConfigDict, values: Float[Array, "W E"] | None) -> nnx.Variable | None:
     if values is None:
         return None
     return (lora.Frozen if config.lora.rank else nnx.Param)(values, axes=(None, "embed"))

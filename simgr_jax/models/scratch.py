@@ -8,7 +8,8 @@ from flax import nnx
 from simgr_jax.devices import sharding
 from simgr_jax.models.model_inputs import Backbone
 from simgr_jax.models.options import COMPUTATION_KEYS, SHAPE_KEYS
-from simgr_jax.models.transformer import Transformer, TransformerConfig, from_scratch_config
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import TransformerConfig, from_scratch_config
 
 
 def scratch_config(config: ml_collections.ConfigDict) -> TransformerConfig:

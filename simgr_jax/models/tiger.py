@@ -26,21 +26,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from simgr_jax.devices import sharding
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
+from simgr_jax.models.attention import apply_rotary
 from simgr_jax.models.embed_tokens import EMBEDDING_STD, embed_tokens
+from simgr_jax.models.linear import Linear
+from simgr_jax.models.mlp import MLP
 from simgr_jax.models.model_inputs import ModelInputs
+from simgr_jax.models.norm import Norm
 from simgr_jax.models.options import COMPUTATION_KEYS, SHAPE_KEYS, ModelOptions
 from simgr_jax.models.scratch import scratch_config
 from simgr_jax.models.speller import Speller
-from simgr_jax.models.transformer import (
-    MLP,
-    REMAT_POLICIES,
-    Linear,
-    Norm,
-    Transformer,
-    TransformerConfig,
-    apply_rotary,
-    layers_a_turn,
-)
+from simgr_jax.models.transformer import Transformer, layers_a_turn
+from simgr_jax.models.transformer_config import REMAT_POLICIES, TransformerConfig
 
 ENCODERS = ("bidirectional", "causal")
 

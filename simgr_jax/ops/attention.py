@@ -14,6 +14,9 @@ from simgr_jax.devices import sharding
 # "auto" takes the fastest for the machine's accelerator.
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
+# The widest that cuDNN's kernel takes, on Hopper and later.
+_WIDEST_CUDNN_HEAD = 256
+
 # Positions per block of the splash kernel.
 _SPLASH_BLOCK = 128
 
@@ -75,7 +78,8 @@ def attention(
         )
         return switch(jnp.asarray(window_index), query * scale, key, value, segment_ids)
     mask = causal_segment_mask(segment_ids, jnp.asarray(windows)[window_index]) if causal else segment_mask(segment_ids)
-    if implementation == "cudnn" and query.dtype == jnp.bfloat16 and not softcap:
+    fits_cudnn = query.dtype == jnp.bfloat16 and query.shape[-1] <= _WIDEST_CUDNN_HEAD and not softcap
+    if implementation == "cudnn" and fits_cudnn:
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn")
     return _by_key_head(query, key, value, mask, scale, softcap)
 

@@ -160,7 +160,7 @@ _INDEX_README = string.Template("""# Item index
 $prompts| `score.py` | the program below |
 
 `python score.py ITEM_ID ITEM_ID ...` prints the ten items that the model in the folder above ranks first after this
-history. It needs torch, transformers (4.57 or newer) and safetensors, and computes in float32:
+history. It needs torch, transformers ($since or newer) and safetensors, and computes in float32:
 
 ```python
 $script```
@@ -203,7 +203,9 @@ def index_readme(recipe: Recipe, script: str) -> str:
         weight, _ = recipe.text_similarity
         text = " and `text` [X]"
         numpy += f' + items["texts"] @ text / np.linalg.norm(text) * {weight!r}'
-    return _INDEX_README.substitute(tensors=tensors, prompts=prompts, script=script, numpy=numpy, text=text)
+    return _INDEX_README.substitute(
+        since=recipe.loading.since, tensors=tensors, prompts=prompts, script=script, numpy=numpy, text=text
+    )
 
 
 _MODEL_CARD = string.Template("""---
@@ -223,6 +225,8 @@ https://arxiv.org/abs/2602.07847). Trained with simgr_jax.
 $facts
 $metrics
 ## Use
+
+With transformers $since or newer:
 
 ```python
 from transformers import $auto_class, AutoTokenizer
@@ -252,6 +256,7 @@ def model_card(
       loading: how Transformers loads the model.
     """
     return _MODEL_CARD.substitute(
+        since=loading.since,
         auto_class=loading.auto_class,
         model=loading.code('"THIS_FOLDER"'),
         title=title,

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from simgr_jax.devices import sharding
 from simgr_jax.errors import UserError
-from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import from_scratch_config
 from simgr_jax.training.state import create_state
 
 MESH = AbstractMesh((2, 4, 2), sharding.AXES)

@@ -116,6 +116,55 @@ _MINISTRAL3 = {
     },
 }
 
+_GEMMA4 = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 6,
+    "global_head_dim": 8,
+    "sliding_window": 5,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+}
+_TINY_GEMMA4_VISION = {
+    "hidden_size": 4,
+    "intermediate_size": 4,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "patch_size": 2,
+    "position_embedding_size": 4,
+}
+_QWEN3_5 = {
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_conv_kernel_dim": 3,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 50.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [1, 1, 0],
+    },
+}
+_TINY_QWEN3_5_VISION = {
+    "depth": 1,
+    "hidden_size": 4,
+    "intermediate_size": 4,
+    "num_heads": 1,
+    "out_hidden_size": 16,
+    "patch_size": 2,
+    "num_position_embeddings": 4,
+}
+
 CASES = {
     "llama": Case("LlamaForCausalLM", {"head_dim": 6, "rms_norm_eps": 1e-2}),
     # One of its eight frequencies is kept, two are interpolated and five are divided.
@@ -171,6 +220,28 @@ CASES = {
             "logits_scaling": 4.0,
             "attention_bias": True,
             "mlp_bias": True,
+        },
+    ),
+    # Its layers make two segments: one of short convolutions, and "full_attention", "conv" twice.
+    "lfm2": Case(
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 5,
+            "layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"],
+            "block_auto_adjust_ff_dim": False,
+        },
+    ),
+    "lfm2_biases": Case(
+        "Lfm2Model",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": ["conv", "conv", "full_attention"],
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "norm_eps": 1e-2,
+            "intermediate_size": 25,
+            "block_multiple_of": 4,
+            "block_ffn_dim_multiplier": 1.3,
         },
     ),
     "olmo2": Case("Olmo2ForCausalLM", {"attention_bias": True, "rms_norm_eps": 1e-2}),
@@ -244,6 +315,18 @@ CASES = {
         },
         save={"save_original_format": False},
     ),
+    "qwen3_5_text": Case("Qwen3_5ForCausalLM", _QWEN3_5 | {"attention_bias": True}),
+    # The last layer has a delta net.
+    "qwen3_5": Case(
+        "Qwen3_5ForConditionalGeneration",
+        {
+            "text_config": SMALL
+            | _QWEN3_5
+            | {"num_hidden_layers": 3, "layer_types": ["full_attention", "linear_attention", "linear_attention"]},
+            "vision_config": _TINY_QWEN3_5_VISION,
+        },
+        small={},
+    ),
     "gemma2": Case(
         "Gemma2ForCausalLM",
         {"head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 3, "attn_logit_softcapping": 2.0},
@@ -255,6 +338,42 @@ CASES = {
             "text_config": SMALL | _GEMMA3 | {"num_hidden_layers": 2, "attention_bias": True},
             "vision_config": _TINY_VISION,
             "mm_tokens_per_image": 1,
+        },
+        small={},
+    ),
+    # Like the small models: the last two layers take over keys and values, and layers read the tokens anew.
+    "gemma4_text": Case(
+        "Gemma4ForCausalLM",
+        _GEMMA4
+        | {
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            # With few, all may be almost 0 after the activation, and their norm would magnify rounding.
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+    ),
+    # Like the large ones.
+    "gemma4": Case(
+        "Gemma4ForConditionalGeneration",
+        {
+            "text_config": SMALL
+            | _GEMMA4
+            | {
+                "num_hidden_layers": 3,
+                "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "num_global_key_value_heads": 2,
+                "attention_k_eq_v": True,
+                "hidden_size_per_layer_input": 0,
+                "use_bidirectional_attention": "vision",
+                "pad_token_id": PADDING,
+            },
+            "vision_config": _TINY_GEMMA4_VISION,
+            "audio_config": None,
         },
         small={},
     ),
@@ -293,6 +412,7 @@ def make_model(case: Case, seed: int):
     import torch
     import transformers
 
+    torch.manual_seed(seed)  # For what is drawn when a model is made.
     architecture = getattr(transformers, case.architecture)
     config = architecture.config_class(**case.small | case.config)
     model = architecture._from_config(config, attn_implementation="eager").eval()
@@ -304,10 +424,13 @@ def make_model(case: Case, seed: int):
             if parameter.ndim == 1:
                 # Add noise to norm scales, because the value that means 1 is 0 in some families.
                 parameter += 0.3 * noise
-            elif name.endswith(("embed_tokens.weight", "wte.weight", "wpe.weight")):
+            elif name.endswith(("embed_tokens.weight", "per_layer.weight", "wte.weight", "wpe.weight")):
                 parameter.copy_(noise)
             else:
                 parameter.copy_(spread * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer += 0.3 * torch.randn(buffer.shape, generator=generator)
     return model
 
 
@@ -315,7 +438,8 @@ def expected(model, seed: int) -> dict[str, np.ndarray]:
     """Torch's outputs for sequences of distinct tokens: three padded rows, and one row that packs two of the sequences,
     whose states are those of each sequence alone.
 
-    The gradient is that of sum(hidden * cotangent) with respect to each position's embedding in the table.
+    The gradient is that of sum(hidden * cotangent) with respect to each position's embedding in the table, followed by
+    its embeddings for each layer if there are such.
     """
     import torch
 
@@ -329,7 +453,9 @@ def expected(model, seed: int) -> dict[str, np.ndarray]:
         mask = torch.tensor(ids != PADDING)
         hidden = model.base_model(input_ids=torch.tensor(ids), attention_mask=mask).last_hidden_state
         (hidden * torch.tensor(by_token[ids])).sum().backward()
-        return hidden.detach().numpy(), model.get_input_embeddings().weight.grad.numpy()[ids]
+        tables = [p for name, p in model.named_parameters() if name.endswith("embed_tokens_per_layer.weight")]
+        gradients = [table.grad.numpy()[ids] for table in (model.get_input_embeddings().weight, *tables)]
+        return hidden.detach().numpy(), np.concatenate(gradients, axis=-1)
 
     padded = np.stack([np.pad(ids, (0, LENGTHS[0] - len(ids)), constant_values=PADDING) for ids in sequences])
     packed = np.concatenate(sequences[1:])[None]

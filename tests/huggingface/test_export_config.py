@@ -71,7 +71,7 @@ def assert_same_positions(one, other):
 
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize(
-    "family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe", "Gemma2", "Gemma3Text", "SmolLM3"]
+    "family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe", "Gemma2", "Gemma3Text", "SmolLM3", "Lfm2"]
 )
 def test_both_spellings_give_the_positions_of_training(family, rope):
     config = make(family, ROPES[rope])
@@ -130,8 +130,9 @@ def test_the_older_keys(config, expected):
     assert "rope_scaling" not in values
 
 
-def test_a_model_without_rotary_positions_keeps_its_config():
-    config = make("GPT2")
+@pytest.mark.parametrize("family", ["GPT2", "Gemma4Text", "Ministral3", "Qwen3_5Text"])
+def test_a_config_stays_without_rotary_positions_or_if_4_57_does_not_know_the_model(family):
+    config = make(family)
     assert written(config) == json.loads(config.to_json_string())
 
 
@@ -145,6 +146,7 @@ def test_a_model_without_rotary_positions_keeps_its_config():
         (make("Gemma2"), Loading(options=', attn_implementation="eager"')),
         (make("GPT2", scale_attn_weights=False), Loading(options=', attn_implementation="eager"')),
         (make("Gemma3Text"), Loading("AutoModelForCausalLM", attribute=".model")),
+        (make("Ministral3"), Loading(since="5.0")),
     ],
 )
 def test_how_both_versions_load_a_model(config, expected):

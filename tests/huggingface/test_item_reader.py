@@ -13,7 +13,7 @@ from simgr_jax.default_config import get_config
 from simgr_jax.huggingface import families, item_reader
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.item_reader import ItemReader, whiten
-from simgr_jax.huggingface.load_weights import load_transformer, read_embedding_rows
+from simgr_jax.huggingface.load_weights import load_transformer, read_input_rows
 from tests.huggingface.make_golden import GOLDEN
 
 WORDS = ["[BOS]", "red", "blue", "wool", "lamp", "chair"]
@@ -40,7 +40,7 @@ def make_reader(folder, cache, **changes):
 def test_a_reading_is_the_mean_state_of_the_texts_tokens_without_the_first(folder, tmp_path, depth, layers, max_tokens):
     readings = make_reader(folder, tmp_path, depth=depth, max_tokens=max_tokens, whitening=0.0).readings()
     checkpoint = Checkpoint(folder)
-    config = families.transformer_config(families.first_layers(checkpoint.config, layers), max_length=20)
+    config = families.transformer_config(checkpoint.config, max_length=20).first_layers(layers)
     model = jax.jit(load_transformer(checkpoint, config, "float32").__call__)
     expected = []
     for text in TEXTS:
@@ -48,7 +48,7 @@ def test_a_reading_is_the_mean_state_of_the_texts_tokens_without_the_first(folde
         if not tokens:
             expected.append(np.zeros(config.width))
             continue
-        padded = read_embedding_rows(checkpoint, tokens + [0] * (20 - len(tokens)))[None]
+        padded = read_input_rows(checkpoint, tokens + [0] * (20 - len(tokens)))[None]
         positions = np.arange(20)[None]
         states = model(padded, (positions < len(tokens)).astype(int), positions)[0, : len(tokens)]
         expected.append(np.asarray(states[1:] if len(tokens) > 1 else states, np.float64).mean(axis=0))

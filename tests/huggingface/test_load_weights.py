@@ -101,7 +101,7 @@ def load_transformer(folder, param_dtype="float32", shardings=None):
 
 
 def parameters(backbone):
-    return {".".join(path): np.asarray(x.get_value()) for path, x in nnx.to_flat_state(nnx.state(backbone))}
+    return {".".join(map(str, path)): np.asarray(x.get_value()) for path, x in nnx.to_flat_state(nnx.state(backbone))}
 
 
 def stack(tensors, name):
@@ -115,12 +115,12 @@ def swap(x):
 
 def llama_parameters(tensors):
     expected = {"final_norm.scale": tensors["model.norm.weight"]}
-    expected["layers.pre_attention_norm.scale"] = stack(tensors, "model.layers.{}.input_layernorm.weight")
-    expected["layers.pre_mlp_norm.scale"] = stack(tensors, "model.layers.{}.post_attention_layernorm.weight")
+    expected["layers.0.pre_attention_norm.scale"] = stack(tensors, "model.layers.{}.input_layernorm.weight")
+    expected["layers.0.pre_mlp_norm.scale"] = stack(tensors, "model.layers.{}.post_attention_layernorm.weight")
     for module, names in (("self_attn", ATTENTION), ("mlp", MLP)):
         for name in names:
             kernel = swap(stack(tensors, f"model.layers.{{}}.{module}.{name}.weight"))
-            expected[f"layers.{module}.{name}.kernel"] = kernel
+            expected[f"layers.0.{module}.{name}.kernel"] = kernel
     return expected
 
 
@@ -128,29 +128,29 @@ def phi3_parameters(tensors):
     qkv = swap(stack(tensors, "model.layers.{}.self_attn.qkv_proj.weight"))
     gate_up = swap(stack(tensors, "model.layers.{}.mlp.gate_up_proj.weight"))
     return {
-        "layers.self_attn.q_proj.kernel": qkv[..., :QUERY],
-        "layers.self_attn.k_proj.kernel": qkv[..., QUERY : QUERY + KEY],
-        "layers.self_attn.v_proj.kernel": qkv[..., QUERY + KEY :],
-        "layers.mlp.gate_proj.kernel": gate_up[..., :INNER],
-        "layers.mlp.up_proj.kernel": gate_up[..., INNER:],
+        "layers.0.self_attn.q_proj.kernel": qkv[..., :QUERY],
+        "layers.0.self_attn.k_proj.kernel": qkv[..., QUERY : QUERY + KEY],
+        "layers.0.self_attn.v_proj.kernel": qkv[..., QUERY + KEY :],
+        "layers.0.mlp.gate_proj.kernel": gate_up[..., :INNER],
+        "layers.0.mlp.up_proj.kernel": gate_up[..., INNER:],
     }
 
 
 def qwen3_moe_parameters(tensors):
-    expected = {"layers.mlp.router.kernel": swap(stack(tensors, "model.layers.{}.mlp.gate.weight"))}
+    expected = {"layers.0.mlp.router.kernel": swap(stack(tensors, "model.layers.{}.mlp.gate.weight"))}
     for name in MLP:
         experts = [stack(tensors, f"model.layers.{{}}.mlp.experts.{e}.{name}.weight") for e in range(EXPERTS)]
-        expected[f"layers.mlp.{name}.kernel"] = swap(np.stack(experts, axis=1))
+        expected[f"layers.0.mlp.{name}.kernel"] = swap(np.stack(experts, axis=1))
     return expected
 
 
 def gpt2_parameters(tensors):
     kernel, bias = stack(tensors, "h.{}.attn.c_attn.weight"), stack(tensors, "h.{}.attn.c_attn.bias")
     expected = {"position_embedding": tensors["wpe.weight"], "final_norm.bias": tensors["ln_f.bias"]}
-    expected["layers.mlp.up_proj.kernel"] = stack(tensors, "h.{}.mlp.c_fc.weight")
+    expected["layers.0.mlp.up_proj.kernel"] = stack(tensors, "h.{}.mlp.c_fc.weight")
     for number, name in enumerate(("q_proj", "k_proj", "v_proj")):
-        expected[f"layers.self_attn.{name}.kernel"] = np.split(kernel, 3, axis=-1)[number]
-        expected[f"layers.self_attn.{name}.bias"] = np.split(bias, 3, axis=-1)[number]
+        expected[f"layers.0.self_attn.{name}.kernel"] = np.split(kernel, 3, axis=-1)[number]
+        expected[f"layers.0.self_attn.{name}.bias"] = np.split(bias, 3, axis=-1)[number]
     return expected
 
 

@@ -20,9 +20,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families, save_weights
 from simgr_jax.huggingface.checkpoint import Checkpoint
-from simgr_jax.huggingface.load_weights import embedding_name, load_transformer
+from simgr_jax.huggingface.load_weights import load_transformer, read_input_rows
 from simgr_jax.models import lora
-from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import from_scratch_config
 
 GOLDEN, LENGTH, WORDS = make_golden.GOLDEN, make_golden.LENGTHS[0], make_golden.VOCABULARY
 NEW = ["<a_0>", "<a_1>", "<b_0>", "<b_1>", "<b_2>"]
@@ -46,10 +47,16 @@ NAMES = (
     "granite",
     "ministral3",
     "mistral3",
+    "lfm2_biases",
+    "gemma4_text",
+    "gemma4",
+    "qwen3_5_text",
+    "qwen3_5",
 )
-MULTIMODAL = ("gemma3", "mistral3")
+MULTIMODAL = ("gemma3", "gemma4", "mistral3", "qwen3_5")
 # What these have the others have, too, or test_families.py covers it.
 LONG = ("olmo3", "granite", "ministral3", "mistral3")
+LONG += ("lfm2_biases", "gemma4_text", "gemma4", "qwen3_5_text", "qwen3_5")
 
 
 def tokenizer(size=WORDS, new_tokens=NEW):
@@ -115,7 +122,8 @@ def test_transformers_computes_the_same_hidden_states(name, tmp_path):
     assert set(report["unexpected_keys"]) <= {"lm_head.weight"}
     ids = np.random.default_rng(2).integers(0, WORDS + len(NEW), (2, LENGTH))
     ids[1, 9:] = 0
-    table = np.concatenate([checkpoint.read(embedding_name(checkpoint)), new])
+    table = read_input_rows(checkpoint, range(WORDS))
+    table = np.concatenate([table, np.pad(new, ((0, 0), (0, table.shape[1] - new.shape[1])))])
     with torch.no_grad():
         theirs, short = (model.eval()(torch.tensor(x)).last_hidden_state.numpy() for x in (ids, ids[1:, :9]))
     ours = hidden(backbone, table[ids])
@@ -137,12 +145,19 @@ def one_tensor_per_expert(tensors):
     return result
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Quick ones are multimodal, or of these families, too.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("gemma4", "qwen3_5") else ()) for name in NAMES]
+)
 def test_unchanged_tensors_are_written_unchanged(name, tmp_path):
     before = load_file(GOLDEN / name / "model.safetensors")
     after = written(tmp_path / "out", Checkpoint(GOLDEN / name), new=(), embedding=rows(0))
     if name in MULTIMODAL:  # Only the language model is written.
-        before = {key.replace("language_model.", ""): x for key, x in before.items() if "language_model" in key}
+        before = {
+            key.replace("language_model.", ""): x
+            for key, x in before.items()
+            if re.search("language_model|lm_head", key)
+        }
         before = {re.sub("^model.model.", "model.", key): x for key, x in before.items()}
     if name == "qwen3_moe_fused_window":
         before = one_tensor_per_expert(before)
@@ -213,6 +228,16 @@ def test_trained_text_embeddings_replace_the_checkpoints(tmp_path):
     np.testing.assert_array_equal(table, expected)
 
 
+def test_trained_embeddings_for_each_layer_replace_the_checkpoints_and_new_tokens_have_zeros(tmp_path):
+    checkpoint = Checkpoint(GOLDEN / "gemma4_text")
+    width = read_input_rows(checkpoint, [0]).shape[1]
+    trained = {"text_tokens": [5, 2], "text_embedding": jnp.asarray(rows(2, width, seed=7))}
+    after = written(tmp_path / "out", checkpoint, **trained)["model.embed_tokens_per_layer.weight"]
+    expected = np.pad(checkpoint.read("model.embed_tokens_per_layer.weight"), ((0, len(NEW)), (0, 0)))
+    expected[[5, 2]] = trained["text_embedding"][:, 16:]
+    np.testing.assert_array_equal(after, expected)
+
+
 def test_the_tokenizer_reads_new_tokens_and_old_text(tmp_path):
     written(tmp_path / "out", Checkpoint(GOLDEN / "qwen3"))
     text = "w3 w4<a_0><b_2>w5 w1"
@@ -228,7 +253,12 @@ def test_the_config_is_the_checkpoints_except_for_the_vocabulary_size(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "model_type", "architecture"),
-    [("gemma3", "gemma3_text", "Gemma3ForCausalLM"), ("mistral3", "ministral3", "Ministral3ForCausalLM")],
+    [
+        ("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
+        ("gemma4", "gemma4_text", "Gemma4ForCausalLM"),
+        ("mistral3", "ministral3", "Ministral3ForCausalLM"),
+        ("qwen3_5", "qwen3_5_text", "Qwen3_5ForCausalLM"),
+    ],
 )
 def test_only_the_language_model_of_a_multimodal_model_is_written(tmp_path, name, model_type, architecture):
     tensors = written(tmp_path / "out", Checkpoint(GOLDEN / name))

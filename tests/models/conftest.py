@@ -10,7 +10,8 @@ from flax import nnx
 
 from simgr_jax.models.model_inputs import Backbone
 from simgr_jax.models.simgr import Options, SimGR
-from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import from_scratch_config
 from simgr_jax.semantic_ids.codes import SemanticIds
 
 NUM_ITEMS = 37

@@ -18,7 +18,8 @@ from simgr_jax.devices import sharding
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
 from simgr_jax.models.model_inputs import Backbone
 from simgr_jax.models.simgr import Options, SimGR
-from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import DeltaNetShape, from_scratch_config
 from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.state import create_state, make_train_step
@@ -54,6 +55,23 @@ CASES = {
             "label_smoothing": 0.0,
         },
     ),
+    "mixers": (
+        {
+            "convolution_width": 3,
+            "delta_net": DeltaNetShape(key_heads=2, value_heads=4, key_width=4, value_width=6),
+            "layer_fields": (
+                (("mixer", "gated_delta_net"),),
+                (("mixer", "short_convolution"),),
+                (("attention_gate", True),),
+                (("kv_group", "only"), ("qk_norm", "all_heads")),
+                (("kv_group", "only"), ("takes_kv", True)),
+            ),
+            "layer_scale": True,
+            "per_layer_width": 4,
+            "per_layer_count": 5,
+        },
+        {"history": "item", "item_encoder": "mean", "catalog_chunk": 0, "similarity": "cosine"},
+    ),
 }
 
 
@@ -66,7 +84,8 @@ def semantic_ids(num_items: int = NUM_ITEMS) -> SemanticIds:
 
 
 def make_model(backbone: dict, options: dict, num_items: int = NUM_ITEMS) -> SimGR:
-    config, rngs = from_scratch_config(**SHAPE, **backbone), nnx.Rngs(0)
+    layers = len(backbone.get("layer_fields", ())) or SHAPE["layers"]
+    config, rngs = from_scratch_config(**SHAPE | {"layers": layers} | backbone), nnx.Rngs(0)
     decoder = sharding.create(lambda rngs: Transformer(config, rngs), rngs)
     options = Options(**OPTIONS | options)
     readings = np.random.default_rng(3).normal(size=(num_items, 6)) if options.item_text == "read" else None

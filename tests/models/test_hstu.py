@@ -10,7 +10,7 @@ from flax import nnx
 
 from simgr_jax.models.hstu import HSTU, Options
 from simgr_jax.models.item_sequence import encoder_config
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 from tests.training import tiny_run
 
 WIDTH, HEADS, HEAD_WIDTH, LONGEST = 8, 2, 3, 5

@@ -10,7 +10,8 @@ from simgr_jax.devices import sharding
 from simgr_jax.errors import UserError
 from simgr_jax.models import lora
 from simgr_jax.models.lora import Frozen, LoRAConfig
-from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import from_scratch_config
 
 CONFIG = from_scratch_config(width=8, layers=3, heads=2, kv_heads=1, head_width=4, mlp_width=12)
 LORA = LoRAConfig(rank=2, alpha=6.0, targets=("q_proj", "down_proj"), dropout=0.0)
@@ -38,7 +39,7 @@ def test_an_adapted_backbone_begins_as_the_one_it_adapts():
 def test_only_the_adapters_are_parameters():
     model = adapted()
     names = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-    places = ("layers.self_attn.q_proj.lora", "layers.mlp.down_proj.lora")
+    places = ("layers.0.self_attn.q_proj.lora", "layers.0.mlp.down_proj.lora")
     assert names == {f"{place}.{matrix}" for place in places for matrix in "ab"}
     frozen = jax.tree.leaves(nnx.state(model, Frozen))
     assert sum(x.size for x in frozen) == sum(
@@ -57,8 +58,8 @@ def test_adapters_add_alpha_over_rank_times_their_product():
     model = trained(adapted())
     plain = Transformer(CONFIG, nnx.Rngs(0))
     for adapted_linear, linear in (
-        (model.layers.self_attn.q_proj, plain.layers.self_attn.q_proj),
-        (model.layers.mlp.down_proj, plain.layers.mlp.down_proj),
+        (model.layers[0].self_attn.q_proj, plain.layers[0].self_attn.q_proj),
+        (model.layers[0].mlp.down_proj, plain.layers[0].mlp.down_proj),
     ):
         a, b = (np.asarray(x[...], np.float64) for x in (adapted_linear.lora.a, adapted_linear.lora.b))
         linear.kernel[...] += jnp.asarray(3.0 * np.einsum("lir,lro->lio", a, b), jnp.float32)
@@ -82,10 +83,10 @@ def test_frozen_parameters_are_split_over_devices_as_before():
         ".".join(map(str, path)): sharding.axes_of(variable)
         for path, variable in nnx.to_flat_state(nnx.state(adapted()))
     }
-    assert axes["layers.self_attn.q_proj.kernel"] == ("embed", "heads")
-    assert axes["layers.mlp.up_proj.kernel"] == ("embed", "mlp")
-    assert axes["layers.self_attn.q_proj.lora.a"] == ("embed", None)
-    assert axes["layers.self_attn.q_proj.lora.b"] == (None, "embed")
+    assert axes["layers.0.self_attn.q_proj.kernel"] == ("embed", "heads")
+    assert axes["layers.0.mlp.up_proj.kernel"] == ("embed", "mlp")
+    assert axes["layers.0.self_attn.q_proj.lora.a"] == ("embed", None)
+    assert axes["layers.0.self_attn.q_proj.lora.b"] == (None, "embed")
 
 
 def test_dropout_affects_only_the_adapters():

@@ -12,7 +12,8 @@ from simgr_jax.errors import UserError
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
 from simgr_jax.models.model_inputs import Backbone
 from simgr_jax.models.rpg import RPG, Options
-from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import from_scratch_config
 from simgr_jax.semantic_ids.codes import SemanticIds
 from tests.training import tiny_run
 

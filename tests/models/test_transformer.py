@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simgr_jax.errors import UserError
-from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import DeltaNetShape, from_scratch_config
 
 ROPE_THETA = 50.0
 SHAPE = {
@@ -25,6 +26,20 @@ SHAPE = {
     "norm_epsilon": 1e-3,
 }
 CONFIG = from_scratch_config(**SHAPE)
+
+
+def mixed(*mixers):
+    """A config whose layers mix positions in different ways."""
+    return dataclasses.replace(
+        from_scratch_config(**SHAPE | {"layers": len(mixers)}),
+        convolution_width=3,
+        delta_net=DeltaNetShape(key_heads=2, value_heads=4, key_width=5, value_width=3),
+        layer_fields=tuple((("mixer", mixer),) for mixer in mixers),
+    )
+
+
+DELTA_NET, ATTENTION, CONVOLUTION = "gated_delta_net", "attention", "short_convolution"
+MIXED = mixed(DELTA_NET, ATTENTION, DELTA_NET, ATTENTION, CONVOLUTION)
 
 
 def make(config=CONFIG, seed=0):
@@ -41,8 +56,8 @@ def make(config=CONFIG, seed=0):
 
 
 def layers_of(model):
-    """The blocks one by one."""
-    graphdef, state = nnx.split(model.layers)
+    """The blocks one by one, of a model whose layers are all of one shape."""
+    graphdef, state = nnx.split(model.layers[0])
     return [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(model.config.layers)]
 
 
@@ -137,6 +152,17 @@ def test_a_sequences_states_are_the_same_padded_and_packed_in_any_order(lengths,
         np.testing.assert_allclose(packed[row, place], alone[i, : lengths[i]], rtol=1e-5, atol=1e-5)
 
 
+def test_a_sequences_states_are_the_same_packed_whatever_mixes_positions():
+    model = make(MIXED)
+    sequences = [embeddings_of(length, 12, seed=length) for length in (5, 3, 1, 6)]
+    alone, places = pack(sequences, 4, 6)
+    alone = run(model, *alone)
+    packed, packed_places = pack(sequences, 2, 9)
+    packed = run(model, *packed)
+    for (row, place), (packed_row, packed_place) in zip(places, packed_places, strict=True):
+        np.testing.assert_allclose(packed[packed_row, packed_place], alone[row, place], rtol=1e-5, atol=1e-5)
+
+
 def test_padding_changes_nothing():
     sequence = embeddings_of(1, 5, 12)
     alone = MODEL(sequence, *one_segment(1, 5))
@@ -174,8 +200,8 @@ def test_only_distances_between_positions_matter():
 def test_grouped_query_attention_equals_repeated_heads():
     state = nnx.to_pure_dict(nnx.state(MODEL, nnx.Param))
     for name in ("k_proj", "v_proj"):
-        kernel = state["layers"]["self_attn"][name]["kernel"].reshape(2, 12, 2, 6)
-        state["layers"]["self_attn"][name]["kernel"] = jnp.repeat(kernel, 2, axis=2).reshape(2, 12, 24)
+        kernel = state["layers"][0]["self_attn"][name]["kernel"].reshape(2, 12, 2, 6)
+        state["layers"][0]["self_attn"][name]["kernel"] = jnp.repeat(kernel, 2, axis=2).reshape(2, 12, 24)
     full = Transformer(dataclasses.replace(CONFIG, kv_heads=CONFIG.heads), nnx.Rngs(0))
     params = nnx.state(full, nnx.Param)
     nnx.replace_by_pure_dict(params, state)
@@ -243,20 +269,28 @@ def test_scanned_layers_equal_layers_one_after_the_other():
     )
 
 
-def test_the_compiled_program_does_not_grow_with_depth():
-    def lines(layers):
-        model = nnx.eval_shape(lambda: Transformer(from_scratch_config(**SHAPE | {"layers": layers}), nnx.Rngs(0)))
+@pytest.mark.parametrize("period", [(ATTENTION,), (DELTA_NET, CONVOLUTION, ATTENTION)])
+def test_the_compiled_program_does_not_grow_with_depth(period):
+    def lines(repeats):
+        model = nnx.eval_shape(lambda: Transformer(mixed(*period * repeats), nnx.Rngs(0)))
         lowered = _compiled.lower(*nnx.split(model), embeddings_of(1, 4, 12), *one_segment(1, 4))
         return len(lowered.as_text().splitlines())
 
     assert lines(40) == lines(8)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
-def test_remat_gives_the_same_gradients(remat):
+@pytest.mark.parametrize(
+    ("config", "remat"),
+    [
+        pytest.param(DEEP, "dots", marks=pytest.mark.slow),
+        (DEEP, "full"),
+        pytest.param(MIXED, "full", marks=pytest.mark.slow),
+    ],
+)
+def test_remat_gives_the_same_gradients(config, remat):
     inputs = (embeddings_of(2, 5, 12), *one_segment(2, 5))
-    expected = gradients(make(DEEP), inputs)
-    actual = gradients(make(dataclasses.replace(DEEP, remat=remat)), inputs)
+    expected = gradients(make(config), inputs)
+    actual = gradients(make(dataclasses.replace(config, remat=remat)), inputs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected)
 
 

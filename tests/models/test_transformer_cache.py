@@ -17,15 +17,17 @@ from transformers import AutoConfig
 from simgr_jax.huggingface import families
 from simgr_jax.models import lora
 from simgr_jax.models.lora import LoRAConfig
-from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import DeltaNetShape, from_scratch_config
 
 SCRATCH = from_scratch_config(width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, rope_theta=50.0)
 LORA = LoRAConfig(rank=2, alpha=6.0, targets=("q_proj", "v_proj", "down_proj"), dropout=0.5)
 # They have, in this order: learned positions and biases; windows, softcap, post norms and scales; experts, windows and
-# normalized heads; a layer without positions; rotary positions in a part of each head.
-GOLDEN = ("gpt2", "gemma2", "qwen3_moe_fused_window", "smollm3_biases_window", "phi3_partial_rotary")
-# Each takes seconds to compile. These have most of what the others have, too.
-QUICK = ("gpt2", "qwen3_moe_fused_window")
+# normalized heads; a layer without positions; rotary positions in a part of each head; shared keys and values, and
+# inputs for each layer.
+GOLDEN = ("gpt2", "gemma2", "qwen3_moe_fused_window", "smollm3_biases_window", "phi3_partial_rotary", "gemma4_text")
+# Each takes seconds to compile. This one has most of what the others have, too.
+QUICK = ("qwen3_moe_fused_window",)
 
 LENGTHS = (11, 6, 1)
 LENGTH, WIDTH, NEW = 11, 2, 4
@@ -80,7 +82,7 @@ def read_on(model, inputs):
     first, branches = model.extend(inputs.branches[:, :, :1], history)
     first, branches = of_parents(first, 1), jax.tree.map(lambda x: of_parents(x, 2), branches)
     rest, branches = model.extend(inputs.branches[:, :, 1:], history, branches)
-    assert branches.keys.shape[2:4] == (WIDTH, NEW)
+    assert all(x.shape[1:3] == (len(LENGTHS), WIDTH) for x in jax.tree.leaves(branches))
     return state, jnp.concatenate([first, rest], axis=2)
 
 
@@ -125,6 +127,37 @@ def test_reading_on_equals_reading_at_once_with_adapters():
     assert_same_states(randomized(model, 0.3), reading(12), rtol=1e-4, atol=1e-4)
 
 
+def mixed(*mixers):
+    """SCRATCH with layers that mix positions in different ways."""
+    return dataclasses.replace(
+        SCRATCH,
+        layers=len(mixers),
+        rope=SCRATCH.rope[:1] * len(mixers),
+        windows=(0,) * len(mixers),
+        convolution_width=4,
+        delta_net=DeltaNetShape(key_heads=2, value_heads=4, key_width=5, value_width=3),
+        layer_fields=tuple((("mixer", mixer),) for mixer in mixers),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mixers",
+    [("attention", "short_convolution", "gated_delta_net"), ("gated_delta_net", "attention", "short_convolution")],
+)
+def test_reading_on_equals_reading_at_once_whatever_mixes_positions(mixers):
+    assert_same_states(make(mixed(*mixers)), reading(12), rtol=1e-4, atol=1e-4)
+
+
+def test_the_state_at_the_end_equals_that_among_all_states_whatever_mixes_positions():
+    model, (history, lengths, _) = make(mixed("short_convolution", "gated_delta_net")), reading(12)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), history.shape[:2])
+    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+    states = jax.jit(lambda model: model(history, segment_ids, positions))(model)
+    ends = jax.jit(lambda model: model.at_end(history, lengths))(model)
+    np.testing.assert_allclose(ends, states[jnp.arange(len(LENGTHS)), lengths - 1], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_reading_on_equals_reading_at_once_with_one_layer():
     model = make(dataclasses.replace(SCRATCH, layers=1, rope=SCRATCH.rope[:1], windows=(0,)))
@@ -135,7 +168,7 @@ def test_reading_on_in_bfloat16_is_close_and_has_a_bfloat16_cache():
     model = make(dataclasses.replace(SCRATCH, dtype="bfloat16"))
     assert_same_states(model, reading(12), rtol=0, atol=0.1)
     _, cache = jax.jit(lambda model, inputs: model.prefill(*inputs[:2]))(model, reading(12))
-    assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(cache.stacks)} == {jnp.dtype("bfloat16")}
 
 
 def test_a_decoder_that_reads_in_both_directions_has_no_cache():

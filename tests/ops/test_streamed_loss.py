@@ -13,7 +13,8 @@ from simgr_jax.models import item_encoders
 from simgr_jax.models.item_encoders import ITEM_ENCODERS
 from simgr_jax.models.model_inputs import Backbone
 from simgr_jax.models.simgr import Options, SimGR
-from simgr_jax.models.transformer import Transformer, from_scratch_config
+from simgr_jax.models.transformer import Transformer
+from simgr_jax.models.transformer_config import from_scratch_config
 from simgr_jax.ops.similarity_loss import full_catalog_cross_entropy, to_similarity_space
 from simgr_jax.ops.streamed_loss import choose_chunk, streamed_cross_entropy
 from simgr_jax.semantic_ids.codes import SemanticIds

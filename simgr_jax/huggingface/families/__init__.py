@@ -7,7 +7,7 @@ Configs are read through Transformers' config classes, which also normalise the 
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import difflib
 import math
 import re
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simgr_jax.errors import UserError, first_line
-from simgr_jax.huggingface.families import gemma, gpt2, llama, olmo, phi3, qwen3_moe
+from simgr_jax.huggingface.families import gemma, gpt2, lfm2, llama, olmo, phi3, qwen3_5, qwen3_moe
 from simgr_jax.huggingface.families.source import Source
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "EMBEDDING",
     "Source",
-    "first_layers",
     "prefix",
     "require_supported",
     "sources",
@@ -38,8 +37,10 @@ __all__ = [
 _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "gemma2": gemma.gemma2,
     "gemma3_text": gemma.gemma3_text,
+    "gemma4_text": gemma.gemma4_text,
     "gpt2": gpt2.gpt2,
     "granite": llama.granite,
+    "lfm2": lfm2.lfm2,
     "llama": llama.llama,
     "ministral3": llama.ministral3,
     "mistral": llama.mistral,
@@ -48,21 +49,25 @@ _FIELDS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "phi3": phi3.phi3,
     "qwen2": llama.qwen2,
     "qwen3": llama.qwen3,
+    "qwen3_5_text": qwen3_5.qwen3_5,
     "qwen3_moe": qwen3_moe.qwen3_moe,
     "smollm3": llama.smollm3,
 }
 
 # Models of text and images or sound, whose `text_config` is that of one of the decoders above.
-_MULTIMODAL = ("gemma3", "mistral3")
+_MULTIMODAL = ("gemma3", "gemma4", "mistral3", "qwen3_5")
 
 # Families whose tensors are not named like Llama's.
 _SOURCES: dict[str, Callable[[TransformerConfig], dict[str, Source]]] = {
     "gemma2": gemma.sources,
     "gemma3_text": gemma.sources,
+    "gemma4_text": gemma.gemma4_sources,
     "gpt2": gpt2.sources,
+    "lfm2": lfm2.sources,
     "olmo2": olmo.sources,
     "olmo3": olmo.sources,
     "phi3": phi3.sources,
+    "qwen3_5_text": qwen3_5.sources,
 }
 
 # The model types that can be read.
@@ -94,24 +99,13 @@ def _near(model_type: Any, architectures: Any) -> list[str]:
     """The supported types whose names are nearest to the model's type or to its class ("LlamaForCausalLM": llama)."""
     classes = architectures if isinstance(architectures, list) else []
     names = [re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", str(name).split("For")[0]).lower() for name in classes]
-    found = [near for name in (str(model_type), *names) for near in difflib.get_close_matches(name, _SUPPORTED)]
+    found = [near for name in (str(model_type), *names) for near in difflib.get_close_matches(name, _SUPPORTED, n=4)]
     return list(dict.fromkeys(found))
 
 
 def text_config(hf_config: PretrainedConfig) -> PretrainedConfig:
     """The config of a multimodal model's language model; for any other model, its own config."""
     return hf_config.get_text_config(decoder=True)
-
-
-def first_layers(hf_config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """A copy of a config that has only the model's first layers."""
-    changed = copy.deepcopy(hf_config)
-    text = text_config(changed)
-    for name, value in vars(text).items():
-        if isinstance(value, list) and len(value) == text.num_hidden_layers:  # Such as `layer_types`.
-            setattr(text, name, value[:layers])
-    text.num_hidden_layers = layers
-    return changed
 
 
 def transformer_config(hf_config: PretrainedConfig, *, max_length: int, **computation: Any) -> TransformerConfig:
@@ -153,18 +147,32 @@ def _require_positive(fields: dict[str, Any]) -> None:
         raise ValueError(f"heads = {fields['heads']}, kv_heads = {fields['kv_heads']}")
 
 
-def sources(hf_config: PretrainedConfig, names: Collection[str] = ()) -> dict[str, Source]:
-    """Each `Transformer` parameter's place in the checkpoint, by its path ("layers.self_attn.q_proj.kernel").
+def sources(
+    hf_config: PretrainedConfig, names: Collection[str] = (), config: TransformerConfig | None = None
+) -> dict[str, Source]:
+    """Each `Transformer` parameter's place in the checkpoint, by its path ("layers.0.self_attn.q_proj.kernel").
 
     Args:
       names: the checkpoint's tensors, which show how it stores a mixture's experts. Without them, the layout that
         `save_pretrained` writes is assumed.
+      config: the decoder's, which may have only the first layers; None is the whole decoder.
 
     Raises:
       UserError: as for `transformer_config`.
     """
     # The tensors do not depend on the length.
-    config = transformer_config(hf_config, max_length=1)
+    config, table = config or transformer_config(hf_config, max_length=1), {}
+    for stack, layers in enumerate(config.stacks):
+        for path, source in _layer_sources(hf_config, config.of_layer(layers[0]), names).items():
+            if path.startswith("layers."):
+                path = f"layers.{stack}.{path.removeprefix('layers.')}"
+                source = dataclasses.replace(source, layers=tuple(layers))
+            table[path] = source
+    return table
+
+
+def _layer_sources(hf_config: PretrainedConfig, config: TransformerConfig, names: Collection[str]) -> dict[str, Source]:
+    """The sources if all layers were of one shape, that of `config`; "layers." begins a path within a layer."""
     if config.experts:
         return qwen3_moe.sources(config, names)
     return _SOURCES.get(text_config(hf_config).model_type, llama.sources)(config)

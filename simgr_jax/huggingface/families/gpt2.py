@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface.families.source import Source, activation, require_off
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import GPT2Config

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from simgr_jax.huggingface.families import rope
 from simgr_jax.huggingface.families.source import Source, activation, head_width, layer_windows, linear
-from simgr_jax.models.transformer import Rope, TransformerConfig
+from simgr_jax.models.transformer_config import Rope, TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from simgr_jax.huggingface.families import llama, rope
 from simgr_jax.huggingface.families.source import Source, activation, layer_windows
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import Olmo2Config, Olmo3Config

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from simgr_jax.huggingface.families import llama
 from simgr_jax.huggingface.families.source import Source
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import Phi3Config

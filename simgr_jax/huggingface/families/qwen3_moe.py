@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from simgr_jax.huggingface.families import llama
 from simgr_jax.huggingface.families.source import Source, linear, require_off, unsupported
-from simgr_jax.models.transformer import TransformerConfig
+from simgr_jax.models.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import Qwen3MoeConfig

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from simgr_jax.huggingface.families.source import head_width, unsupported
-from simgr_jax.models.transformer import Rope
+from simgr_jax.models.transformer_config import Rope
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -48,8 +48,8 @@ def rope(config: PretrainedConfig, parameters: Parameters, max_length: int) -> R
     if kind not in _KINDS:
         raise unsupported(f'the rope type "{kind}" (supported: {", ".join(_KINDS)})')
     share = parameters.get("partial_rotary_factor") or 1.0
-    # Among our families, Transformers rotates only part of a head for Phi-3 alone.
-    if share != 1.0 and kind != "proportional" and config.model_type != "phi3":
+    # For the other families, Transformers rotates whole heads whatever the config says.
+    if share != 1.0 and kind != "proportional" and config.model_type not in ("phi3", "qwen3_5_text"):
         raise unsupported(f"partial_rotary_factor = {share}")
     with np.errstate(all="ignore"):
         frequencies, scale = _KINDS[kind](config, parameters, max_length)

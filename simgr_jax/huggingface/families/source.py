@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simgr_jax.errors import UserError
+from simgr_jax.models.transformer_config import LayerFields
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,11 +26,13 @@ class Source:
         tensor per expert.
       transpose: whether to swap the last two axes: torch's Linear is [out, in], ours is [in, out].
       part: (axis, start, stop) of our part of the tensor, in the checkpoint's axis order; None means all of it.
+      layers: the numbers of the layers that our parameter is stacked over, if `name` contains "{layer}".
     """
 
     name: str
     transpose: bool = False
     part: tuple[int, int, int] | None = None
+    layers: tuple[int, ...] = ()
 
 
 def linear(ours: str, theirs: str, bias: bool = False) -> dict[str, Source]:
@@ -68,13 +71,26 @@ def activation(name: str) -> str:
     return names[name]
 
 
-def layer_windows(config: PretrainedConfig) -> tuple[int, ...]:
+def layer_windows(config: PretrainedConfig, *others: str) -> tuple[int, ...]:
     """Each layer's attention window, 0 for full attention, for families whose configs list `layer_types`.
+
+    Args:
+      others: types of layers without attention, whose window is 0.
 
     Raises:
       UserError: a layer's type is not supported.
     """
-    windows = {"full_attention": 0, "sliding_attention": config.sliding_window or 0}
-    if others := set(config.layer_types) - set(windows):
-        raise unsupported(f'the layer type "{min(others)}"')
+    windows = {"full_attention": 0, "sliding_attention": getattr(config, "sliding_window", None) or 0}
+    windows |= dict.fromkeys(others, 0)
+    if unknown := set(config.layer_types) - set(windows):
+        raise unsupported(f'the layer type "{min(unknown)}"')
     return tuple(windows[kind] for kind in config.layer_types)
+
+
+def layer_fields(config: PretrainedConfig, fields: dict[str, dict[str, Any]]) -> LayerFields:
+    """`TransformerConfig.layer_fields`.
+
+    Args:
+      fields: what differs, by layer type.
+    """
+    return tuple(tuple(sorted(fields.get(kind, {}).items())) for kind in config.layer_types)
