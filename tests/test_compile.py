@@ -14,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("optimized_programs")
 
 TINY_LLM = (
     "--config=configs/llm.py",
+    "--config.simgr.history=tokens",
     "--config.backbone.checkpoint=tests/huggingface/golden/qwen3",
     "--config.training.row_length=128",
     "--config.semantic_ids.quantizer.codebook_size=16",

@@ -50,6 +50,12 @@ SMALL = {
 # config, options.
 # The runs of configs/llm.py have an item encoder with an inner width.
 WIDTH = "--config.simgr.item_encoder_width=8"
+TOKENS = "--config.simgr.history=tokens"
+CODES_ALONE = (
+    "--config.simgr.item_text=none",
+    "--config.simgr.repeat_bias=False",
+    "--config.backbone.token_init=mean",
+)
 RUNS = {
     "all weights, templates with titles, cut to a row": (
         ("Llama", {"tie_word_embeddings": False}, "<s> $A </s>"),
@@ -58,8 +64,7 @@ RUNS = {
             '--config.prompt.prefix=100% "bought" 😀:',
             "--config.prompt.item=\n{title} {codes}",
             "--config.prompt.max_title_tokens=4",
-            "--config.simgr.item_text=read",
-            "--config.simgr.repeat_bias=True",
+            TOKENS,
             "--config.simgr.user_pooling=attention",
             "--config.simgr.similarity=dot",
             "--config.training.row_length=60",
@@ -70,7 +75,14 @@ RUNS = {
     "adapters, bare codes": (
         ("Qwen3", {"tie_word_embeddings": True}, "$A"),
         "llm.py:lora",
-        (*LORA, WIDTH, "--config.optimizer.learning_rate=0.01", "--config.training.row_length=64"),
+        (
+            *LORA,
+            WIDTH,
+            TOKENS,
+            *CODES_ALONE,
+            "--config.optimizer.learning_rate=0.01",
+            "--config.training.row_length=64",
+        ),
     ),
     "adapters, items as vectors, scaled embeddings": (
         ("Gemma3Text", {"sliding_window": 4}, "<s> $A"),
@@ -78,7 +90,6 @@ RUNS = {
         (
             *LORA,
             WIDTH,
-            "--config.simgr.history=item",
             "--config.simgr.user_pooling=mean",
             "--config.training.row_length=24",
         ),
@@ -100,6 +111,8 @@ RUNS = {
         ),
         "llm.py:full",
         (
+            TOKENS,
+            *CODES_ALONE,
             "--config.prompt.item=\n{title} {codes}",
             "--config.prompt.max_title_tokens=4",
             "--config.training.row_length=60",
@@ -121,17 +134,17 @@ RUNS = {
             "$A",
         ),
         "llm.py:lora",
-        (*LORA, WIDTH, "--config.training.row_length=64"),
+        (*LORA, WIDTH, TOKENS, *CODES_ALONE, "--config.training.row_length=64"),
     ),
     "adapters, a quantized GGUF file": (
         "gguf/byte_level.gguf",
-        "llm.py:lora",
-        (*LORA, WIDTH, "--config.prompt.item=\n{title} {codes}", "--config.training.row_length=160"),
+        "llm.py:titles",
+        (*LORA, WIDTH, *CODES_ALONE, "--config.training.row_length=160"),
     ),
     "adapters, items as vectors, soft-capped attention": (
         ("Gemma2", {"sliding_window": 4, "attn_logit_softcapping": 0.5}, "$A"),
         "llm.py:lora",
-        (*LORA, WIDTH, "--config.simgr.history=item", "--config.training.row_length=24"),
+        (*LORA, WIDTH, *CODES_ALONE, "--config.training.row_length=24"),
     ),
     "from scratch, codes that collide, history left out": (
         None,

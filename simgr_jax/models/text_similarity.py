@@ -30,7 +30,7 @@ class TextSimilarity(nnx.Module):
           width: X, that of the readings.
           dropout: rate on h.
         """
-        self.weight = nnx.Param(jnp.float32(0.5))
+        self.weight = nnx.Param(jnp.float32(1))
         self.decay_logit = nnx.Param(jnp.float32(0))
         self.history_map = nnx.Param(jnp.zeros((width, width)), axes=(None, "embed"))
         self.item_map = nnx.Param(jnp.zeros((width, width)), axes=(None, "embed"))

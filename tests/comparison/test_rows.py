@@ -199,8 +199,7 @@ def test_the_llms_comparison_differs_in_what_each_row_names(root):
     pretrained = found["pretrained"]
     assert pretrained["backbone.checkpoint"] == "llm" and found["random"]["backbone.checkpoint"] == "random"
     assert found["without_readout"] == pretrained | {"simgr.readout": "state"}
-    assert found["without_prior"] == {
-        key: value for key, value in pretrained.items() if key != "simgr.popularity_prior"
-    }
-    assert not {key for key in found["without_text"] if key.startswith(("simgr.", "semantic_ids."))}
-    assert found["small"] == {}
+    assert found["without_repeats"] == {key: value for key, value in pretrained.items() if key != "simgr.repeat_bias"}
+    texts = {"simgr.item_text", "semantic_ids.embeddings.names", "backbone.token_init"}
+    assert found["without_text"] == {key: value for key, value in pretrained.items() if key not in texts}
+    assert found["small"] == {"simgr.repeat_bias": True}

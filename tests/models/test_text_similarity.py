@@ -57,7 +57,7 @@ def test_it_begins_as_the_similarity_of_texts_and_dropout_hides_parts_of_the_his
     np.testing.assert_allclose(layer.of_items(jnp.asarray(READINGS)), READINGS, rtol=1e-5)
     items, starts = np.tile(np.arange(20), (9, 1)), np.ones((9, 20), bool)
     np.testing.assert_allclose(
-        layer.of_users(jnp.asarray(READINGS), items, starts), 0.5 * READINGS[items], rtol=1e-5, atol=1e-7
+        layer.of_users(jnp.asarray(READINGS), items, starts), READINGS[items], rtol=1e-5, atol=1e-7
     )
     hidden = np.asarray(layer.of_users(jnp.asarray(READINGS), items, starts, nnx.Rngs(dropout=0))) == 0
     assert abs(hidden.mean() - 0.5) < 0.06
