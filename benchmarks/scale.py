@@ -38,7 +38,15 @@ SLICES = {
 }
 # The faster a chip is relative to its links, the more rows it needs to stay busy while parameters travel.
 ROWS_PER_CHIP = {"v5e": 4, "v5p": 8, "v6e": 16}
-OPTIONS = {"mesh.data": 4, "backbone.remat": "full"}
+# Histories of codes as tokens, four per item.
+OPTIONS = {
+    "mesh.data": 4,
+    "backbone.remat": "full",
+    "backbone.token_init": "mean",
+    "simgr.history": "tokens",
+    "simgr.item_text": "none",
+    "simgr.repeat_bias": False,
+}
 
 WEAK_MODEL, WEAK_ITEMS, WEAK_ROWS = "qwen3-0.6b", 1_000_000, 4
 WEAK_SLICES = ("2x2", "4x4", "8x8", "16x16")
