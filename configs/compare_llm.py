@@ -62,7 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "llm": {
                     "backbone": dict(backbone),
                     "lora": {"rank": 16},
-                    "optimizer": {"backbone": {"learning_rate": 1e-3}},
+                    "optimizer": {"backbone": {"learning_rate": 3e-4}},
                 },
                 "random": {
                     "backbone": dict(backbone),

@@ -38,7 +38,7 @@ def get_config(way: str = "lora") -> ml_collections.ConfigDict:
     config.lora.rank = 0 if way == "full" else 16
     # What is new starts from scratch and needs a higher rate than an LLM's weights or its adapters.
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.backbone.learning_rate = 2e-4 if way == "full" else 1e-3
+    config.optimizer.backbone.learning_rate = 1e-4 if way == "full" else 3e-4
     config.training.epochs = 5
     # Data and machine decide these.
     config.training.batch_rows = 0
