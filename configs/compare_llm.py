@@ -83,6 +83,6 @@ def _base() -> ml_collections.ConfigDict:
     config.semantic_ids.embeddings.names = ("tfidf", "interactions")
     config.semantic_ids.quantizer.update({"name": "residual_kmeans", "levels": 4})
     # Short rows, so that a small shop gives enough steps.
-    config.training.update({"epochs": 4, "batch_rows": 4, "row_length": 64})
+    config.training.update({"epochs": 3, "batch_rows": 4, "row_length": 64})
     config.evaluation.batch_size = 128
     return config
