@@ -76,8 +76,7 @@ def shows_everybody_the_same(items: Int[np.ndarray, "C K"], targets: Int[np.ndar
     """Whether the top-10 lists are nearly the same for all cases, although the targets are not: then the model ranks by
     popularity.
 
-    Lists and targets are compared by their effective number of items, exp(entropy). Equal lists have 10; a model that
-    learns has some 30 after its first epoch, and hundreds later (docs/llm_training.md).
+    Lists and targets are compared by their effective number of items, exp(entropy). Equal lists have 10.
     """
     shown = np.exp(entropy(exposure(items, num_items)))
     wanted = np.exp(entropy(np.bincount(targets, minlength=num_items)))

@@ -8,6 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from simgr_jax.ops.top_k import in_history
 
+SPEED = 10.0
+
 
 class RepeatBias(nnx.Module):
     """b is added to the score of every item in the history.
@@ -17,15 +19,20 @@ class RepeatBias(nnx.Module):
     this, and unlearn similarity (a simple form of RepeatNet's two modes, https://arxiv.org/abs/1812.02646).
 
     Attributes:
-      bias: b.
+      scaled: b / SPEED, so that b crosses its range in some dozens of an optimizer's steps.
     """
 
     def __init__(self):
-        self.bias = nnx.Param(jnp.float32(0))
+        # Most shops are of the first kind.
+        self.scaled = nnx.Param(jnp.float32(-1 / SPEED))
+
+    @property
+    def bias(self) -> Float[Array, ""]:
+        return SPEED * self.scaled[...]
 
     def in_ranking(self, scores: Float[Array, "B N"], history: Int[Array, "B M"]) -> Float[Array, "B N"]:
         """The scores with the bias; see `ops.top_k.in_history`."""
-        return scores + self.bias[...] * in_history(scores, history)
+        return scores + self.bias * in_history(scores, history)
 
     def in_cross_entropy(
         self,
@@ -46,7 +53,7 @@ class RepeatBias(nnx.Module):
           is_in_history: [b, r, a], whether the item read at a counts for r (see `newest_in_history`).
           is_target: [b, r, a], whether the item read at a is the target of r.
         """
-        bias = self.bias[...] / temperature
+        bias = self.bias / temperature
         log_normalizers = (losses + target_logits)[..., None]
         # exp of what other readouts have read may overflow, and 0 times its gradient is NaN.
         logits_of_read = jnp.where(is_in_history, logits_of_read, log_normalizers)

@@ -153,7 +153,7 @@ def _recipe(run: Exportable, model: SimGR, filter_history: bool) -> export_readm
         similarity=run.options.similarity,
         text_similarity=model.text_similarity
         and (float(model.text_similarity.weight[...]), float(model.text_similarity.decay)),
-        repeat_bias=model.repeat_bias and float(model.repeat_bias.bias[...]),
+        repeat_bias=model.repeat_bias and float(model.repeat_bias.bias),
         has_collisions=model.has_collisions,
         filter_history=filter_history,
     )

@@ -8,7 +8,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simgr_jax.models.repeat_bias import RepeatBias, newest_in_history
+from simgr_jax.models.repeat_bias import SPEED, RepeatBias, newest_in_history
 from tests.models.conftest import NUM_ITEMS
 from tests.models.test_simgr import ROWS, batch_of, packed, ranking_of
 
@@ -17,7 +17,7 @@ TEMPERATURE = 0.2
 
 
 def with_bias(model, value=BIAS):
-    model.repeat_bias.bias[...] = jnp.float32(value)
+    model.repeat_bias.scaled[...] = jnp.float32(value / SPEED)
     return model
 
 
@@ -78,7 +78,7 @@ def test_its_gradient_is_that_of_the_dense_loss():
 
     def sparse(bias, users, items):
         layer = RepeatBias()
-        layer.bias[...] = bias
+        layer.scaled[...] = bias / SPEED
         values = users @ items.T / 0.5
         of_targets = jnp.take_along_axis(values, targets[..., None], -1)[..., 0]
         of_read = jnp.einsum("bre,bae->bra", users, items[read]) / 0.5
@@ -94,7 +94,7 @@ def test_its_gradient_is_that_of_the_dense_loss():
 
 def test_a_history_with_all_of_the_probability_gives_finite_losses_and_gradients():
     layer = RepeatBias()
-    layer.bias[...] = jnp.float32(-50)
+    layer.scaled[...] = jnp.float32(-50 / SPEED)
 
     def loss(of_read):
         is_in_history = jnp.ones((1, 1, 1), bool)
