@@ -42,8 +42,7 @@ def logits(model, histories):
     return users @ np.asarray(model.item_vectors(model.catalog()), np.float64).T, has
 
 
-@pytest.mark.parametrize("chunk", [0, 5])
-@pytest.mark.parametrize("bias", [BIAS, 0.9])
+@pytest.mark.parametrize(("chunk", "bias"), [(0, BIAS), (5, 0.9)])
 def test_the_full_catalog_loss_is_that_of_the_biased_scores(make_simgr, chunk, bias):
     """Against float64 over the dense scores; with a popularity prior, and items that are read twice."""
     model = with_bias(make_simgr(repeat_bias=True, popularity_prior=0.3, catalog_chunk=chunk), bias)
