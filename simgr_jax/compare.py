@@ -24,7 +24,7 @@ from simgr_jax.comparison import rows as rows_lib
 from simgr_jax.comparison.rows import COMPARISON_CONFIG, Row
 from simgr_jax.comparison.runs import FINISHED_FILE, RunFailed, Runs, load_finished
 from simgr_jax.comparison.speed import Speeds
-from simgr_jax.config_keys import flat
+from simgr_jax.config_keys import flat, with_values
 from simgr_jax.data.dataset import EvaluationCases
 from simgr_jax.errors import UserError
 from simgr_jax.run import Run
@@ -77,8 +77,10 @@ def compare(config: ml_collections.ConfigDict, folder: Path, only: Sequence[str]
 
 def _load_test(config: ml_collections.ConfigDict, folder: Path) -> EvaluationCases:
     """The test split, read before any process is started, so that unreadable data fail once."""
+    # Data do not depend on it, and choosing it would start JAX's devices, which the rows' processes need.
+    base = with_values(config.base, {"backbone.dtype": "float32"})
     try:
-        return Run(config.base, folder).split.test
+        return Run(base, folder).split.test
     except UserError as error:
         raise UserError(str(error).replace("config.data.", "config.base.data.")) from error
 

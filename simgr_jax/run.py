@@ -662,7 +662,7 @@ class Run:
     @_on_mesh
     def item_vectors(self) -> Float[np.ndarray, "N D"]:
         """The best checkpoint's item vectors, in the order of `dataset.item_ids`. Their dot products with
-        `user_vectors` are the scores that lists are sorted by.
+        `user_vectors` are the scores that lists are sorted by, but for the bias of `simgr.repeat_bias`.
 
         Raises:
           UserError: the model does not score by vectors.

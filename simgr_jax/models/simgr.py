@@ -143,7 +143,8 @@ class Options(ModelOptions):
         )
         self.require(self.popularity_prior >= 0, "popularity_prior", "give 0 or more, like 0.5")
         self.require_label_smoothing()
-        self.require(not (self.repeat_bias and self.label_smoothing), "label_smoothing", "give 0 with repeat_bias")
+        has_bias = self.repeat_bias and self.full_catalog_weight
+        self.require(not (has_bias and self.label_smoothing), "label_smoothing", "give 0 with repeat_bias")
 
     @property
     def reads_item_texts(self) -> bool:
@@ -231,7 +232,7 @@ class SimGR(nnx.Module):
             self.item_encoder = item_encoders.WithText(self.item_encoder, readings.shape[1], shape.width, norm)
         self.backbone = backbone.decoder
         self.user_pooling = user_pooling.create(options.user_pooling, shape.width, rngs)
-        self.repeat_bias = RepeatBias() if options.repeat_bias else None
+        self.repeat_bias = RepeatBias() if options.repeat_bias and options.full_catalog_weight else None
         log_temperature = jnp.log(jnp.float32(options.temperature))
         self.log_temperature = nnx.Param(log_temperature) if options.learn_temperature else Catalog(log_temperature)
 

@@ -143,6 +143,7 @@ def _recipe(run: Exportable, model: SimGR, filter_history: bool) -> export_readm
     all_fit = run.prompt.longest(max_items) <= run.longest_prompt
     return export_readme.Recipe(
         loading=_loading(run),
+        has_per_layer_inputs=model.backbone.config.per_layer_width > 0,
         reads_text=run.options.history == "tokens",
         prefix=config.prompt.prefix,
         end_tokens=len(tokens_around_text(run.tokenizer)[1]) if run.tokenizer else 0,

@@ -17,6 +17,7 @@ class Recipe:
 
     Attributes:
       loading: how Transformers loads the model.
+      has_per_layer_inputs: whether the layers also read embeddings of their own, which the items' vectors do not have.
       reads_text: whether a history is read as text, which joins its items' prompts, or as the items' vectors.
       prefix: text before the first item.
       end_tokens: how many tokens the tokenizer adds after a text; the run left them out.
@@ -32,6 +33,7 @@ class Recipe:
     """
 
     loading: Loading
+    has_per_layer_inputs: bool
     reads_text: bool
     prefix: str
     end_tokens: int
@@ -91,8 +93,12 @@ def score_script(recipe: Recipe) -> str:
         }
     else:
         # Looked up, because versions of Transformers differ in whether they scale embeddings that they are given.
+        loading = 'model.get_input_embeddings().weight.data = items["vectors"]  # a position per item\n'
+        if recipe.has_per_layer_inputs:
+            layers = "model.embed_tokens_per_layer.weight"
+            loading += f"{layers}.data = torch.zeros(len(item_ids), {layers}.shape[1])\n"
         parts = {
-            "loading": 'model.get_input_embeddings().weight.data = items["vectors"]  # a position per item\n',
+            "loading": loading,
             "inputs": "",
             "model_inputs": "torch.tensor([newest])",
         }
@@ -201,8 +207,11 @@ def index_readme(recipe: Recipe, script: str) -> str:
     numpy, text = f"vectors @ user{cosine}", ""
     if recipe.text_similarity:
         weight, _ = recipe.text_similarity
-        text = " and `text` [X]"
+        text += " and `text` [X]"
+        numpy += " / np.linalg.norm(user)" if recipe.similarity == "cosine" else ""
         numpy += f' + items["texts"] @ text / np.linalg.norm(text) * {weight!r}'
+    if recipe.repeat_bias is not None:
+        text += ", before the history's items get the bias that the program adds"
     return _INDEX_README.substitute(
         since=recipe.loading.since, tensors=tensors, prompts=prompts, script=script, numpy=numpy, text=text
     )

@@ -30,7 +30,7 @@ from simgr_jax.training.state import create_state, make_train_step
 from simgr_jax.training.stop_request import StopRequest
 
 # With fewer updates an LLM hardly learns (docs/llm_training.md).
-FEW_UPDATES = 200
+FEW_UPDATES = 50
 
 
 class _StepTimer:
@@ -117,7 +117,8 @@ def fit(
             _warn_of_few_updates(num_steps // config.optimizer.accumulate_steps, config)
             batch = f"{rows} rows of {windows.row_length} positions"
             dtype = f", computed in {config.backbone.dtype}" if registry.has_checkpoint(config) else ""
-            line.say(f"{training.epochs} epochs of {steps_per_epoch} steps, each of {batch}{dtype}")
+            epochs = "1 epoch" if training.epochs == 1 else f"{training.epochs} epochs"
+            line.say(f"{epochs} of {steps_per_epoch} steps, each of {batch}{dtype}")
         if checkpoints.latest_step is None:
             with line.doing("standardizing the readout"):
                 standardize(model, make_batches)

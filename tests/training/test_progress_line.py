@@ -50,7 +50,7 @@ def clock():
 
 @pytest.fixture
 def line(clock):
-    """Of a run of 4 epochs of 10 steps, that is looked at by the tests alone."""
+    """Shows a run of 4 epochs of 10 steps; only the tests look at it."""
     line = ProgressLine(clock)
     line.begin(0, 40, 10, 10)
     return line
