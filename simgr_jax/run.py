@@ -477,6 +477,7 @@ class Run:
             learned["training_sequences"] = fingerprint(split.train.values, split.train.offsets)
             trained_on.check(learned, self.workdir)
             if self.options.is_trained:
+                _ = self.windows  # Before the config is saved, so that rows that are too short can be corrected.
                 self._choose("training.batch_rows", self.batch_rows)
                 self._check_longer()
             if distributed.is_main():
