@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from simgr_jax.inputs.batch import TrainBatch
 from simgr_jax.ops.top_k import in_history
 
 SPEED = 10.0
@@ -36,31 +37,34 @@ class RepeatBias(nnx.Module):
 
     def in_cross_entropy(
         self,
-        losses: Float[Array, "B R"],
-        target_logits: Float[Array, "B R"],
-        logits_of_read: Float[Array, "B R R"],
-        is_in_history: Bool[Array, "B R R"],
-        is_target: Bool[Array, "B R R"],
+        losses: Float[Array, " B*R"],
+        batch: TrainBatch,
+        states: Float[Array, "B*R E"],
+        target_vectors: Float[Array, "B*R E"],
+        read_vectors: Float[Array, "B*R E"],
         temperature: Float[Array, ""],
-    ) -> Float[Array, "B R"]:
+    ) -> Float[Array, " B*R"]:
         """Full-catalog losses with the bias, from those without it. Only the history's logits change, so nothing is
         computed of other items.
 
         Args:
-          losses: -log p(target) without the bias.
-          target_logits: logits of the targets without the bias.
-          logits_of_read: [b, r, a], the logit of the item read at a after what was read up to r, without the bias.
-          is_in_history: [b, r, a], whether the item read at a counts for r (see `newest_in_history`).
-          is_target: [b, r, a], whether the item read at a is the target of r.
+          losses: -log p(target) without the bias, at the batch's readouts.
+          states: the users'; their dot products with items' vectors, divided by the temperature, are the logits.
+          target_vectors, read_vectors: of the targets, and of the items that were read last.
         """
         bias = self.bias / temperature
-        log_normalizers = (losses + target_logits)[..., None]
+        by_row = lambda of_readouts: of_readouts.reshape(*batch.targets.shape, -1)  # noqa: E731
+        # [b, r, a] is about the item read at a, as seen from r.
+        is_in_history = newest_in_history(batch.last_items, batch.starts)
+        is_target = batch.targets[:, :, None] == batch.last_items[:, None, :]
+        logits_of_read = jnp.einsum("bre,bae->bra", by_row(states), by_row(read_vectors)) / temperature
+        log_normalizers = by_row(losses + jnp.sum(states * target_vectors, axis=-1) / temperature)
         # exp of what other readouts have read may overflow, and 0 times its gradient is NaN.
         logits_of_read = jnp.where(is_in_history, logits_of_read, log_normalizers)
         share = jnp.sum(jnp.exp(logits_of_read - log_normalizers), axis=-1, where=is_in_history)
         # A history can have all of the probability as far as float32 can tell.
         change = jnp.log1p(jnp.maximum(jnp.expm1(bias) * share, -1 + 1e-6))
-        return losses + change - bias * jnp.any(is_in_history & is_target, axis=-1)
+        return losses + (change - bias * jnp.any(is_in_history & is_target, axis=-1)).reshape(-1)
 
 
 def newest_in_history(items: Int[Array, "B R"], starts: Bool[Array, "B R"]) -> Bool[Array, "B R R"]:

@@ -20,7 +20,7 @@ from simgr_jax.models import item_encoders, readout, user_pooling
 from simgr_jax.models.embed_tokens import embed_tokens, new_embedding
 from simgr_jax.models.model_inputs import Backbone, Catalog, ModelInputs
 from simgr_jax.models.options import COMPUTATION_KEYS, SHAPE_KEYS, ModelOptions
-from simgr_jax.models.repeat_bias import RepeatBias, newest_in_history
+from simgr_jax.models.repeat_bias import RepeatBias
 from simgr_jax.models.text_similarity import TextSimilarity
 from simgr_jax.ops import sampled_loss
 from simgr_jax.ops.clip_between import clip_between
@@ -316,7 +316,7 @@ class SimGR(nnx.Module):
         target_vectors = vectors_of(targets)
         loss, scalars = jnp.float32(0), {"temperature": temperature}
         if options.full_catalog_weight:
-            losses = self._full_catalog_losses(batch, states, vectors_of, item_vectors if dense else None, chunk)
+            losses = self._full_catalog_losses(batch, states, target_vectors, vectors_of, item_vectors, chunk)
             scalars["full_catalog_loss"] = mean_of_valid(losses, valid)
             loss += options.full_catalog_weight * scalars["full_catalog_loss"]
         if options.sampled_weight:
@@ -359,6 +359,7 @@ class SimGR(nnx.Module):
         self,
         batch: TrainBatch,
         states: Float[Array, "B*R E"],
+        target_vectors: Float[Array, "B*R E"],
         vectors_of: Callable[[Int[Array, " M"]], Float[Array, "M E"]],
         item_vectors: Float[Array, "N D"] | None,
         chunk: int,
@@ -366,6 +367,7 @@ class SimGR(nnx.Module):
         """
         Args:
           states: the users', in the similarity's space.
+          target_vectors: `vectors_of` the targets.
           vectors_of: items' vectors there.
           item_vectors: `encode_items()`; None computes the loss without them, in chunks.
         """
@@ -378,10 +380,10 @@ class SimGR(nnx.Module):
         def with_prior(vectors, prior):
             return vectors if prior is None else jnp.column_stack([vectors, prior])
 
-        def of_items(items):
-            return with_prior(vectors_of(items), None if prior is None else prior[items])
+        def prior_of(items):
+            return None if prior is None else prior[items]
 
-        target_vectors = of_items(targets)
+        target_vectors = with_prior(target_vectors, prior_of(targets))
         if item_vectors is not None:
             vectors = with_prior(self._compared(item_vectors, self._readings()), prior)
             losses = full_catalog_cross_entropy(states, vectors, targets, temperature, smoothing)
@@ -410,18 +412,9 @@ class SimGR(nnx.Module):
             )
         if self.repeat_bias is None:
             return losses
-        shape, read = batch.targets.shape, batch.last_items
-        by_row = lambda of_readouts: of_readouts.reshape(*shape, -1)  # noqa: E731
-        logits_of_read = jnp.einsum("bre,bae->bra", by_row(states), by_row(of_items(read.reshape(-1)))) / temperature
-        target_logits = jnp.sum(states * target_vectors, axis=-1).reshape(shape) / temperature
-        return self.repeat_bias.in_cross_entropy(
-            losses.reshape(shape),
-            target_logits,
-            logits_of_read,
-            newest_in_history(read, batch.starts),
-            batch.targets[:, :, None] == read[:, None, :],
-            temperature,
-        ).reshape(-1)
+        read = batch.last_items.reshape(-1)
+        read_vectors = with_prior(vectors_of(read), prior_of(read))
+        return self.repeat_bias.in_cross_entropy(losses, batch, states, target_vectors, read_vectors, temperature)
 
     def _catalog_chunk(self, num_queries: int) -> int:
         """How many of a device's items the full-catalog loss scores at once; 0 is all."""

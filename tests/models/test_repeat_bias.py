@@ -8,6 +8,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simgr_jax.inputs.batch import TrainBatch
 from simgr_jax.models.repeat_bias import SPEED, RepeatBias, newest_in_history
 from tests.models.conftest import NUM_ITEMS
 from tests.models.test_simgr import ROWS, batch_of, packed, ranking_of
@@ -32,6 +33,12 @@ def test_each_item_of_a_history_counts_once(read):
         counted = np.flatnonzero(found[place])
         assert ((counted >= begin) & (counted <= place)).all()
         assert sorted(items[0, counted]) == sorted(set(items[0, begin : place + 1]))
+
+
+def readouts_alone(read, targets, starts):
+    """A batch of rows in which a readout follows each item."""
+    places = np.broadcast_to(np.arange(read.shape[1]), read.shape)
+    return TrainBatch(read, np.cumsum(starts, axis=1), places, places, read, targets, np.ones(read.shape, bool))
 
 
 def logits(model, histories):
@@ -78,12 +85,12 @@ def test_its_gradient_is_that_of_the_dense_loss():
     def sparse(bias, users, items):
         layer = RepeatBias()
         layer.scaled[...] = bias / SPEED
-        values = users @ items.T / 0.5
-        of_targets = jnp.take_along_axis(values, targets[..., None], -1)[..., 0]
-        of_read = jnp.einsum("bre,bae->bra", users, items[read]) / 0.5
-        is_target = targets[:, :, None] == read[:, None, :]
-        losses = jax.nn.logsumexp(values, axis=-1) - of_targets
-        return jnp.mean(layer.in_cross_entropy(losses, of_targets, of_read, mask, is_target, jnp.float32(0.5)))
+        states = users.reshape(-1, 4)
+        of_targets, of_read = items[targets.reshape(-1)], items[read.reshape(-1)]
+        values = states @ items.T / 0.5
+        losses = jax.nn.logsumexp(values, axis=-1) - jnp.sum(states * of_targets, axis=-1) / 0.5
+        batch = readouts_alone(read, targets, starts)
+        return jnp.mean(layer.in_cross_entropy(losses, batch, states, of_targets, of_read, jnp.float32(0.5)))
 
     arguments = tuple(map(jnp.float32, (BIAS, users, items)))
     (wanted, expected), (value, found) = (jax.value_and_grad(f, (0, 1, 2))(*arguments) for f in (dense, sparse))
@@ -94,13 +101,13 @@ def test_its_gradient_is_that_of_the_dense_loss():
 def test_a_history_with_all_of_the_probability_gives_finite_losses_and_gradients():
     layer = RepeatBias()
     layer.scaled[...] = jnp.float32(-50 / SPEED)
+    batch = readouts_alone(np.array([[3]]), np.array([[4]]), np.array([[True]]))
 
-    def loss(of_read):
-        is_in_history = jnp.ones((1, 1, 1), bool)
-        losses, target_logits = jnp.full((1, 1), 40.0), jnp.zeros((1, 1))
-        return jnp.sum(layer.in_cross_entropy(losses, target_logits, of_read, is_in_history, ~is_in_history, 1.0))
+    def loss(read_vectors):
+        one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
+        return jnp.sum(layer.in_cross_entropy(jnp.full(1, 40.0), batch, one, zero, read_vectors, 1.0))
 
-    value, gradient = jax.value_and_grad(loss)(jnp.full((1, 1, 1), 40.0))
+    value, gradient = jax.value_and_grad(loss)(jnp.full((1, 1), 40.0))
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
