@@ -184,7 +184,11 @@ CASES = [
         "--config.training.row_length=3",
         message="config.training.row_length: 3 is too short for the item with the longest prompt, ",
     ),
-    llm_option("--config.prompt.item={title}", message="config.prompt.item: '{title}' has to end with {codes}"),
+    llm_option(
+        "--config.simgr.history=tokens",
+        "--config.prompt.item={title}",
+        message="config.prompt.item: '{title}' has to end with {codes}",
+    ),
     config_file(
         "text without a tokenizer",
         f"{USES_DEFAULT}    config.simgr.history, config.prompt.prefix = 'tokens', 'Bought:'\n    return config\n",
@@ -196,6 +200,7 @@ CASES = [
         message="config.prompt.prefix: is not read without config.backbone.checkpoint; set that, too, or leave this",
     ),
     llm_option(
+        "--config.simgr.history=tokens",
         "--config.prompt.item={title} {codes}",
         "--config.prompt.max_title_tokens=0",
         message="config.prompt.max_title_tokens: can't be 0; give a number",

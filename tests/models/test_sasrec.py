@@ -44,7 +44,7 @@ def norm(x, parameters):
 def numpy_states(model: SASRec, items: np.ndarray) -> np.ndarray:
     """[t, D], the states of one layer with two heads of width 8."""
     encoder = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model.encoder, nnx.Param)))
-    layer = jax.tree.map(lambda x: x[0], encoder["layers"])
+    layer = jax.tree.map(lambda x: x[0], encoder["layers"][0])
     linear = lambda x, parameters: x @ parameters["kernel"] + parameters["bias"]  # noqa: E731
     x = np.asarray(model.embedding)[items] + encoder["position_embedding"][: len(items)]
     normed = norm(x, layer["pre_attention_norm"])

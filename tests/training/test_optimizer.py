@@ -58,7 +58,7 @@ def test_weight_decay_touches_matrices_that_multiply_activations_and_nothing_els
     names = {True: set(), False: set()}
     for path, leaf in nnx.to_flat_state(decays):
         names[leaf.get_value()].add(".".join(map(str, path)))
-    block = "backbone.layers"
+    block = "backbone.layers.0"
     assert names[True] == {
         *(f"{block}.self_attn.{x}_proj.kernel" for x in "qkvo"),
         *(f"{block}.mlp.{x}_proj.kernel" for x in ("gate", "up", "down")),
