@@ -243,7 +243,8 @@ def scores(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("name", each(RUNS))
+# Gemma 4 can't be given vectors; its program, which replaces two tables, is run below.
+@pytest.mark.parametrize("name", each([name for name in RUNS if name != PER_LAYER_VECTORS]))
 def test_transformers_computes_the_hidden_states_that_were_trained(export, name):
     import torch
     from transformers import AutoModel
