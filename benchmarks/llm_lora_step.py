@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -32,6 +33,9 @@ ROUNDS, WARM_UP, STEPS = 3, 2, 5
 DTYPES = ("bfloat16", "float32")
 ITEMS, LEVELS, CODES = 3_541, 4, 256
 WORD = 216  # Any token of the LLM's; it comes before each item.
+# glibc keeps freed memory. By default it gives large blocks back, and where page faults are slow, torch's steps then
+# take several times as long.
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
 TEMPERATURE, LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 0.07, 1e-3, 0.01, 1.0
 LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.0}
 
@@ -214,7 +218,8 @@ def compare(dtype: str) -> dict[str, object]:
     for _ in range(ROUNDS):
         for name in PROGRAMS:
             command = [sys.executable, "-m", "benchmarks.llm_lora_step", *sys.argv[1:], "--measure", name, dtype]
-            result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            environment = os.environ | MALLOC
+            result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             rounds[name].append(json.loads(result.stdout.splitlines()[-1]))
             print(dtype, name, rounds[name][-1], flush=True)
     ours, torch = rounds["ours"], rounds["torch"]
