@@ -4,18 +4,31 @@
         --config.shared.llm.backbone.checkpoint=LLM --config.shared.random.backbone.checkpoint=RANDOM \\
         --config.models.small_with_text.overrides.item_reader.checkpoint=LLM
 
-LLM is a checkpoint, and RANDOM the same model with random weights. The data are in the P5 format, with titles. All rows
-have the same epochs and batches. A row reads texts with the LLM that it trains.
+LLM is a checkpoint, and RANDOM the same model with random weights (`python -m benchmarks.llm_variant --random`). The
+data are in the P5 format, with titles. All rows have the same epochs and batches. A row reads texts with the LLM that
+it trains.
+
+`configs/compare_llm.py:depth` compares the LLM's first layers and their random twins, which benchmarks.llm_variant
+writes to workdirs/llm_6_layers, workdirs/random_6_layers and so on. All of them read texts with LLM, or with RANDOM.
+
+    python -m simgr_jax.compare --config=configs/compare_llm.py:depth --config.base.data.path=DIR --workdir=DIR \\
+        --config.shared.llm.item_reader.checkpoint=LLM --config.shared.random.item_reader.checkpoint=RANDOM
 """
 
 from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
 from simgr_jax import default_config
+from simgr_jax.errors import UserError
+
+TABLES = ("parts", "depth")
+LAYERS = (6, 12, 18, 24, 30)
+SEEDS = (0, 1, 2)
 
 LLM, SCRATCH, TRADITIONAL = "SimGR on an LLM", "SimGR from scratch", "traditional"
 
@@ -27,34 +40,21 @@ FROM_TEXT = {
 }
 REPEATS = {"simgr": {"repeat_bias": True}}
 
+_row = runpy.run_path(str(Path(__file__).with_name("compare.py")))["_row"]
 
-def get_config() -> ml_collections.ConfigDict:
-    row = runpy.run_path(str(Path(__file__).with_name("compare.py")))["_row"]
+
+def get_config(table: str = "parts") -> ml_collections.ConfigDict:
+    """table: one of TABLES."""
+    if table not in TABLES:
+        raise UserError(f"--config=configs/compare_llm.py:{table}: no such table; choose one of {', '.join(TABLES)}")
+    models = _parts() if table == "parts" else _depths()
     backbone = {"checkpoint": "", "token_init": "reading", "dropout": 0.0, "remat": "dots"}
-    models = {
-        "pretrained": row(LLM, "simgr", shares=("repeats", "text", "llm"), trials=()),
-        # All weights are trained: adapters on random weights would be no rival.
-        "random": row(LLM, "simgr", shares=("repeats", "text", "random"), trials=()),
-        "without_readout": row(
-            *(LLM, "simgr", {"simgr": {"readout": "state"}}), shares=("repeats", "text", "llm"), trials=()
-        ),
-        "without_repeats": row(LLM, "simgr", shares=("text", "llm"), trials=()),
-        "without_text": row(
-            *(LLM, "simgr", {"backbone": {"token_init": "mean"}}), shares=("repeats", "llm"), trials=()
-        ),
-        "small": row(SCRATCH, "simgr", shares=("repeats",), trials=RATES),
-        "small_with_text": row(
-            *(SCRATCH, "simgr", {"item_reader": {"checkpoint": ""}}), shares=("repeats", "text"), trials=RATES
-        ),
-        "sasrec": row(TRADITIONAL, "sasrec", {"sasrec": {"loss": "full"}}, trials=RATES),
-        "item_knn": row(TRADITIONAL, "item_knn", trials=SHRINKAGES),
-        "popularity": row(TRADITIONAL, "popularity", trials=()),
-    }
+    reader = {} if table == "parts" else {"item_reader": {"checkpoint": ""}}
     return ml_collections.ConfigDict(
         {
             "base": _base(),
             "rows": tuple(models),
-            "reference": "pretrained",
+            "reference": next(iter(models)),
             "trial_epochs": 2,
             "finalists": 1,
             "inference": {"batch_size": 256, "batches": 4, "rounds": 3},
@@ -63,10 +63,12 @@ def get_config() -> ml_collections.ConfigDict:
                     "backbone": dict(backbone),
                     "lora": {"rank": 16},
                     "optimizer": {"backbone": {"learning_rate": 3e-4}},
+                    **reader,
                 },
                 "random": {
                     "backbone": dict(backbone),
                     "optimizer": {"backbone": {"learning_rate": 2e-4}},
+                    **reader,
                 },
                 "text": FROM_TEXT,
                 "repeats": REPEATS,
@@ -74,6 +76,45 @@ def get_config() -> ml_collections.ConfigDict:
             "models": models,
         }
     )
+
+
+def _parts() -> dict[str, dict[str, Any]]:
+    """The whole recipe, its rivals, and the recipe without each of its parts."""
+    models = {
+        "pretrained": _row(LLM, "simgr", shares=("repeats", "text", "llm"), trials=()),
+        # All weights are trained: adapters on random weights would be no rival.
+        "random": _row(LLM, "simgr", shares=("repeats", "text", "random"), trials=()),
+        "without_readout": _row(
+            *(LLM, "simgr", {"simgr": {"readout": "state"}}), shares=("repeats", "text", "llm"), trials=()
+        ),
+        "without_repeats": _row(LLM, "simgr", shares=("text", "llm"), trials=()),
+        "without_text": _row(
+            *(LLM, "simgr", {"backbone": {"token_init": "mean"}}), shares=("repeats", "llm"), trials=()
+        ),
+        "small": _row(SCRATCH, "simgr", shares=("repeats",), trials=RATES),
+        "small_with_text": _row(
+            *(SCRATCH, "simgr", {"item_reader": {"checkpoint": ""}}), shares=("repeats", "text"), trials=RATES
+        ),
+        "sasrec": _row(TRADITIONAL, "sasrec", {"sasrec": {"loss": "full"}}, trials=RATES),
+        "item_knn": _row(TRADITIONAL, "item_knn", trials=SHRINKAGES),
+        "popularity": _row(TRADITIONAL, "popularity", trials=()),
+    }
+    for name in ("pretrained", "random", "small", "small_with_text", "sasrec"):
+        models[name]["seeds"] = SEEDS
+    return models
+
+
+def _depths() -> dict[str, dict[str, Any]]:
+    """The LLM's first layers and their random twins, deepest first."""
+    return {
+        f"{name}_{layers}": _row(
+            *(LLM, "simgr", {"backbone": {"checkpoint": f"workdirs/{folder}_{layers}_layers"}}),
+            shares=("repeats", "text", folder),
+            trials=(),
+        )
+        for layers in reversed(LAYERS)
+        for name, folder in (("pretrained", "llm"), ("random", "random"))
+    }
 
 
 def _base() -> ml_collections.ConfigDict:

@@ -203,3 +203,12 @@ def test_the_llms_comparison_differs_in_what_each_row_names(root):
     texts = {"simgr.item_text", "semantic_ids.embeddings.names", "backbone.token_init"}
     assert found["without_text"] == {key: value for key, value in pretrained.items() if key not in texts}
     assert found["small"] == {"simgr.repeat_bias": True}
+
+
+def test_the_llms_depths_differ_in_their_checkpoints_alone(root):
+    values = runpy.run_path(str(root / "configs" / "compare_llm.py"))["get_config"]("depth")
+    values.shared.llm.item_reader.checkpoint, values.shared.random.item_reader.checkpoint = "llm", "random"
+    found = {row.name: row.overrides for row in rows.read(values)}
+    deepest = found["pretrained_30"]
+    assert found["pretrained_6"] == deepest | {"backbone.checkpoint": "workdirs/llm_6_layers"}
+    assert found["random_6"]["item_reader.checkpoint"] == "random" and "lora.rank" not in found["random_6"]
