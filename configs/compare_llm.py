@@ -57,7 +57,7 @@ def get_config(table: str = "parts") -> ml_collections.ConfigDict:
             "reference": next(iter(models)),
             "trial_epochs": 2,
             "finalists": 1,
-            "inference": {"batch_size": 256, "batches": 4, "rounds": 3},
+            "inference": {"batch_size": 256, "batches": 1, "rounds": 3},
             "shared": {
                 "llm": {
                     "backbone": dict(backbone),
