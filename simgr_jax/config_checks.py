@@ -17,11 +17,13 @@ _POSITIVE = (
     "data.max_items",
     "prompt.max_title_tokens",
     "item_reader.max_tokens",
+    "item_reader.lora_rank",
     "backbone.rope_theta",
     "backbone.norm_epsilon",
     "lora.alpha",
     "optimizer.learning_rate",
     "optimizer.backbone.learning_rate",
+    "optimizer.item_reader.learning_rate",
     "optimizer.accumulate_steps",
     "training.epochs",
     "training.log_every_steps",
@@ -42,6 +44,8 @@ _NOT_NEGATIVE = (
     "optimizer.clip_norm",
     "optimizer.backbone.weight_decay",
     "optimizer.backbone.clip_norm",
+    "optimizer.item_reader.weight_decay",
+    "optimizer.item_reader.clip_norm",
     "training.freeze_backbone_epochs",
 )
 _SHARES = (
@@ -49,6 +53,7 @@ _SHARES = (
     "item_reader.whitening",
     "optimizer.warmup_fraction",
     "optimizer.backbone.warmup_fraction",
+    "optimizer.item_reader.warmup_fraction",
     "optimizer.final_fraction",
 )
 _DECAYS = ("optimizer.beta1", "optimizer.beta2", "training.ema_decay")

@@ -87,6 +87,10 @@ def unread(config: ml_collections.ConfigDict) -> dict[str, str]:
         found |= {f"semantic_ids.{key}": why for key, why in build.unread(config.semantic_ids).items()}
     if not reads_item_texts(config):
         all_of("item_reader", why="config.semantic_ids.embeddings.names=llm" if options.reads_semantic_ids else "")
+    if not options.trains_item_reader:
+        why = "config.simgr.item_text=trained" if options.name == "simgr" else ""
+        found.setdefault("item_reader.lora_rank", why)
+        all_of("optimizer.item_reader", why=why)
     if not options.is_trained:
         all_of("optimizer")
         all_of("training")
@@ -122,7 +126,7 @@ def _unread_backbone(config: ml_collections.ConfigDict, options: ModelOptions, a
         all_of("backbone", (*read, "token_init"))
         all_of("backbone", [key for key in config.backbone if key != "token_init"], a_checkpoint)
     if not has_checkpoint:
-        all_of("lora", (), a_checkpoint)
+        all_of("lora", ("targets",) if options.trains_item_reader else (), a_checkpoint)
         all_of("optimizer.backbone", (), a_checkpoint)
         all_of("training", [key for key in config.training if key != "freeze_backbone_epochs"], a_checkpoint)
     elif not config.lora.rank:

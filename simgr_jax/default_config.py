@@ -109,6 +109,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "max_tokens": 64,
                 # The states' directions are divided by their deviation to this power: 0 leaves them, 1 whitens.
                 "whitening": 0.5,
+                # Of the adapters with which it is trained (simgr.item_text=trained).
+                "lora_rank": 16,
             },
             # How an LLM reads a history, for models that read tokens.
             "prompt": {
@@ -173,6 +175,8 @@ def get_config() -> ml_collections.ConfigDict:
                 # The same of a checkpoint's backbone: of LoRA's adapters, or of all its weights. What is not here, both
                 # groups share.
                 "backbone": {"learning_rate": 2e-4, "warmup_fraction": 0.05, "weight_decay": 0.01, "clip_norm": 1.0},
+                # And of an item reader that is trained.
+                "item_reader": {"learning_rate": 3e-4, "warmup_fraction": 0.05, "weight_decay": 0.01, "clip_norm": 1.0},
             },
             # The number of devices that split a batch ("data"), the parameters and the catalog ("fsdp"), and heads and
             # inner widths ("tensor"); -1 takes all that are left (docs/scale.md).

@@ -41,9 +41,10 @@ from simgr_jax.inputs.item_texts import ItemTexts
 from simgr_jax.inputs.prompts import ItemContents, Prompt
 from simgr_jax.inputs.training_windows import TrainingWindows
 from simgr_jax.models import parameters, popularity, registry
-from simgr_jax.models.model_inputs import Backbone, ModelInputs
+from simgr_jax.models.model_inputs import Backbone, Memory, ModelInputs
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.models.scratch import scratch_backbone
+from simgr_jax.models.text_reader import TextReader
 from simgr_jax.ops.top_k import Ranking
 from simgr_jax.semantic_ids import build, saved_ids
 from simgr_jax.semantic_ids.codes import SemanticIds
@@ -52,6 +53,7 @@ from simgr_jax.serving.histories import Histories
 from simgr_jax.training import loop, steps
 from simgr_jax.training.checkpoints import Checkpoints
 from simgr_jax.training.progress_line import ProgressLine
+from simgr_jax.training.reread import forget, make_reread
 from simgr_jax.workdir import config_file, trained_on
 from simgr_jax.workdir.atomic_write import one_line_on_a_full_disk, remove_leftovers
 from simgr_jax.workdir.cache import fingerprint
@@ -286,6 +288,12 @@ class Run:
         """
         return self.item_reader.readings()
 
+    def text_reader(self, room: int, rngs: nnx.Rngs) -> TextReader:
+        """See `ItemReader.text_reader`."""
+        adapters = registry.item_reader_adapters(self.config)
+        backbone = self.config.backbone
+        return self.item_reader.text_reader(room, adapters, rngs, dtype=backbone.dtype, remat=backbone.remat)
+
     @functools.cached_property
     def checkpoint(self) -> Checkpoint | None:
         """The LLM that the backbone starts from; None if it is trained from scratch."""
@@ -383,6 +391,7 @@ class Run:
             make_backbone,
             rngs,
             lambda: self.item_readings,
+            lambda room: self.text_reader(room, rngs),
         )
         model = registry.create(self.config, inputs)
         self._check_beam(model, self.list_length, "give at least that")
@@ -415,7 +424,8 @@ class Run:
 
     def _restore_best(self) -> Recommender:
         model = self.model
-        graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
+        parts = nnx.split(model, nnx.Param, Memory, ...)
+        graphdef, params, memory, rest = cast("tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.State]", parts)
         self._cost = {"train_seconds": 0.0, "train_targets_per_second": None}
         if not params:
             return model
@@ -429,7 +439,8 @@ class Run:
         with Checkpoints(folder, read_only=True) as checkpoints:
             params = checkpoints.restore_best(params)
             self._cost = {**checkpoints.training_cost()}
-        return nnx.merge(graphdef, params, *rest)
+        memory = make_reread(graphdef)(params, forget(memory), rest)
+        return nnx.merge(graphdef, params, memory, rest)
 
     # What a run does.
 

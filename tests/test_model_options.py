@@ -91,6 +91,10 @@ CASES = {
             "semantic_ids.embeddings.names": ("llm", "interactions"),
         },
     ),
+    "simgr with an LLM that learns to read texts": (
+        "simgr",
+        {"item_reader.checkpoint": "LLM", "simgr.item_text": "trained", "simgr.item_text_tokens": 128},
+    ),
     "simgr with an LLM that reads items": ("simgr", {"backbone.checkpoint": "LLM", "simgr.readout": "last_item"}),
     "lcrec with an LLM": ("lcrec", {"backbone.checkpoint": "LLM", "lora.rank": 2, "prompt.prefix": "bought"}),
     "rpg with graph search": ("rpg", {"rpg.decoding": "graph", "rpg.graph_neighbors": 8}),
@@ -224,6 +228,10 @@ def evidence(run: Run) -> Iterator[str]:
         pretrained = load_pretrained(run.checkpoint, run.tokenizer, *arguments)
         decoder = nnx.split(pretrained.decoder)
 
+    reader = None
+    if run.options.trains_item_reader:
+        reader = nnx.split(run.text_reader(run.options.item_text_tokens, nnx.Rngs(0)))
+
     def model():
         rngs = nnx.Rngs(config.seed)
 
@@ -232,7 +240,15 @@ def evidence(run: Run) -> Iterator[str]:
                 return Backbone(Transformer(scratch_config(config), rngs))
             return pretrained._replace(decoder=nnx.merge(*decoder))  # A copy, which adapters may change.
 
-        inputs = ModelInputs(items.num_items, items.semantic_ids, run.split.train, backbone, rngs, lambda: readings)
+        inputs = ModelInputs(
+            items.num_items,
+            items.semantic_ids,
+            run.split.train,
+            backbone,
+            rngs,
+            lambda: readings,
+            lambda room: nnx.merge(*reader),
+        )
         return registry.assemble(config, inputs)
 
     def loss(batch):

@@ -19,16 +19,17 @@ from simgr_jax.compilation.jaxpr import matmul_flops
 from simgr_jax.data.dataset import Sequences
 from simgr_jax.devices import sharding
 from simgr_jax.errors import UserError
-from simgr_jax.huggingface import families, pretrained
+from simgr_jax.huggingface import families, item_reader, pretrained
 from simgr_jax.huggingface.checkpoint import read_config
 from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
 from simgr_jax.inputs import prompts
 from simgr_jax.inputs.prompts import ItemContents
 from simgr_jax.inputs.training_windows import SHORTEST_ROW, TrainingWindows
-from simgr_jax.models import registry
-from simgr_jax.models.model_inputs import Backbone, ModelInputs
+from simgr_jax.models import lora, registry
+from simgr_jax.models.model_inputs import Backbone, Memory, ModelInputs
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.models.scratch import scratch_config
+from simgr_jax.models.text_reader import TextReader
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.run import Run
 from simgr_jax.semantic_ids.codes import SemanticIds
@@ -101,8 +102,26 @@ class PlannedRun(Run):
 
     @property
     def _reading_width(self) -> int:
-        config = read_config(pretrained.item_reader_path(self.config, weights=False))
-        return families.text_config(config).hidden_size
+        return families.text_config(self._reader_config).hidden_size
+
+    @functools.cached_property
+    def _reader_config(self) -> PretrainedConfig:
+        return read_config(pretrained.item_reader_path(self.config, weights=False))
+
+    def text_reader(self, room: int, rngs: nnx.Rngs) -> TextReader:
+        """With texts of the greatest length."""
+        count, longest, config = self.items.num_items, self.config.item_reader.max_tokens, self.config
+        options = {"max_length": longest, "dtype": config.backbone.dtype, "remat": config.backbone.remat}
+        shape = families.transformer_config(self._reader_config, **options)
+        shape = shape.first_layers(item_reader.layers_read(self._reader_config, config.item_reader.depth))
+        decoder = Transformer(shape, rngs)
+        nnx.update(decoder, jax.tree.map(lambda x: x.astype(shape.dtype), nnx.state(decoder)))
+        lora.add(decoder, registry.item_reader_adapters(config), rngs)
+        words = families.text_config(self._reader_config).vocab_size
+        embedding = jnp.zeros((words, shape.input_width), shape.dtype)
+        whitening = jnp.zeros(shape.width), jnp.zeros((shape.width, shape.width))
+        lengths, tokens = np.full(count, longest, np.int32), np.zeros((count, longest), np.int32)
+        return TextReader(decoder, embedding, tokens, lengths, *whitening, room)
 
     @functools.cached_property
     def windows(self) -> TrainingWindows:
@@ -129,7 +148,10 @@ class PlannedRun(Run):
         """
         if not self.options.is_trained:
             raise UserError(f'config.model: "{self.config.model}" is not trained, so there is no step to compile')
-        items = self.items  # Data are read before the tracing.
+        # Files are read before the tracing.
+        items, _ = self.items, self.longest_sequence
+        if self.options.trains_item_reader:
+            _ = self._reader_config
 
         def readings() -> Float[Array, "N X"]:
             # Nothing is made of an assumed catalog, which may be large.
@@ -138,7 +160,8 @@ class PlannedRun(Run):
         def make() -> Recommender:
             rngs, nobody = nnx.Rngs(self.config.seed), Sequences.from_lists([])
             backbone = lambda: self._backbone(rngs)  # noqa: E731
-            inputs = ModelInputs(items.num_items, items.semantic_ids, nobody, backbone, rngs, readings)
+            reader = lambda room: self.text_reader(room, rngs)  # noqa: E731
+            inputs = ModelInputs(items.num_items, items.semantic_ids, nobody, backbone, rngs, readings, reader)
             return registry.assemble(self.config, inputs)
 
         return nnx.eval_shape(make)
@@ -195,9 +218,9 @@ def _like(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDty
 def _step(run: PlannedRun, place: Callable, place_batch: Callable) -> tuple[Any, tuple]:
     """The step and its arguments, to which `place` and `place_batch` give their shardings."""
     ema_decay = run.config.training.ema_decay
-    graphdef, parameters, rest = nnx.split(run.abstract_model(), nnx.Param, ...)
+    graphdef, parameters, memory, rest = nnx.split(run.abstract_model(), nnx.Param, Memory, ...)
     # The number of steps is arbitrary: no shape depends on it.
     optimizer = optimizers.create(run.config, 1000 * run.config.optimizer.accumulate_steps)
-    state = place(abstract_state(parameters, optimizer, ema_decay))
+    state = place(abstract_state(parameters, optimizer, ema_decay, memory))
     step = make_train_step(graphdef, optimizer, ema_decay, run.config.seed, state)
     return step, (state, place(rest), place_batch(run.windows.batch_like(run.batch_rows)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 import ml_collections
@@ -21,9 +21,15 @@ from simgr_jax.huggingface.llm_tokenizer import load_tokenizer
 from simgr_jax.huggingface.load_weights import load_transformer, read_input_rows
 from simgr_jax.inputs.control_tokens import ControlTokens
 from simgr_jax.inputs.item_texts import tokens_around_text
+from simgr_jax.models import lora
+from simgr_jax.models.lora import LoRAConfig
+from simgr_jax.models.text_reader import TextReader
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.workdir.atomic_write import atomic_path
 from simgr_jax.workdir.cache import fingerprint, load_arrays
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Part of every fingerprint: increment it when the same texts give different states.
 VERSION = 1
@@ -32,26 +38,44 @@ _BATCH_TOKENS = 2048
 _STEP = 16
 
 
-def whiten(states: Float[np.ndarray, "N D"], power: float) -> Float[np.ndarray, "N D"]:
-    """The states in their principal directions, centered, each direction divided by its deviation to the `power`, and
-    then each state divided by its norm; float32.
+class Whitening(NamedTuple):
+    """The states of all texts share a mean and a few directions with most of their energy and little of their meaning.
 
-    The states of all texts share a mean and a few directions with most of their energy and little of their meaning.
-    Power 1 whitens (WhitenRec, https://arxiv.org/abs/2402.08920), which also raises noise; power 0 leaves the
-    directions as they are. The first K columns hold the most of any K before whitening. An item without text, whose
-    state is 0, stays 0.
+    Attributes:
+      center: float64 [D], the mean.
+      directions: float64 [D, D], the principal directions as columns, each divided by its deviation to a power. Power 1
+        whitens (WhitenRec, https://arxiv.org/abs/2402.08920), which also raises noise; power 0 leaves the directions as
+        they are. The first K columns hold the most of any K before whitening.
     """
-    has_text = states.any(axis=1)
-    centered = states[has_text].astype(np.float64)
-    centered -= centered.mean(axis=0)
+
+    center: Float[np.ndarray, " D"]
+    directions: Float[np.ndarray, "D D"]
+
+    def __call__(self, states: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+        """The states, centered and in the directions, each divided by its norm; float32. An item without text, whose
+        state is 0, stays 0."""
+        has_text = states.any(axis=1)
+        turned = (states[has_text].astype(np.float64) - self.center) @ self.directions
+        whitened = np.zeros(states.shape, np.float32)
+        whitened[has_text] = turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12)
+        return whitened
+
+
+def fit_whitening(states: Float[np.ndarray, "N D"], power: float) -> Whitening:
+    """The whitening of these states, without those that are 0."""
+    texts = states[states.any(axis=1)].astype(np.float64)
+    center = texts.sum(axis=0) / max(len(texts), 1)
+    centered = texts - center
     variances, directions = np.linalg.eigh(centered.T @ centered / max(len(centered), 1))
     # Beyond the rank of the states there is only rounding.
     variances = np.where(variances > 1e-10 * variances.max(), variances, np.inf)
     order = np.argsort(np.where(np.isfinite(variances), -variances, 0))
-    turned = centered @ (directions / variances ** (power / 2))[:, order]
-    whitened = np.zeros(states.shape, np.float32)
-    whitened[has_text] = turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12)
-    return whitened
+    return Whitening(center, (directions / variances ** (power / 2))[:, order])
+
+
+def layers_read(config: PretrainedConfig, depth: float) -> int:
+    """The number of layers that an LLM of this config reads with, of which `depth` is the share."""
+    return max(1, round(depth * families.text_config(config).num_hidden_layers))
 
 
 class ItemReader:
@@ -73,15 +97,36 @@ class ItemReader:
           cache: the folder for the states.
         """
         self.config, self._checkpoint, self._dtype, self._texts = config, checkpoint, dtype, list(texts)
-        count = families.text_config(checkpoint.config).num_hidden_layers
-        self._layers = max(1, round(config.depth * count))
+        self._layers = layers_read(checkpoint.config, config.depth)
         read = fingerprint(VERSION, checkpoint.path, self._layers, config.max_tokens, self._texts)
         self.fingerprint = fingerprint(read, config.whitening)
         self._path = cache / f"item_reader-{fingerprint(read, dtype)}.npz"
 
     def readings(self) -> Float[np.ndarray, "N D"]:
-        """Whitened mean states (see `whiten`)."""
-        return whiten(self._read_cached(), self.config.whitening)
+        """Whitened mean states."""
+        states = self._read_cached()
+        return fit_whitening(states, self.config.whitening)(states)
+
+    def text_reader(self, room: int, adapters: LoRAConfig, rngs: nnx.Rngs, **computation: str) -> TextReader:
+        """The LLM as a part of a model, which trains its adapters. It begins with the same readings, but for rounding.
+
+        Args:
+          room: tokens that it reads at once.
+          adapters: their rank and targets.
+          rngs: for the adapters.
+          computation: the decoder's `dtype`, also that of its weights, and its `remat`.
+        """
+        tokens = self._tokenize()
+        used, longest = self._used(tokens)
+        decoder, table = self._load(used, longest, **computation)
+        lora.add(decoder, adapters, rngs)
+        padded = np.zeros((len(tokens), longest), np.int32)
+        for row, one in zip(padded, tokens, strict=True):
+            row[: len(one)] = np.searchsorted(used, one)
+        center, directions = fit_whitening(self._read_cached(), self.config.whitening)
+        lengths = np.array([len(one) for one in tokens], np.int32)
+        whitening = center.astype(np.float32), directions.astype(np.float32)
+        return TextReader(decoder, table, padded, lengths, *whitening, room)
 
     def _read_cached(self) -> Float[np.ndarray, "N D"]:
         if any(distributed.all_gather(not self._path.exists())):
@@ -97,21 +142,35 @@ class ItemReader:
         attention, and its state says little (https://arxiv.org/abs/2309.17453)."""
         logging.info("Reading %d item texts with the LLM in %s", len(self._texts), self._checkpoint.path)
         tokens = self._tokenize()
-        used, longest = np.unique(np.concatenate(tokens)), max(map(len, tokens))
-        if not longest:
-            raise UserError(
-                f"config.item_reader: the tokenizer in {self._checkpoint.path} finds no token in any item text; give "
-                "the items text, or another LLM"
-            )
-        whole = families.transformer_config(self._checkpoint.config, max_length=longest, dtype=self._dtype)
-        config = whole.first_layers(self._layers)
-        model = load_transformer(self._checkpoint, config, self._dtype, sharding.variable_sharding)
-        table = jnp.asarray(read_input_rows(self._checkpoint, used), self._dtype)
-        states = np.zeros((len(tokens), config.width), np.float32)
+        used, longest = self._used(tokens)
+        model, table = self._load(used, longest, dtype=self._dtype)
+        states = np.zeros((len(tokens), model.config.width), np.float32)
         for rows, batch in _batches(tokens, used):
             means = np.asarray(_mean_states(model, table, sharding.split_batch(batch)))
             states[rows] = means[: len(rows)]
         return states
+
+    def _used(self, tokens: list[Int[np.ndarray, " T"]]) -> tuple[Int[np.ndarray, " W"], int]:
+        """The tokens that occur, and the length of the longest text.
+
+        Raises:
+          UserError: there is none.
+        """
+        if not (longest := max(map(len, tokens))):
+            raise UserError(
+                f"config.item_reader: the tokenizer in {self._checkpoint.path} finds no token in any item text; give "
+                "the items text, or another LLM"
+            )
+        return np.unique(np.concatenate(tokens)), longest
+
+    def _load(
+        self, used: Int[np.ndarray, " W"], longest: int, *, dtype: str, **computation: str
+    ) -> tuple[Transformer, Float[Array, "W E"]]:
+        """The LLM's first layers, for texts of up to `longest` tokens, and the embeddings of the used tokens."""
+        options = {"max_length": longest, "dtype": dtype, **computation}
+        config = families.transformer_config(self._checkpoint.config, **options).first_layers(self._layers)
+        model = load_transformer(self._checkpoint, config, dtype, sharding.variable_sharding)
+        return model, jnp.asarray(read_input_rows(self._checkpoint, used), dtype)
 
     def _tokenize(self) -> list[Int[np.ndarray, " T"]]:
         """Each text's tokens, cut to `config.max_tokens`, after those that the tokenizer begins every text with; none

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -13,10 +13,17 @@ from simgr_jax.data.dataset import Sequences
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.semantic_ids.codes import SemanticIds
 
+if TYPE_CHECKING:
+    from simgr_jax.models.text_reader import TextReader
+
 
 class Catalog(nnx.Variable):
     """What a model knows about the catalog but does not learn. It is recomputed from the data, not saved in
     checkpoints."""
+
+
+class Memory(nnx.Variable):
+    """What training steps hand on to later steps and do not learn by gradients. It is saved with the training state."""
 
 
 class Backbone(NamedTuple):
@@ -45,6 +52,8 @@ class ModelInputs(NamedTuple):
       rngs: for the random parameters.
       item_readings: gives the LLM's readings of the items' texts, float32 [N, X] (see `huggingface.item_reader`), for
         models that have a use for them.
+      text_reader: makes what reads the texts within a model, given the tokens that it reads at once, for models that
+        train it.
     """
 
     num_items: int
@@ -53,6 +62,7 @@ class ModelInputs(NamedTuple):
     backbone: Callable[[], Backbone]
     rngs: nnx.Rngs
     item_readings: Callable[[], np.ndarray] | None = None
+    text_reader: Callable[[int], TextReader] | None = None
 
     @property
     def item_counts(self) -> np.ndarray:

@@ -45,6 +45,11 @@ class ModelOptions:
         """Whether it needs an LLM's readings of the items' texts (`config.item_reader`)."""
         return False
 
+    @property
+    def trains_item_reader(self) -> bool:
+        """Whether this LLM is trained with the model."""
+        return False
+
     def unread(self) -> dict[str, str]:
         """The model's own options without effect, given the others, each with the setting that would give it one."""
         return {}

@@ -30,6 +30,10 @@ class Recommender(Protocol):
         """The number, the sum and the sum of the squares of the batch's states, by which `readout` is standardized
         before the first step. Only models with an attribute `readout` that is not None have this method."""
 
+    def read_catalog(self) -> None:
+        """Computes anew what the model remembers of the catalog. Only models with a `model_inputs.Memory` have this
+        method."""
+
     def catalog(self) -> Float[Array, ...]:
         """What ranking needs of the catalog and can be computed once for many batches (for SimGR: item vectors)."""
 

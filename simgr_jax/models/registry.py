@@ -63,6 +63,17 @@ def has_checkpoint(config: ml_collections.ConfigDict) -> bool:
     return options_of(config).takes_checkpoint and bool(config.backbone.checkpoint)
 
 
+def trains_item_reader(config: ml_collections.ConfigDict) -> bool:
+    """Whether the LLM that reads the items' texts is trained with the model."""
+    return options_of(config).trains_item_reader
+
+
+def item_reader_adapters(config: ml_collections.ConfigDict) -> lora.LoRAConfig:
+    """The adapters of the LLM that reads the items' texts: on the same projections as a backbone's, with alpha 2r."""
+    rank = config.item_reader.lora_rank
+    return lora.LoRAConfig(rank, 2.0 * rank, tuple(config.lora.targets), 0.0)
+
+
 def create(config: ml_collections.ConfigDict, inputs: ModelInputs) -> Recommender:
     """The model that `config.model` names, spread over the mesh.
 

@@ -12,20 +12,23 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from simgr_jax.devices import sharding
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
 from simgr_jax.models import item_encoders, readout, user_pooling
 from simgr_jax.models.embed_tokens import embed_tokens, new_embedding
+from simgr_jax.models.item_readings import Fresh, ItemReadings, TrainedReadings
 from simgr_jax.models.model_inputs import Backbone, Catalog, ModelInputs
 from simgr_jax.models.options import COMPUTATION_KEYS, SHAPE_KEYS, ModelOptions
 from simgr_jax.models.repeat_bias import RepeatBias
+from simgr_jax.models.text_reader import TextReader
 from simgr_jax.models.text_similarity import TextSimilarity
 from simgr_jax.ops import sampled_loss
 from simgr_jax.ops.clip_between import clip_between
 from simgr_jax.ops.sampled_loss import Negatives, sampled_cross_entropy
 from simgr_jax.ops.similarity_loss import (
+    MASKED,
     SIMILARITIES,
     full_catalog_cross_entropy,
     in_batch_cross_entropy,
@@ -41,7 +44,7 @@ AUTO_CHUNK = -1
 
 HISTORIES = ("item", "tokens")
 SAMPLED_FROM = ("uniform", "popularity")
-ITEM_TEXTS = ("none", "read")
+ITEM_TEXTS = ("none", "read", "trained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Options(ModelOptions):
       item_encoder_width: inner width of the MLP encoders.
       item_text: whether an item is also known by an LLM's reading of its text (`config.item_reader`): "none", or
         "read", which adds a trained map of it to the codes' aggregate, and the texts' similarity to the score (see
-        `text_similarity`).
+        `text_similarity`); or "trained", where this LLM is trained, too, by adapters (see `item_readings`).
+      item_text_tokens: how many tokens of items' texts a training step reads with "trained".
       item_text_dtype: how the readings are kept on the devices: "float32" or "bfloat16".
       item_text_dropout: rate on the history's text in the texts' similarity.
       similarity: "cosine" or "dot".
@@ -92,6 +96,7 @@ class Options(ModelOptions):
     item_encoder: str = "mean_mlp"
     item_encoder_width: int = 256
     item_text: str = "none"
+    item_text_tokens: int = 4096
     item_text_dtype: str = "float32"
     item_text_dropout: float = 0.5
     similarity: str = "cosine"
@@ -118,6 +123,7 @@ class Options(ModelOptions):
         self.require(self.item_encoder_width >= 1, "item_encoder_width", "give a number from 1")
         self.require_choice("item_text", ITEM_TEXTS)
         self.require_choice("item_text_dtype", ("float32", "bfloat16"))
+        self.require(self.item_text_tokens >= 1, "item_text_tokens", "give a number from 1, like 4096")
         self.require(0 <= self.item_text_dropout < 1, "item_text_dropout", "give a rate from 0 to below 1, like 0.5")
         self.require_choice("similarity", SIMILARITIES)
         self.require(self.temperature > 0, "temperature", "give a number above 0, like 0.07")
@@ -150,12 +156,18 @@ class Options(ModelOptions):
     def reads_item_texts(self) -> bool:
         return self.item_text != "none"
 
+    @property
+    def trains_item_reader(self) -> bool:
+        return self.item_text == "trained"
+
     def unread(self) -> dict[str, str]:
         unread = {}
         if self.item_encoder not in item_encoders.WITH_WIDTH:
             unread["item_encoder_width"] = f"item_encoder={item_encoders.WITH_WIDTH[0]}"
         if self.item_text == "none":
             unread |= dict.fromkeys(("item_text_dtype", "item_text_dropout"), "item_text=read")
+        if not self.trains_item_reader:
+            unread["item_text_tokens"] = "item_text=trained"
         if not self.learn_temperature:
             unread |= dict.fromkeys(("temperature_min", "temperature_max"), "learn_temperature=True")
         if not self.sampled_weight:
@@ -171,7 +183,8 @@ def create(config: ml_collections.ConfigDict, options: Options, inputs: ModelInp
     chosen = readout.choose(options.readout, bool(config.backbone.checkpoint), config.backbone.layers)
     options = dataclasses.replace(options, readout=chosen)
     readings = inputs.item_readings() if options.reads_item_texts else None
-    return SimGR(options, inputs.backbone(), inputs.semantic_ids, inputs.item_counts, inputs.rngs, readings)
+    reader = inputs.text_reader(options.item_text_tokens) if options.trains_item_reader else None
+    return SimGR(options, inputs.backbone(), inputs.semantic_ids, inputs.item_counts, inputs.rngs, readings, reader)
 
 
 class SimGR(nnx.Module):
@@ -181,6 +194,7 @@ class SimGR(nnx.Module):
       item_counts: int [N], how often each item occurs in training; for the log-Q correction, and for drawing negatives
         by popularity.
       item_readings: the LLM's readings of the items' texts, for `options.item_text`.
+      text_reader: what makes them, if it is trained.
     """
 
     def __init__(
@@ -191,6 +205,7 @@ class SimGR(nnx.Module):
         item_counts: np.ndarray,
         rngs: nnx.Rngs,
         item_readings: Float[np.ndarray, "N X"] | None = None,
+        text_reader: TextReader | None = None,
     ):
         self.options = options
         self.num_items, tokens = semantic_ids.num_items, semantic_ids.tokens
@@ -226,10 +241,13 @@ class SimGR(nnx.Module):
         self.readings, self.text_similarity = nnx.data(None), nnx.data(None)
         if item_readings is not None:
             self.text_similarity = TextSimilarity(item_readings.shape[1], options.item_text_dropout)
-            readings = jnp.pad(jnp.asarray(item_readings, options.item_text_dtype), (padding, (0, 0)))
-            self.readings = Catalog(readings, axes=("items", None))
+            self.readings = (
+                ItemReadings(item_readings, options.item_text_dtype)
+                if text_reader is None
+                else TrainedReadings(item_readings, options.item_text_dtype, text_reader)
+            )
             norm = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(self.embedding[...]), axis=1)))
-            self.item_encoder = item_encoders.WithText(self.item_encoder, readings.shape[1], shape.width, norm)
+            self.item_encoder = item_encoders.WithText(self.item_encoder, self.readings.width, shape.width, norm)
         self.backbone = backbone.decoder
         self.user_pooling = user_pooling.create(options.user_pooling, shape.width, rngs)
         self.repeat_bias = RepeatBias() if options.repeat_bias and options.full_catalog_weight else None
@@ -245,15 +263,19 @@ class SimGR(nnx.Module):
 
     def encode_items(self, items: Int[Array, " M"] | None = None) -> Float[Array, "M D"]:
         """Item vectors before the similarity's normalization; for the whole catalog if `items` is None."""
-        contents = self._contents()
-        if items is not None:
-            contents = jax.tree.map(lambda of_all: of_all[items], contents)
         encoder, _, table = self._whole_encoder()
-        return encoder(table, contents)
+        return encoder(table, self._contents(items))
 
-    def _contents(self) -> item_encoders.Contents:
-        """What the whole catalog's vectors are encoded from."""
-        return self.tokens[...] if self.readings is None else (self.tokens[...], self.readings[...])
+    def _contents(self, items: Int[Array, " M"] | None = None) -> item_encoders.Contents:
+        """What items' vectors are encoded from; the whole catalog's if `items` is None."""
+        tokens = self.tokens[...] if items is None else self.tokens[items]
+        return tokens if self.readings is None else (tokens, self._readings_of(items))
+
+    def _readings_of(self, items: Int[Array, " M"] | None = None) -> Float[Array, "M X"] | None:
+        """The readings of items' texts, those of the whole catalog if `items` is None; None if the model has none."""
+        if self.readings is None:
+            return None
+        return self.readings.table[...] if items is None else self.readings.of(items)
 
     def _whole_encoder(self) -> tuple[item_encoders.ItemEncoder, TextSimilarity | None, Float[Array, "V D"]]:
         """The item encoder, the texts' similarity and the table of token embeddings, whole on every device: they are
@@ -297,24 +319,33 @@ class SimGR(nnx.Module):
         # If the catalog is split over devices, no device holds all of its vectors.
         dense = options.full_catalog_weight and not chunk and not sharding.item_axes()
         item_vectors = self.encode_items() if dense else None
-        states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, item_vectors, rngs)
+        fresh = self._read_texts(batch, rngs)
+        # What was read is known of the users' items.
+        of_users = item_vectors if fresh is None else None
+        states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, of_users, rngs)
         states = batch.at_readouts(states).reshape(-1, states.shape[-1])
         targets, valid = batch.targets.reshape(-1), batch.valid.reshape(-1)
         temperature = self.temperature
 
         def vectors_of(items):
-            readings = None if self.readings is None else self.readings[items]
-            return self._compared(self._vectors_of(items, item_vectors), readings)
+            return self._compared(self._vectors_of(items, item_vectors), self._readings_of(items))
 
         if self.readout is not None:
-            last_vectors = self._vectors_of(batch.last_items.reshape(-1), item_vectors)
+            last_vectors = self._vectors_of(batch.last_items.reshape(-1), of_users)
             states = self.readout(states, to_similarity_space(last_vectors, options.similarity))
         states = to_similarity_space(states, options.similarity)
         if self.text_similarity is not None:
-            texts = self.text_similarity.of_users(self.readings[...], batch.last_items, batch.starts, rngs)
+            texts = self.text_similarity.of_users(self.readings.of(batch.last_items), batch.starts, rngs)
             states = jnp.concatenate([states, texts.reshape(len(states), -1)], axis=-1)
-        target_vectors = vectors_of(targets)
         loss, scalars = jnp.float32(0), {"temperature": temperature}
+        if fresh is not None:
+            losses, is_fresh = self._losses_among(fresh, batch, states)
+            scalars["item_text_loss"] = mean_of_valid(losses, valid & is_fresh)
+            loss += scalars["item_text_loss"]
+            # Below, all items have the readings that are remembered. If only the targets had fresh ones, the model
+            # would learn to tell which are fresh.
+            self.readings.fresh = nnx.data(None)
+        target_vectors = vectors_of(targets)
         if options.full_catalog_weight:
             losses = self._full_catalog_losses(batch, states, target_vectors, vectors_of, item_vectors, chunk)
             scalars["full_catalog_loss"] = mean_of_valid(losses, valid)
@@ -342,12 +373,47 @@ class SimGR(nnx.Module):
             loss += options.in_batch_weight * scalars["in_batch_loss"]
         return loss, scalars
 
+    def _read_texts(self, batch: TrainBatch, rngs: nnx.Rngs) -> Fresh | None:
+        """Reads texts with the LLM that is trained; None if there is none."""
+        if not isinstance(self.readings, TrainedReadings):
+            return None
+        items = jnp.concatenate([jnp.where(batch.valid, of, -1) for of in (batch.targets, batch.last_items)])
+        return self.readings.read_some(items.reshape(-1), self.num_items, rngs.negatives())
+
+    def _losses_among(
+        self, fresh: Fresh, batch: TrainBatch, states: Float[Array, "B*R E"]
+    ) -> tuple[Float[Array, " B*R"], Bool[Array, " B*R"]]:
+        """The cross-entropy over the catalog, estimated from the items whose texts this step has read; and whether the
+        target is one of them. A history's own items don't count.
+
+        This is what the LLM learns from.
+        """
+        targets = batch.targets.reshape(-1)
+        # The chance that an item is in the batch, for as many draws as there are targets.
+        in_batch = -jnp.expm1(-jnp.sum(batch.valid) * jnp.exp(self.log_q[fresh.items]))
+        chance = 1 - (1 - fresh.share_of_batch * in_batch) * (1 - fresh.share_of_others)
+        vectors = self._compared(self.encode_items(fresh.items), fresh.readings)
+        logits = states @ vectors.T / self.temperature - jnp.log(jnp.maximum(chance, 1e-9))
+        number = jnp.cumsum(batch.starts, axis=1)
+        in_history = (number[:, :, None] == number[:, None, :]) & jnp.tri(number.shape[1], dtype=bool)
+        is_read = (fresh.place[batch.last_items][..., None] == jnp.arange(len(fresh.items))).astype(jnp.float32)
+        of_history = (in_history.astype(jnp.float32) @ is_read).reshape(logits.shape) > 0
+        others = fresh.is_one & ~of_history & (fresh.items != targets[:, None])
+        place = fresh.place[targets]
+        target_logits = jnp.sum(states * vectors[place], axis=-1) / self.temperature
+        of_others = jax.nn.logsumexp(jnp.where(others, logits, MASKED), axis=-1)
+        return jnp.logaddexp(target_logits, of_others) - target_logits, place >= 0
+
     def state_moments(self, batch: TrainBatch) -> tuple[Float[Array, ""], Float[Array, " D"], Float[Array, " D"]]:
         """The number of the batch's states that are read, their sum and the sum of their squares."""
         states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, None)
         states = batch.at_readouts(states).astype(jnp.float32)
         states = jnp.where(batch.valid[..., None], states, 0).reshape(-1, states.shape[-1])
         return jnp.sum(batch.valid), jnp.sum(states, axis=0), jnp.sum(jnp.square(states), axis=0)
+
+    def read_catalog(self) -> None:
+        """Reads all items' texts."""
+        self.readings.read_all()
 
     def _draw_negatives(self, key: Array) -> Negatives:
         count = self.options.sampled_negatives
@@ -385,7 +451,7 @@ class SimGR(nnx.Module):
 
         target_vectors = with_prior(target_vectors, prior_of(targets))
         if item_vectors is not None:
-            vectors = with_prior(self._compared(item_vectors, self._readings()), prior)
+            vectors = with_prior(self._compared(item_vectors, self._readings_of()), prior)
             losses = full_catalog_cross_entropy(states, vectors, targets, temperature, smoothing)
         else:
             encoder, texts, table = self._whole_encoder()
@@ -423,7 +489,7 @@ class SimGR(nnx.Module):
         return choose_chunk(
             len(self.tokens) // sharding.shards("items"),
             num_queries // sharding.shards("queries"),
-            self.embedding.shape[1] + (0 if self.readings is None else self.readings.shape[1]),
+            self.embedding.shape[1] + (0 if self.readings is None else self.readings.width),
             sharding.device_memory(),
         )
 
@@ -452,10 +518,7 @@ class SimGR(nnx.Module):
         return jax.nn.log_softmax(scores / self.temperature)
 
     def item_vectors(self, catalog: Float[Array, "N D"]) -> Float[Array, "N E"]:
-        return self._compared(catalog, self._readings())[: self.num_items]
-
-    def _readings(self) -> Float[Array, "N X"] | None:
-        return None if self.readings is None else self.readings[...]
+        return self._compared(catalog, self._readings_of())[: self.num_items]
 
     def _compared(self, vectors: Float[Array, "M D"], readings: Float[Array, "M X"] | None) -> Float[Array, "M E"]:
         """Item vectors in the similarity's space. With texts' similarity, what it compares is further columns."""
@@ -466,7 +529,7 @@ class SimGR(nnx.Module):
 
     def rank(self, batch: RankBatch, catalog: Float[Array, "N D"], k: int, filter_history: bool) -> Ranking:
         users = self.user_vectors(batch, catalog)
-        items = sharding.constrain(self._compared(catalog, self._readings()), "items", None)
+        items = sharding.constrain(self._compared(catalog, self._readings_of()), "items", None)
         by_user, by_item = sharding.spec("queries"), sharding.spec("items")
         rank = sharding.per_device(
             partial(self._rank, k, filter_history),
@@ -490,7 +553,7 @@ class SimGR(nnx.Module):
         states = to_similarity_space(states, self.options.similarity)
         if self.text_similarity is None:
             return states
-        return jnp.concatenate([states, self.text_similarity.at_end(self.readings[...], batch.history)], axis=-1)
+        return jnp.concatenate([states, self.text_similarity.at_end(self.readings.table[...], batch.history)], axis=-1)
 
     def _rank(
         self,

@@ -52,24 +52,25 @@ class TextSimilarity(nnx.Module):
 
     def of_users(
         self,
-        readings: Float[Array, "N X"],
-        items: Int[Array, "B R"],
+        readings: Float[Array, "B R X"],
         starts: Bool[Array, "B R"],
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B R X"]:
         """What is compared with the items, after each of the items read one after the other.
 
         Args:
+          readings: of these items.
           starts: whether a history begins with the item.
           rngs: with a "dropout" stream in training.
         """
 
         def read(total, item):
-            items, starts = item
-            total = self._read(jnp.where(starts[:, None], 0, total), readings[items])
+            readings, starts = item
+            total = self._read(jnp.where(starts[:, None], 0, total), readings)
             return total, total
 
-        totals = jax.lax.scan(read, self._nothing_read(readings, items), (items.T, starts.T))[1]
+        in_order = jnp.swapaxes(readings, 0, 1), starts.T
+        totals = jax.lax.scan(read, jnp.zeros_like(readings[:, 0], jnp.float32), in_order)[1]
         totals = jnp.swapaxes(totals, 0, 1)
         return self._compared(self.dropout(totals, deterministic=rngs is None, rngs=rngs))
 
@@ -83,10 +84,8 @@ class TextSimilarity(nnx.Module):
         def read(total, items):
             return jnp.where(items[:, None] >= 0, self._read(total, readings[jnp.maximum(items, 0)]), total), None
 
-        return self._compared(jax.lax.scan(read, self._nothing_read(readings, history), history.T)[0])
-
-    def _nothing_read(self, readings: Float[Array, "N X"], items: Int[Array, "B R"]) -> Float[Array, "B X"]:
-        return jnp.zeros((len(items), readings.shape[1]))
+        nothing = jnp.zeros((len(history), readings.shape[1]))
+        return self._compared(jax.lax.scan(read, nothing, history.T)[0])
 
     def _read(self, total: Float[Array, "B X"], readings: Float[Array, "B X"]) -> Float[Array, "B X"]:
         """h after one more item."""

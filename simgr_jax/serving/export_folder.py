@@ -122,7 +122,7 @@ def _write_item_index(folder: Path, run: Exportable, model: SimGR, filter_histor
     if model.readout is not None:
         arrays["readout"], arrays["readout_bias"] = model.readout.folded()
     if model.text_similarity is not None:
-        readings = model.readings[: run.dataset.num_items]
+        readings = model.readings.table[: run.dataset.num_items]
         arrays["texts"] = np.asarray(model.text_similarity.of_items(readings))
         arrays["read_texts"] = np.asarray(model.text_similarity.of_read(readings))
     if model.has_collisions:

@@ -19,12 +19,14 @@ from simgr_jax.evaluation.metrics import SELECTION_METRIC
 from simgr_jax.inputs.train_batches import train_batches
 from simgr_jax.inputs.training_windows import TrainingWindows
 from simgr_jax.models import registry
+from simgr_jax.models.model_inputs import Memory
 from simgr_jax.models.recommender import Recommender
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training import steps
 from simgr_jax.training.checkpoints import Checkpoints, Progress
 from simgr_jax.training.metric_writer import MetricWriter
 from simgr_jax.training.progress_line import ProgressLine
+from simgr_jax.training.reread import make_reread
 from simgr_jax.training.standardize import standardize
 from simgr_jax.training.state import create_state, make_train_step
 from simgr_jax.training.stop_request import StopRequest
@@ -122,8 +124,8 @@ def fit(
         if checkpoints.latest_step is None:
             with line.doing("standardizing the readout"):
                 standardize(model, make_batches)
-        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-        state = create_state(params, optimizer, training.ema_decay)
+        graphdef, params, memory, rest = nnx.split(model, nnx.Param, Memory, ...)
+        state, reread = create_state(params, optimizer, training.ema_decay, memory), make_reread(graphdef)
         if checkpoints.latest_step is not None:
             # Frees the initial values, because there may be no room for two states.
             for leaf in jax.tree.leaves(state):
@@ -195,7 +197,9 @@ def fit(
                     metrics = None
                     if evaluates:
                         with line.doing("validating"):
-                            metrics = validate(nnx.merge(graphdef, state.evaluation_params, rest))
+                            state = state._replace(memory=reread(state.evaluation_params, state.memory, rest))
+                            model = nnx.merge(graphdef, state.evaluation_params, state.memory, rest)
+                            metrics = validate(model)
                         writer.write(step, {f"validation/{name}": value for name, value in metrics.items()})
                         line.validated(step, metrics)
                         progress = progress.after_evaluation(metrics[SELECTION_METRIC])

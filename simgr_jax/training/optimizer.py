@@ -1,9 +1,11 @@
 """AdamW with warm-up and cosine decay, clipping, and weight decay only where it belongs.
 
-A checkpoint's backbone has rates of its own, and may be frozen at first.
+A checkpoint's backbone has rates of its own, and may be frozen at first. So has an LLM that reads items' texts.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import jax
 import ml_collections
@@ -16,6 +18,7 @@ from simgr_jax.models import registry
 _NOT_DECAYED = ("embedding", "scale", "bias")
 # The parts of a model that a checkpoint fills, by their names in the model. LoRA's adapters are within them.
 _FROM_CHECKPOINT = ("backbone", "text_embedding")
+_ITEM_READER = "readings"
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict, num_steps: int, restart_step: int = 0) -> optax.Schedule:
@@ -68,8 +71,9 @@ def create(
 ) -> optax.GradientTransformation:
     """The optimizer of a run. Every `optimizer.accumulate_steps` batches make one update.
 
-    With a checkpoint there are two groups, each with its own schedule and its own norm for clipping: the new parts, and
-    the backbone, whose rates are `optimizer.backbone` and whose schedule begins after the batches of `frozen_steps`.
+    There are up to three groups, each with its own schedule and its own norm for clipping: the new parts; a
+    checkpoint's backbone, whose rates are `optimizer.backbone` and whose schedule begins after the batches of
+    `frozen_steps`; and the LLM that reads items' texts, whose rates are `optimizer.item_reader`.
 
     Args:
       config: `optimizer` and `training` are read.
@@ -88,13 +92,18 @@ def create(
             f"{num_steps}; lower it"
         )
     restart_step = options.restart_epoch * steps_per_epoch
-    new = _adamw(options, num_steps, restart_step)
-    if not registry.has_checkpoint(config):
-        return new
-    thawed = frozen_steps(config, steps_per_epoch)
-    rates = ml_collections.ConfigDict({**options, **options.backbone})
-    backbone = _adamw(rates, max(num_steps - thawed, 0), max(restart_step - thawed, 0))
-    return optax.partition({"new": new, "backbone": _at_rest(backbone) if frozen else backbone}, groups)
+    of_groups = {"new": _adamw(options, num_steps, restart_step)}
+    if registry.has_checkpoint(config):
+        thawed = frozen_steps(config, steps_per_epoch)
+        rates = ml_collections.ConfigDict({**options, **options.backbone})
+        backbone = _adamw(rates, max(num_steps - thawed, 0), max(restart_step - thawed, 0))
+        of_groups["backbone"] = _at_rest(backbone) if frozen else backbone
+    if registry.trains_item_reader(config):
+        rates = ml_collections.ConfigDict({**options, **options.item_reader})
+        of_groups["item_reader"] = _adamw(rates, num_steps, restart_step)
+    if len(of_groups) == 1:
+        return of_groups["new"]
+    return optax.partition(of_groups, lambda params: groups(params, of_groups))
 
 
 def _adamw(options: ml_collections.ConfigDict, num_steps: int, restart_step: int) -> optax.GradientTransformation:
@@ -124,7 +133,12 @@ def _at_rest(optimizer: optax.GradientTransformation) -> optax.GradientTransform
     )
 
 
-def groups(params: nnx.State) -> nnx.State:
-    """The name of each parameter's group, "new" or "backbone"."""
-    new, backbone = split_backbone(params)
-    return nnx.merge_state(jax.tree.map(lambda _: "new", new), jax.tree.map(lambda _: "backbone", backbone))
+def groups(params: nnx.State, names: Collection[str] = ("new", "backbone", "item_reader")) -> nnx.State:
+    """The name of each parameter's group; "new" for those of a group that is not among `names`."""
+    of_part = dict.fromkeys(_FROM_CHECKPOINT, "backbone") | {_ITEM_READER: "item_reader"}
+
+    def name(path: tuple, _: jax.Array) -> str:
+        group = of_part.get(path[0].key, "new")
+        return group if group in names else "new"
+
+    return jax.tree_util.tree_map_with_path(name, params)

@@ -13,8 +13,11 @@ from flax import nnx
 
 from simgr_jax.devices import sharding
 from simgr_jax.inputs.batch import TrainBatch
+from simgr_jax.models.model_inputs import Memory
 from simgr_jax.training import optimizer as optimizers
 from simgr_jax.training.random_keys import step_rngs
+
+NO_MEMORY = nnx.State({})
 
 
 class TrainState(NamedTuple):
@@ -23,12 +26,14 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32 [], batches seen.
       params: the trained parameters.
+      memory: what the model remembers from step to step (see `model_inputs.Memory`).
       averaged_params: exponential moving average of `params`, or None.
       optimizer_state: optax's.
     """
 
     step: jax.Array
     params: nnx.State
+    memory: nnx.State
     averaged_params: nnx.State | None
     optimizer_state: Any
 
@@ -38,7 +43,9 @@ class TrainState(NamedTuple):
         return self.params if self.averaged_params is None else self.averaged_params
 
 
-def create_state(params: nnx.State, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
+def create_state(
+    params: nnx.State, optimizer: optax.GradientTransformation, ema_decay: float, memory: nnx.State = NO_MEMORY
+) -> TrainState:
     """The state before the first step, split over the mesh.
 
     Args:
@@ -46,18 +53,21 @@ def create_state(params: nnx.State, optimizer: optax.GradientTransformation, ema
     """
     others = partial(_all_but_params, optimizer, ema_decay)
     others = jax.jit(others, out_shardings=sharding.shardings(jax.eval_shape(others, params)))
-    return others(params)._replace(params=params)
+    return others(params)._replace(params=params, memory=memory)
 
 
-def abstract_state(params: nnx.State, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
+def abstract_state(
+    params: nnx.State, optimizer: optax.GradientTransformation, ema_decay: float, memory: nnx.State = NO_MEMORY
+) -> TrainState:
     """The shapes of what `create_state` returns."""
-    return jax.eval_shape(partial(_all_but_params, optimizer, ema_decay), params)._replace(params=params)
+    others = jax.eval_shape(partial(_all_but_params, optimizer, ema_decay), params)
+    return others._replace(params=params, memory=memory)
 
 
 def _all_but_params(optimizer: optax.GradientTransformation, ema_decay: float, params: nnx.State) -> TrainState:
     # A copy, because the step donates its state, and no buffer may be donated twice.
     averaged = jax.tree.map(jnp.copy, params) if ema_decay else None
-    return TrainState(jnp.int32(0), None, averaged, optimizer.init(params))
+    return TrainState(jnp.int32(0), None, None, averaged, optimizer.init(params))
 
 
 def make_train_step(
@@ -84,10 +94,12 @@ def make_train_step(
         trained, fixed = split(state.params)
 
         def loss_of(trained):
-            params = nnx.merge_state(trained, fixed)
-            return nnx.merge(graphdef, params, catalog).loss(batch, step_rngs(seed, state.step))
+            memory = jax.tree.map(lambda x: x, state.memory)  # Variables of this trace, which the model may change.
+            model = nnx.merge(graphdef, nnx.merge_state(trained, fixed), memory, catalog)
+            loss, scalars = model.loss(batch, step_rngs(seed, state.step))
+            return loss, (scalars, nnx.state(model, Memory))
 
-        (loss, scalars), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        (loss, (scalars, memory)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
         # Counted here, where the whole batch is known: each process has only its own rows.
         scalars = {"targets": jnp.sum(batch.valid)} | scalars
         scalars |= {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
@@ -105,7 +117,8 @@ def make_train_step(
             before, fixed_average = split(averaged)
             after = optax.incremental_update(trained, before, jnp.where(is_finite, 1 - decay, 0))
             averaged = nnx.merge_state(after, fixed_average)
-        state = TrainState(state.step + 1, nnx.merge_state(trained, fixed), averaged, optimizer_state)
+        memory = keep_if_not(memory, state.memory)
+        state = TrainState(state.step + 1, nnx.merge_state(trained, fixed), memory, averaged, optimizer_state)
         return state, scalars | {"is_finite": is_finite}
 
     # The new state is split as the old one was.

@@ -92,3 +92,15 @@ def test_the_dtype_suits_the_devices_that_are_planned_for(tmp_path):
     tiny.backbone.dtype = "auto"
     assert PlannedRun(tiny, tmp_path, 50, "tpu").config.backbone.dtype == "bfloat16"
     assert PlannedRun(tiny, tmp_path, 50).config.backbone.dtype == choose_dtype("cpu")
+
+
+@pytest.mark.slow
+def test_a_trained_item_readers_texts_are_counted(tmp_path):
+    """Each further row of texts costs the same."""
+    flops = []
+    for item_text, rows in (("read", 0), ("trained", 1), ("trained", 2), ("trained", 3)):
+        tiny = llm_config(rank=2)
+        tiny.simgr.item_text, tiny.simgr.item_text_tokens = item_text, max(rows * 128, 1)
+        flops.append(model_flops(PlannedRun(tiny, tmp_path, num_items=60)))
+    without, *with_rows = flops
+    assert with_rows[2] - with_rows[1] == with_rows[1] - with_rows[0] > 0.2 * without

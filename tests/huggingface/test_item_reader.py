@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from simgr_jax.default_config import get_config
 from simgr_jax.huggingface import families, item_reader
 from simgr_jax.huggingface.checkpoint import Checkpoint
-from simgr_jax.huggingface.item_reader import ItemReader, whiten
+from simgr_jax.huggingface.item_reader import ItemReader, fit_whitening
 from simgr_jax.huggingface.load_weights import load_transformer, read_input_rows
 from tests.huggingface.make_golden import GOLDEN
 
@@ -52,7 +52,8 @@ def test_a_reading_is_the_mean_state_of_the_texts_tokens_without_the_first(folde
         positions = np.arange(20)[None]
         states = model(padded, (positions < len(tokens)).astype(int), positions)[0, : len(tokens)]
         expected.append(np.asarray(states[1:] if len(tokens) > 1 else states, np.float64).mean(axis=0))
-    expected = whiten(np.stack(expected), 0.0)
+    expected = np.stack(expected)
+    expected = fit_whitening(expected, 0.0)(expected)
     np.testing.assert_allclose(readings @ readings.T, expected @ expected.T, atol=1e-4)
 
 
@@ -78,7 +79,7 @@ def test_whitening_centers_and_evens_the_directions_out(power):
     expected = left[:, :7] * deviations[:7] ** (1 - power)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
 
-    whitened = whiten(states, power)
+    whitened = fit_whitening(states, power)(states)
     assert not whitened[7].any()
     rest = np.delete(whitened, 7, axis=0)
     np.testing.assert_allclose(np.abs(rest[:, :7]), np.abs(expected), atol=1e-4)

@@ -37,12 +37,13 @@ def codes() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def make_simgr(codes) -> Callable[..., SimGR]:
-    """A function (codes=..., text_embedding=..., readings=..., **changes of the options) -> SimGR of 37 items."""
+    """A function (codes=..., text_embedding=..., readings=..., reader=..., **changes of the options) -> SimGR of 37
+    items."""
 
-    def make(codes=codes, text_embedding=None, readings=None, **changes) -> SimGR:
+    def make(codes=codes, text_embedding=None, readings=None, reader=None, **changes) -> SimGR:
         rngs = nnx.Rngs(0)
         backbone = Backbone(Transformer(BACKBONE, rngs), text_embedding=text_embedding)
         ids, counts = SemanticIds(codes, CODEBOOK_SIZES), np.arange(NUM_ITEMS)
-        return SimGR(Options(**OPTIONS | changes), backbone, ids, counts, rngs, readings)
+        return SimGR(Options(**OPTIONS | changes), backbone, ids, counts, rngs, readings, reader)
 
     return make

@@ -10,18 +10,22 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
 from simgr_jax.devices import sharding
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
-from simgr_jax.models.model_inputs import Backbone
+from simgr_jax.models import lora
+from simgr_jax.models.model_inputs import Backbone, Memory
 from simgr_jax.models.simgr import Options, SimGR
+from simgr_jax.models.text_reader import TextReader
 from simgr_jax.models.transformer import Transformer
 from simgr_jax.models.transformer_config import DeltaNetShape, from_scratch_config
 from simgr_jax.semantic_ids.codes import SemanticIds
 from simgr_jax.training import optimizer as optimizers
+from simgr_jax.training.reread import make_reread
 from simgr_jax.training.state import create_state, make_train_step
 
 SIZES = (4, 5, 3)
@@ -55,6 +59,7 @@ CASES = {
             "label_smoothing": 0.0,
         },
     ),
+    "texts": ({}, {"history": "item", "item_text": "trained", "repeat_bias": True, "label_smoothing": 0.0}),
     "mixers": (
         {
             "convolution_width": 3,
@@ -88,10 +93,21 @@ def make_model(backbone: dict, options: dict, num_items: int = NUM_ITEMS) -> Sim
     config, rngs = from_scratch_config(**SHAPE | {"layers": layers} | backbone), nnx.Rngs(0)
     decoder = sharding.create(lambda rngs: Transformer(config, rngs), rngs)
     options = Options(**OPTIONS | options)
-    readings = np.random.default_rng(3).normal(size=(num_items, 6)) if options.item_text == "read" else None
-    model = SimGR(options, Backbone(decoder), semantic_ids(num_items), np.arange(num_items), rngs, readings)
+    readings = np.random.default_rng(3).normal(size=(num_items, 16)) if options.reads_item_texts else None
+    reader = make_reader() if options.trains_item_reader else None
+    model = SimGR(options, Backbone(decoder), semantic_ids(num_items), np.arange(num_items), rngs, readings, reader)
     sharding.place(model)
     return model
+
+
+def make_reader() -> TextReader:
+    """Reads some 17 of the 43 texts at once, in eight rows."""
+    rng, rngs = np.random.default_rng(5), nnx.Rngs(5)
+    decoder = sharding.create(lambda rngs: Transformer(from_scratch_config(**SHAPE), rngs), rngs)
+    lora.add(decoder, lora.LoRAConfig(2, 4.0, ("q_proj", "down_proj"), 0.0), rngs)
+    lengths, tokens = rng.integers(20, 101, NUM_ITEMS), rng.integers(0, 50, (NUM_ITEMS, 100))
+    embedding, center, directions = (rng.normal(size=size).astype(np.float32) for size in ((50, 16), 16, (16, 16)))
+    return TextReader(decoder, jnp.asarray(embedding), tokens, lengths, center, directions, room=8 * 128)
 
 
 def train_batch(history: str) -> TrainBatch:
@@ -120,10 +136,10 @@ def rank_batch(history: str) -> RankBatch:
 def train(backbone: dict, options: dict) -> tuple[dict, dict, list]:
     """The scalars and gradients of a step, and rankings after it, with history items and without."""
     model = make_model(backbone, options)
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    groups = ("new", "backbone")  # As with a checkpoint.
+    graphdef, params, memory, rest = nnx.split(model, nnx.Param, Memory, ...)
+    groups = ("new", "backbone", "item_reader")  # As with a checkpoint.
     optimizer = optax.partition(dict.fromkeys(groups, optax.adam(0.01)), optimizers.groups)
-    state = create_state(params, optimizer, ema_decay=0.5)
+    state = create_state(params, optimizer, 0.5, memory)
     step = make_train_step(graphdef, optimizer, 0.5, 0, state)
     batch = sharding.split_batch(train_batch(options["history"]))
     assert_is_cut(state)
@@ -132,12 +148,14 @@ def train(backbone: dict, options: dict) -> tuple[dict, dict, list]:
 
     cases = sharding.split_batch(rank_batch(options["history"]))
     rank = jax.jit(
-        lambda params, filters: (lambda model: model.rank(cases, model.catalog(), 10, filters))(
-            nnx.merge(graphdef, params, rest)
+        lambda params, memory, filters: (lambda model: model.rank(cases, model.catalog(), 10, filters))(
+            nnx.merge(graphdef, params, memory, rest)
         ),
-        static_argnums=1,
+        static_argnums=2,
     )
-    rankings = [jax.device_get(rank(state.params, filters)) for filters in (False, True)]
+    # The first ranks with what the step remembers, the second with the whole catalog read anew.
+    memories = state.memory, make_reread(graphdef)(state.params, state.memory, rest)
+    rankings = [jax.device_get(rank(state.params, memory, read)) for read, memory in enumerate(memories)]
     # After one step Adam's first moment is (1 - b1) times the gradient.
     gradients = [state.optimizer_state.inner_states[group].inner_state[0].mu for group in groups]
     return jax.device_get(scalars), jax.device_get(gradients), rankings

@@ -389,6 +389,7 @@ def test_options_that_have_no_effect_name_the_setting_that_gives_them_one():
         "item_encoder_width": "item_encoder=mean_mlp",
         "item_text_dtype": "item_text=read",
         "item_text_dropout": "item_text=read",
+        "item_text_tokens": "item_text=trained",
         "temperature_min": "learn_temperature=True",
         "temperature_max": "learn_temperature=True",
         "log_q": "in_batch_weight above 0",

@@ -42,7 +42,7 @@ def test_a_history_is_the_decayed_sum_of_its_readings_in_training_and_at_its_end
     decay = 1 / (1 + np.exp(0.4))
     items = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]])
     starts = np.array([[True, False, False, True, False], [True, False, False, True, True]])
-    found = layer.of_users(jnp.asarray(READINGS), items, starts)
+    found = layer.of_users(jnp.asarray(READINGS)[items], starts)
     histories = {(0, 2): [3, 1, 4], (0, 4): [1, 5], (1, 0): [9], (1, 2): [9, 2, 6]}
     for place, history in histories.items():
         np.testing.assert_allclose(found[place], user_part(history, decay, 1.7), rtol=1e-5, atol=1e-6)
@@ -57,9 +57,9 @@ def test_it_begins_as_the_similarity_of_texts_and_dropout_hides_parts_of_the_his
     np.testing.assert_allclose(layer.of_items(jnp.asarray(READINGS)), READINGS, rtol=1e-5)
     items, starts = np.tile(np.arange(20), (9, 1)), np.ones((9, 20), bool)
     np.testing.assert_allclose(
-        layer.of_users(jnp.asarray(READINGS), items, starts), READINGS[items], rtol=1e-5, atol=1e-7
+        layer.of_users(jnp.asarray(READINGS)[items], starts), READINGS[items], rtol=1e-5, atol=1e-7
     )
-    hidden = np.asarray(layer.of_users(jnp.asarray(READINGS), items, starts, nnx.Rngs(dropout=0))) == 0
+    hidden = np.asarray(layer.of_users(jnp.asarray(READINGS)[items], starts, nnx.Rngs(dropout=0))) == 0
     assert abs(hidden.mean() - 0.5) < 0.06
 
 
