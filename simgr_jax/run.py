@@ -118,6 +118,18 @@ def _on_mesh(method: Method) -> Method:
     return wrapped  # type: ignore[return-value]
 
 
+def _check_split(key: str, rows: int) -> None:
+    """
+    Raises:
+      UserError: the context's mesh can't split the rows of `config.KEY` evenly.
+    """
+    if rows % (parts := sharding.shards("batch")):
+        raise UserError(
+            f"config.{key}: {rows} can't be split over the {parts} devices of config.mesh.data and fsdp; give a "
+            "multiple"
+        )
+
+
 class Run:
     """One run: its config, its workdir, and everything that follows from them, made when it is first asked for.
 
@@ -178,19 +190,9 @@ class Run:
           devices: None uses all devices; to compile for a topology, give its devices.
 
         Raises:
-          UserError: the mesh does not fit the devices, or batches do not fit the mesh.
+          UserError: the mesh does not fit the devices.
         """
         with jax.set_mesh(sharding.make_mesh(self.config.mesh, devices)):
-            parts = sharding.shards("batch")
-            # 0 rows become a multiple when the run chooses them.
-            rows = {"training.batch_rows": self.config.training.batch_rows} if self.options.is_trained else {}
-            rows["evaluation.batch_size"] = self.config.evaluation.batch_size
-            for key, count in rows.items():
-                if count % parts:
-                    raise UserError(
-                        f"config.{key}: {count} can't be split over the {parts} devices of config.mesh.data and fsdp; "
-                        "give a multiple"
-                    )
             yield
 
     # What the run reads.
@@ -363,8 +365,14 @@ class Run:
 
     @property
     def batch_rows(self) -> int:
-        """The rows of a training batch. Call it on the run's mesh, which shares them."""
-        return self.config.training.batch_rows or steps.choose_batch_rows(self.config, self.windows)
+        """The rows of a training batch. Call it on the run's mesh, which shares them.
+
+        Raises:
+          UserError: they don't fit the mesh.
+        """
+        rows = self.config.training.batch_rows or steps.choose_batch_rows(self.config, self.windows)
+        _check_split("training.batch_rows", rows)
+        return rows
 
     # The model.
 
@@ -402,6 +410,7 @@ class Run:
     def ranker(self) -> Ranker:
         """Ranks with models of the run's structure."""
         config = self.config
+        _check_split("evaluation.batch_size", config.evaluation.batch_size)
         arguments = (config.evaluation.batch_size, config.data.max_items, self.longest_prompt)
         return Ranker(self.model, self.prompt, *arguments)
 
@@ -472,6 +481,10 @@ class Run:
     def _train(self) -> None:
         with ProgressLine() as line:
             saved_config.check_same(self.config, self.workdir, may_be_longer=True)
+            # Before the data are prepared.
+            _check_split("evaluation.batch_size", self.config.evaluation.batch_size)
+            if self.options.is_trained:  # 0 is chosen later.
+                _check_split("training.batch_rows", self.config.training.batch_rows)
             with line.doing("opening the checkpoint"):
                 _ = self.checkpoint  # First, so that a bad one is reported before the data are prepared.
             with line.doing("preparing the data"):
@@ -551,10 +564,11 @@ class Run:
           UserError: there is no such split, or no checkpoint.
         """
         cases, model = self._judged_cases(split), self.best_model()
-        rankings = {
-            LEFT_IN: self.ranker.rank(model, cases, self.list_length),
-            FILTERED: self.ranker.rank(model, cases, self.list_length, filter_history=True),
-        }
+        with ProgressLine() as line, line.doing(f"judging the {split} split"):
+            rankings = {
+                LEFT_IN: self.ranker.rank(model, cases, self.list_length),
+                FILTERED: self.ranker.rank(model, cases, self.list_length, filter_history=True),
+            }
         facts = {"model": self.config.model, "num_parameters": parameters.total(model), **self._cost}
         return self._report(self._report_folder(split), split, rankings, facts, self.log())
 

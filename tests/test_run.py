@@ -263,3 +263,12 @@ def test_a_config_with_keys_of_its_own_is_refused(tmp_path):
     config.extra = 1
     with pytest.raises(simgr_jax.UserError, match=r"config\.extra: the config has no such key"):
         simgr_jax.fit(config, workdir=tmp_path)
+
+
+def test_rows_that_the_devices_cant_share_are_refused_where_they_are_used(workdir, run, monkeypatch):
+    monkeypatch.setattr("simgr_jax.run.sharding.shards", lambda axis: 3)
+    again = simgr_jax.load(workdir)
+    with pytest.raises(simgr_jax.UserError, match=r"training\.batch_rows: \d+ can't be split over the 3 devices"):
+        again.batch_rows  # noqa: B018
+    with pytest.raises(simgr_jax.UserError, match=r"config\.evaluation\.batch_size: 64 can't be split"):
+        again.ranker  # noqa: B018

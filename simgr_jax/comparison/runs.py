@@ -316,9 +316,13 @@ def _check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
         saved_config.check_same(config, workdir, f"remove {workdir}, and it will be trained again")
 
 
-def _begin(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def _begin(config: ml_collections.ConfigDict, workdir: Path, chosen_in: Path | None = None) -> None:
+    """
+    Args:
+      chosen_in: the workdir of a run that has made the choices which the config leaves open; by default `workdir`.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    config_file.save(saved_config.with_choices(config, workdir).to_dict(), workdir)
+    config_file.save(saved_config.with_choices(config, chosen_in or workdir).to_dict(), workdir)
 
 
 def _train_trial(config: ml_collections.ConfigDict, workdir: Path, title: str) -> float:
@@ -335,8 +339,9 @@ def _train_trial(config: ml_collections.ConfigDict, workdir: Path, title: str) -
 
 
 def _copy_learned(source: Path, workdir: Path) -> None:
-    """Copies what another run learned, if anything, so that nothing is left to train."""
+    """Copies what another run learned, if anything, so that nothing is left to train; and what it chose."""
     if (source / "checkpoints").exists():
+        _begin(saved_config.load(workdir), workdir, source)
         shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
         for name in ("metrics.jsonl", *LEARNED_FILES):
             (workdir / name).unlink(missing_ok=True)

@@ -31,6 +31,8 @@ from simgr_jax.training.standardize import standardize
 from simgr_jax.training.state import create_state, make_train_step
 from simgr_jax.training.stop_request import StopRequest
 
+# The host prepares this many steps ahead of the device. More would only delay a request to stop.
+STEPS_AHEAD = 4
 # With fewer updates an LLM hardly learns (docs/llm_training.md).
 FEW_UPDATES = 50
 
@@ -159,6 +161,8 @@ def fit(
                 step += 1
                 pending.append(scalars)
                 line.started(step, scalars)
+                if len(pending) > STEPS_AHEAD:
+                    jax.block_until_ready(pending[-1 - STEPS_AHEAD])
 
                 evaluates = step % evaluate_every == 0 or step == num_steps
                 stops = stop.at(step, state)

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from simgr_jax.comparison import runs as runs_lib
 from simgr_jax.comparison.rows import read
 from simgr_jax.comparison.runs import RunFailed, Runs, finished_workdirs
 from simgr_jax.errors import UserError
+from simgr_jax.run import Run
+from simgr_jax.workdir import config_file
 
 
 @pytest.fixture
@@ -248,12 +251,18 @@ TAKES_OVER = {"overrides": {"model": "rpg", "rpg": {"decoding": "graph"}}, "trai
 
 
 def test_a_row_takes_over_what_another_learned(launched, tmp_path):
-    models = {"a": {"overrides": {"model": "rpg"}, "trials": rates(0.1, 0.2), "seeds": (0, 1)}}
-    runs, (source, row) = begin(tmp_path, **models, b=TAKES_OVER)
+    rows_open = {"overrides": {"model": "rpg", "training": {"batch_rows": 0}}}
+    models = {"a": rows_open | {"trials": rates(0.1, 0.2), "seeds": (0, 1)}}
+    takes_over = copy.deepcopy(TAKES_OVER)
+    takes_over["overrides"]["training"] = {"batch_rows": 0}
+    runs, (source, row) = begin(tmp_path, **models, b=takes_over)
     with pytest.raises(RunFailed, match="takes over the models of a, which is not trained; train that too"):
         runs.tune(row)
     tuning = runs.tune(source)
     runs.train(source, 0, tuning)
+    chosen = Run.load(tmp_path / "runs" / "a")
+    chosen._choose("training.batch_rows", 8)
+    config_file.save(chosen.config.to_dict(), chosen.workdir)
     learned = tmp_path / "runs" / "a" / "checkpoints" / "10" / "weights"
     learned.parent.mkdir()
     learned.write_text("learned")
@@ -264,6 +273,7 @@ def test_a_row_takes_over_what_another_learned(launched, tmp_path):
     assert (tmp_path / "runs" / "b" / "checkpoints" / "10" / "weights").read_text() == "learned"
     values = written_config(tmp_path / "runs" / "b")
     assert (values["rpg.decoding"], values["optimizer.learning_rate"]) == ("graph", 0.1)
+    assert values["training.batch_rows"] == 8
     with pytest.raises(RunFailed, match="takes over a-1, which is not trained"):
         runs.train(row, 1, tuning)
 

@@ -177,7 +177,7 @@ def test_the_llm_learns_from_an_estimate_of_the_cross_entropy_over_the_catalog(m
 def test_all_else_is_learned_as_with_fixed_readings(make, make_simgr, changes):
     """If the model remembers what it would read, its other losses are those of a model with these readings."""
     model = make(1, **changes)
-    found, gradients = train(model, packed(model))
+    found, _ = train(model, packed(model))
     fixed = make_simgr(readings=np.asarray(model.readings.table), item_text="read", item_text_dropout=0.0, **changes)
     wanted, _ = train(fixed, packed(fixed))
     for name in set(wanted) - {"loss", "sampled_loss"}:  # The sampled loss has other negatives.
