@@ -1,11 +1,11 @@
 """Compiles train steps of Qwen3 for TPU slices and records their memory and the bounds on their speed.
 
-    python -m benchmarks.scale [--part=table|weak_scaling] [--only=qwen3-8b,v5e]
+    python -m benchmarks.scale [--part=table|weak_scaling|llm] [--only=qwen3-8b,v5e]
     python -m benchmarks.scale --markdown    # compiles nothing; prints the tables of results/scale.md
 
 Needs libtpu (pip install "jax[tpu]") but no TPU. Each case is compiled in a separate process and takes a minute or two.
-Cases that are already in results/scale.json or results/weak_scaling.json are skipped, so that an interrupted run can
-continue; remove the file to start again.
+Cases that are already in results/scale.json, results/weak_scaling.json or results/llm_memory.json are skipped, so that
+an interrupted run can continue; remove the file to start again.
 """
 
 from __future__ import annotations
@@ -88,7 +88,34 @@ def weak_scaling() -> Iterator[tuple[str, dict[str, Any]]]:
             )
 
 
-PARTS = {"table": ("scale", table), "weak_scaling": ("weak_scaling", weak_scaling)}
+# What the llm configs need: batches as they choose them, or for tokens rows of 512. A chip with 95 GiB shows the whole
+# need, and four of them what the largest model needs with all weights.
+ONE_CHIP, FOUR_CHIPS = "v5p:1x1x1", "v5p:2x2x1"
+LLM_ROWS, LLM_ITEMS = 16, 100_000
+BY_TOKENS = {"simgr.history": "tokens", "prompt.prefix": "", "prompt.item": "{codes}"}
+LLM_WAYS = {"lora": ("lora", 64, {}), "tokens": ("titles", 512, BY_TOKENS), "full": ("full", 64, {})}
+
+
+def llm() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Like `table`: the configs of configs/llm.py on one chip."""
+    for model in ("qwen3-0.6b", "qwen3-1.7b", "qwen3-8b"):
+        for name, (way, row_length, options) in LLM_WAYS.items():
+            topology = FOUR_CHIPS if (model, name) == ("qwen3-8b", "full") else ONE_CHIP
+            chips = 4 if topology == FOUR_CHIPS else 1
+            yield (
+                f"{model} {name} {LLM_ITEMS} {topology}",
+                {
+                    "model": model,
+                    "way": way,
+                    "num_items": LLM_ITEMS,
+                    "topology": topology,
+                    "rows": LLM_ROWS // chips,
+                    "options": options | {"training.row_length": row_length},
+                },
+            )
+
+
+PARTS = {"table": ("scale", table), "weak_scaling": ("weak_scaling", weak_scaling), "llm": ("llm_memory", llm)}
 
 
 def measure(model: str, way: str, num_items: int, topology: str, rows: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +172,7 @@ def _speed(found) -> dict[str, Any]:
 
 def _markdown(part: str, figures: dict[str, dict[str, Any]]) -> None:
     """Prints a part's table, one row per case."""
-    if part == "table":
+    if part != "weak_scaling":
         columns = ["model", "trained", "items", "slice", "rows", "fits", "peak GiB", "at best ms", "utilisation"]
         columns += ["in sequence ms", "utilisation"]
     else:
@@ -153,7 +180,7 @@ def _markdown(part: str, figures: dict[str, dict[str, Any]]) -> None:
         columns += ["utilisation at best", "in sequence"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for case, found in figures.items():
-        print(f"| {' | '.join((_table_row if part == 'table' else _scaling_row)(case, found))} |")
+        print(f"| {' | '.join((_scaling_row if part == 'weak_scaling' else _table_row)(case, found))} |")
     print()
 
 
@@ -191,10 +218,13 @@ def main() -> None:
             # Print in the order of the cases, not of compilation.
             _markdown(part, {case: figures[case] for case, _ in cases() if case in figures})
             continue
-        config = {
-            "row_length": ROW_LENGTH,
+        of_part = (
+            {"ways": {name: [config, length, options] for name, (config, length, options) in LLM_WAYS.items()}}
+            if part == "llm"
+            else {"row_length": ROW_LENGTH, "options": OPTIONS}
+        )
+        config = of_part | {
             "items_code_levels": 4,
-            "options": OPTIONS,
             "chips": {kind: _rates(CHIPS[kind]) for kind in ROWS_PER_CHIP},
             "libtpu": importlib.metadata.version("libtpu"),
         }
@@ -209,7 +239,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("part", None, list(PARTS), "The part to run; both by default.")
+    flags.DEFINE_enum("part", None, list(PARTS), "The part to run; all by default.")
     flags.DEFINE_bool("markdown", False, "Print the results as tables.")
     flags.DEFINE_string("only", "", "Words, separated by commas, that a case's name must contain.")
     cli.run(main)
