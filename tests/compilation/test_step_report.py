@@ -66,7 +66,7 @@ def test_unknown_topologies_are_refused_with_the_known_ones(name):
     with pytest.raises(UserError) as error:
         open_topology(name)
     message = str(error.value)
-    assert message.startswith(f"--topology={name}: is unknown; give one of v4:2x2x1, ")
+    assert message.startswith(f"--topology={name}: is unknown; give one of v4:1x1x1, ")
     assert "v5e:1x1, 2x2, 2x4, 4x4" in message
     assert message.endswith("or cpu:8, any number of CPU devices")
 
