@@ -46,7 +46,7 @@ _NOT_NEGATIVE = (
     "optimizer.backbone.clip_norm",
     "optimizer.item_reader.weight_decay",
     "optimizer.item_reader.clip_norm",
-    "training.freeze_backbone_epochs",
+    "training.freeze_epochs",
 )
 _SHARES = (
     "item_reader.depth",
@@ -91,9 +91,9 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.optimizer.restart_epoch: {config.optimizer.restart_epoch} leaves no epoch of "
             f"config.training.epochs = {config.training.epochs}; give fewer, or 0 for no restart"
         )
-    if values.get("training.freeze_backbone_epochs", 0) > values.get("training.epochs", 0):
+    if values.get("training.freeze_epochs", 0) > values.get("training.epochs", 0):
         raise UserError(
-            f"config.training.freeze_backbone_epochs: {config.training.freeze_backbone_epochs} is more than "
+            f"config.training.freeze_epochs: {config.training.freeze_epochs} is more than "
             f"config.training.epochs = {config.training.epochs}; give at most that, or 0"
         )
     row_length, max_items = values.get("training.row_length"), config.data.max_items

@@ -125,10 +125,11 @@ def _unread_backbone(config: ml_collections.ConfigDict, options: ModelOptions, a
         read = (*options.backbone_keys, "checkpoint") if options.takes_checkpoint else options.backbone_keys
         all_of("backbone", (*read, "token_init"))
         all_of("backbone", [key for key in config.backbone if key != "token_init"], a_checkpoint)
+    if not has_checkpoint and not options.trains_item_reader:
+        all_of("training", [key for key in config.training if key != "freeze_epochs"], a_checkpoint)
     if not has_checkpoint:
         all_of("lora", ("targets",) if options.trains_item_reader else (), a_checkpoint)
         all_of("optimizer.backbone", (), a_checkpoint)
-        all_of("training", [key for key in config.training if key != "freeze_backbone_epochs"], a_checkpoint)
     elif not config.lora.rank:
         all_of("lora", ("rank",), "config.lora.rank above 0")
 

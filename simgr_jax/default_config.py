@@ -183,9 +183,9 @@ def get_config() -> ml_collections.ConfigDict:
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "training": {
                 "epochs": 30,
-                # A checkpoint's backbone is frozen for this many epochs, like 0.5. Then its learning rate begins with a
-                # warm-up of its own.
-                "freeze_backbone_epochs": 0.0,
+                # What begins with an LLM's weights, the backbone or an item reader that is trained, is frozen for this
+                # many epochs, like 0.5. Then its learning rate begins with a warm-up of its own.
+                "freeze_epochs": 0.0,
                 # A batch is [batch_rows, row_length] positions of the backbone (items or tokens), packed with
                 # sequences. 0 chooses 16, or 8 or 4 if an epoch would have fewer than 100 updates.
                 "batch_rows": 16,

@@ -352,12 +352,12 @@ CASES = [
     ),
     option(
         "--config.model=sasrec",
-        "--config.training.freeze_backbone_epochs=1",
-        message='config.training.freeze_backbone_epochs: is not read by model "sasrec"; leave it out: the model reads ',
+        "--config.training.freeze_epochs=1",
+        message='config.training.freeze_epochs: is not read by model "sasrec"; leave it out: the model reads ',
     ),
     llm_option(
-        "--config.training.freeze_backbone_epochs=31",
-        message="config.training.freeze_backbone_epochs: 31.0 is more than config.training.epochs = ",
+        "--config.training.freeze_epochs=31",
+        message="config.training.freeze_epochs: 31.0 is more than config.training.epochs = ",
     ),
     llm_option(
         "--config.optimizer.backbone.clip_norm=-1",

@@ -140,7 +140,8 @@ def fit(
 
         def compiled(frozen: bool) -> jax.stages.Compiled:
             optimizer = optimizers.create(config, steps_per_epoch, frozen)
-            train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed, state, frozen)
+            parts = optimizers.pretrained_parts(config) if frozen else ()
+            train_step = make_train_step(graphdef, optimizer, training.ema_decay, config.seed, state, parts)
             return train_step.lower(state, rest, batch_like).compile()
 
         step, pending = int(state.step), []
@@ -148,7 +149,7 @@ def fit(
         with line.doing("compiling the training step"):
             train_steps = {frozen: compiled(frozen) for frozen in _phases(step, frozen_steps, num_steps)}
         if step < frozen_steps:
-            line.say(f"the backbone is frozen in the first {min(frozen_steps, num_steps)} of {num_steps} steps")
+            line.say(f"what is pretrained is frozen in the first {min(frozen_steps, num_steps)} of {num_steps} steps")
         timer = _StepTimer(progress.step_seconds, progress.targets)
         bad_steps = _BadSteps(training.max_bad_steps)
         with MetricWriter(workdir, step) as writer:

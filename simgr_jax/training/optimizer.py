@@ -16,9 +16,9 @@ from simgr_jax.errors import UserError
 from simgr_jax.models import registry
 
 _NOT_DECAYED = ("embedding", "scale", "bias")
-# The parts of a model that a checkpoint fills, by their names in the model. LoRA's adapters are within them.
-_FROM_CHECKPOINT = ("backbone", "text_embedding")
-_ITEM_READER = "readings"
+# The parts of a model that a checkpoint fills, by their names in the model: the backbone's, and the item reader's. LoRA's
+# adapters are within them.
+_BACKBONE, _ITEM_READER = ("backbone", "text_embedding"), ("readings",)
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict, num_steps: int, restart_step: int = 0) -> optax.Schedule:
@@ -52,16 +52,22 @@ def decays(params: nnx.State) -> nnx.State:
     return jax.tree_util.tree_map_with_path(is_weight, params)
 
 
-def split_backbone(params: nnx.State) -> tuple[nnx.State, nnx.State]:
-    """The parameters of the new parts, and those of the backbone: the checkpoint's own, or LoRA's adapters."""
-    return nnx.split_state(params, lambda path, _: path[0] not in _FROM_CHECKPOINT, ...)
+def pretrained_parts(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The names of the model's parts that begin with an LLM's weights and are trained."""
+    backbone = _BACKBONE if registry.has_checkpoint(config) else ()
+    return backbone + (_ITEM_READER if registry.trains_item_reader(config) else ())
+
+
+def split_parts(params: nnx.State, parts: Collection[str]) -> tuple[nnx.State, nnx.State]:
+    """The parameters of all other parts of a model, and those of these parts."""
+    return nnx.split_state(params, lambda path, _: path[0] not in parts, ...)
 
 
 def frozen_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
-    """How many batches a run begins with in which its checkpoint's backbone is frozen; a multiple of
+    """How many batches a run begins with in which its pretrained parts are frozen; a multiple of
     `optimizer.accumulate_steps`."""
-    epochs, accumulated = config.training.freeze_backbone_epochs, config.optimizer.accumulate_steps
-    if not epochs or not registry.has_checkpoint(config):
+    epochs, accumulated = config.training.freeze_epochs, config.optimizer.accumulate_steps
+    if not epochs or not pretrained_parts(config):
         return 0
     return accumulated * max(1, round(epochs * steps_per_epoch / accumulated))
 
@@ -72,14 +78,14 @@ def create(
     """The optimizer of a run. Every `optimizer.accumulate_steps` batches make one update.
 
     There are up to three groups, each with its own schedule and its own norm for clipping: the new parts; a
-    checkpoint's backbone, whose rates are `optimizer.backbone` and whose schedule begins after the batches of
-    `frozen_steps`; and the LLM that reads items' texts, whose rates are `optimizer.item_reader`.
+    checkpoint's backbone, whose rates are `optimizer.backbone`; and the LLM that reads items' texts, whose rates are
+    `optimizer.item_reader`. The schedules of the latter two begin after the batches of `frozen_steps`.
 
     Args:
       config: `optimizer` and `training` are read.
       steps_per_epoch: batches.
-      frozen: makes the optimizer for the batches of `frozen_steps`. It ignores the backbone's gradients, and leaves its
-        parameters and its state as they are; the state has the same structure as without.
+      frozen: makes the optimizer for the batches of `frozen_steps`. It ignores the gradients of the pretrained parts, and
+        leaves their parameters and their state as they are; the state has the same structure as without.
 
     Raises:
       UserError: there are too few batches for one update.
@@ -93,14 +99,12 @@ def create(
         )
     restart_step = options.restart_epoch * steps_per_epoch
     of_groups = {"new": _adamw(options, num_steps, restart_step)}
-    if registry.has_checkpoint(config):
-        thawed = frozen_steps(config, steps_per_epoch)
-        rates = ml_collections.ConfigDict({**options, **options.backbone})
-        backbone = _adamw(rates, max(num_steps - thawed, 0), max(restart_step - thawed, 0))
-        of_groups["backbone"] = _at_rest(backbone) if frozen else backbone
-    if registry.trains_item_reader(config):
-        rates = ml_collections.ConfigDict({**options, **options.item_reader})
-        of_groups["item_reader"] = _adamw(rates, num_steps, restart_step)
+    thawed = frozen_steps(config, steps_per_epoch)
+    pretrained = {"backbone": registry.has_checkpoint(config), "item_reader": registry.trains_item_reader(config)}
+    for name in (name for name, exists in pretrained.items() if exists):
+        rates = ml_collections.ConfigDict({**options, **options[name]})
+        group = _adamw(rates, max(num_steps - thawed, 0), max(restart_step - thawed, 0))
+        of_groups[name] = _at_rest(group) if frozen else group
     if len(of_groups) == 1:
         return of_groups["new"]
     return optax.partition(of_groups, lambda params: groups(params, of_groups))
@@ -135,7 +139,7 @@ def _at_rest(optimizer: optax.GradientTransformation) -> optax.GradientTransform
 
 def groups(params: nnx.State, names: Collection[str] = ("new", "backbone", "item_reader")) -> nnx.State:
     """The name of each parameter's group; "new" for those of a group that is not among `names`."""
-    of_part = dict.fromkeys(_FROM_CHECKPOINT, "backbone") | {_ITEM_READER: "item_reader"}
+    of_part = dict.fromkeys(_BACKBONE, "backbone") | dict.fromkeys(_ITEM_READER, "item_reader")
 
     def name(path: tuple, _: jax.Array) -> str:
         group = of_part.get(path[0].key, "new")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -76,7 +76,7 @@ def make_train_step(
     ema_decay: float,
     seed: int,
     state: TrainState,
-    frozen: bool = False,
+    frozen: Collection[str] = (),
 ) -> Callable[[TrainState, nnx.State, TrainBatch], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled step (state, catalog, batch) -> (state, scalars), for states like `state`. It reuses the old state's
     buffers.
@@ -85,10 +85,10 @@ def make_train_step(
 
     Args:
       seed: for dropout and negatives (see `random_keys`).
-      frozen: whether the backbone's parameters, and their average, stay as they are. Their gradients are not computed;
-        `optimizer` must be made for it, too.
+      frozen: the parts of the model whose parameters, and their average, stay as they are. Their gradients are not
+        computed; `optimizer` must be made for it, too.
     """
-    split = optimizers.split_backbone if frozen else lambda params: (params, nnx.State({}))
+    split = partial(optimizers.split_parts, parts=frozen)
 
     def train_step(state: TrainState, catalog: nnx.State, batch: TrainBatch):
         trained, fixed = split(state.params)

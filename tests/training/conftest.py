@@ -45,7 +45,7 @@ def finished(tmp_path_factory) -> Finished:
 @pytest.fixture(scope="module")
 def thawed(tmp_path_factory) -> Finished:
     """The same, whose backbone is frozen in the first 7 of 20 steps."""
-    config = tiny_run.pretrained_config(freeze_backbone_epochs=1.4, ema_decay=0.9)
+    config = tiny_run.pretrained_config(freeze_epochs=1.4, ema_decay=0.9)
     return _finish(config, tmp_path_factory.mktemp("thawed") / "workdir")
 
 

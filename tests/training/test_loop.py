@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -188,6 +189,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(finished, tmp_path):
 import os, signal, sys
 sys.path[:0] = {[str(Path(tiny_run.__file__).parent), str(Path(__file__).parents[2])]}
 import tiny_run
+from functools import partial
 from pathlib import Path
 from simgr_jax.training.metric_writer import MetricWriter
 write = MetricWriter.write
@@ -461,10 +463,14 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_steps_number(monkeypa
     assert any(jax.tree.leaves(changed))
 
 
+BACKBONE = ("backbone", "text_embedding")
+split_backbone = partial(optimizers.split_parts, parts=BACKBONE)
+
+
 def backbone_of(state):
     """All that a TrainState holds of the backbone."""
-    averaged = None if state.averaged_params is None else optimizers.split_backbone(state.averaged_params)[1]
-    return optimizers.split_backbone(state.params)[1], averaged, state.optimizer_state.inner_states["backbone"]
+    averaged = None if state.averaged_params is None else split_backbone(state.averaged_params)[1]
+    return split_backbone(state.params)[1], averaged, state.optimizer_state.inner_states["backbone"]
 
 
 @pytest.mark.slow
@@ -479,7 +485,9 @@ def test_a_frozen_backbone_stays_as_it_is_and_costs_no_gradients_of_its_weights(
         optimizer = optimizers.create(config, STEPS_PER_EPOCH, frozen)
         start = state = create_state(jax.tree.map(jnp.copy, params), optimizer, config.training.ema_decay)
         before = jax.device_get(start)
-        train_step = make_train_step(graphdef, optimizer, config.training.ema_decay, config.seed, state, frozen)
+        train_step = make_train_step(
+            graphdef, optimizer, config.training.ema_decay, config.seed, state, BACKBONE if frozen else ()
+        )
         flops[frozen] = matmul_flops(jax.make_jaxpr(train_step)(state, rest, batch))
         for _ in range(2):  # The first step's learning rate is zero.
             state, _ = train_step(state, rest, batch)
@@ -487,11 +495,11 @@ def test_a_frozen_backbone_stays_as_it_is_and_costs_no_gradients_of_its_weights(
     jax.tree.map(np.testing.assert_array_equal, backbone_of(states[True]), backbone_of(before))
     changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), backbone_of(states[False]), backbone_of(before))
     assert all(jax.tree.leaves(changed))
-    new = [optimizers.split_backbone(states[frozen].params)[0] for frozen in (True, False)]
+    new = [split_backbone(states[frozen].params)[0] for frozen in (True, False)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *new)
     # The gradient of a weight takes as many operations as its product.
     tokens = batch.inputs.size
-    weights = sum(leaf.size for leaf in jax.tree.leaves(optimizers.split_backbone(params)[1]) if leaf.ndim > 2)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(split_backbone(params)[1]) if leaf.ndim > 2)
     assert flops[False] - flops[True] == 2 * tokens * weights
 
 
@@ -534,13 +542,13 @@ def test_a_run_that_a_signal_stops_at_the_thaw_continues_there(thawed, tmp_path,
 
 @pytest.mark.slow
 def test_a_backbone_that_is_frozen_in_all_epochs_is_that_of_the_checkpoint_at_the_end(tmp_path, capsys):
-    config = tiny_run.pretrained_config(freeze_backbone_epochs=2, epochs=2)
+    config = tiny_run.pretrained_config(freeze_epochs=2, epochs=2)
     config.optimizer.accumulate_steps = 3
     tiny_run.train(config, tmp_path)
-    assert "the backbone is frozen in the first 9 of 10 steps" in capsys.readouterr().out
+    assert "what is pretrained is frozen in the first 9 of 10 steps" in capsys.readouterr().out
     state, _ = final_state(config, tmp_path)
     before = nnx.state(tiny_run.make_model(config), nnx.Param)
-    jax.tree.map(np.testing.assert_array_equal, *(optimizers.split_backbone(p)[1] for p in (state.params, before)))
+    jax.tree.map(np.testing.assert_array_equal, *(split_backbone(p)[1] for p in (state.params, before)))
 
 
 def test_bad_steps_are_counted_and_do_not_stop_a_run(tmp_path, monkeypatch, caplog):

@@ -31,7 +31,7 @@ def with_checkpoint(freeze: float = 0.0, backbone: tuple | dict = (), **changes)
     run = config(**changes)
     run.backbone.checkpoint = "llm"
     run.optimizer.backbone.update(dict(backbone))
-    run.training.freeze_backbone_epochs = freeze
+    run.training.freeze_epochs = freeze
     return run
 
 
@@ -216,7 +216,8 @@ def test_what_a_checkpoint_fills_is_the_backbones_group(name):
     backbone = scratch_backbone(tiny, nnx.Rngs(0))._replace(text_embedding=jnp.full((3, 16), 7.0))
     ids = tiny_run.SEMANTIC_IDS
     inputs = ModelInputs(ids.num_items, ids, tiny_run.split().train, lambda: backbone, nnx.Rngs(0))
-    new, old = optimizers.split_backbone(nnx.state(registry.create(tiny, inputs), nnx.Param))
+    params = nnx.state(registry.create(tiny, inputs), nnx.Param)
+    new, old = optimizers.split_parts(params, ("backbone", "text_embedding"))
     is_text = lambda leaf: np.all(leaf == 7)  # noqa: E731
     assert not any(map(is_text, jax.tree.leaves(new)))
     from_decoder = [leaf for leaf in jax.tree.leaves(old) if not is_text(leaf)]
