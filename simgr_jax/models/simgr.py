@@ -339,7 +339,7 @@ class SimGR(nnx.Module):
             states = jnp.concatenate([states, texts.reshape(len(states), -1)], axis=-1)
         loss, scalars = jnp.float32(0), {"temperature": temperature}
         if fresh is not None:
-            losses, is_fresh = self._losses_among(fresh, batch, states)
+            losses, is_fresh = self._losses_among(fresh, batch, states[:, : self.embedding.shape[1]])
             scalars["item_text_loss"] = mean_of_valid(losses, valid & is_fresh)
             loss += scalars["item_text_loss"]
             # Below, all items have the readings that are remembered. If only the targets had fresh ones, the model
@@ -381,26 +381,37 @@ class SimGR(nnx.Module):
         return self.readings.read_some(items.reshape(-1), self.num_items, rngs.negatives())
 
     def _losses_among(
-        self, fresh: Fresh, batch: TrainBatch, states: Float[Array, "B*R E"]
+        self, fresh: Fresh, batch: TrainBatch, states: Float[Array, "B*R D"]
     ) -> tuple[Float[Array, " B*R"], Bool[Array, " B*R"]]:
         """The cross-entropy over the catalog, estimated from the items whose texts this step has read; and whether the
         target is one of them. A history's own items don't count.
 
-        This is what the LLM learns from.
+        The LLM learns from it, and nothing else does: the other losses know the whole catalog.
+
+        Args:
+          states: the users' in the similarity's space, without their texts.
         """
+        *parts, table = self._whole_encoder()
+        graphdef, learned = nnx.split(parts)
+        encoder, texts = nnx.merge(graphdef, jax.lax.stop_gradient(learned))
+        read_texts = texts.of_users(self.readings.of(batch.last_items), batch.starts)
+        states = jnp.concatenate([jax.lax.stop_gradient(states), read_texts.reshape(len(states), -1)], axis=-1)
+        vectors = encoder(jax.lax.stop_gradient(table), self._contents(fresh.items))
+        vectors = to_similarity_space(vectors, self.options.similarity)
+        vectors = jnp.concatenate([vectors, texts.of_items(fresh.readings)], axis=-1)
+        temperature = jax.lax.stop_gradient(self.temperature)
         targets = batch.targets.reshape(-1)
         # The chance that an item is in the batch, for as many draws as there are targets.
         in_batch = -jnp.expm1(-jnp.sum(batch.valid) * jnp.exp(self.log_q[fresh.items]))
         chance = 1 - (1 - fresh.share_of_batch * in_batch) * (1 - fresh.share_of_others)
-        vectors = self._compared(self.encode_items(fresh.items), fresh.readings)
-        logits = states @ vectors.T / self.temperature - jnp.log(jnp.maximum(chance, 1e-9))
+        logits = states @ vectors.T / temperature - jnp.log(jnp.maximum(chance, 1e-9))
         number = jnp.cumsum(batch.starts, axis=1)
         in_history = (number[:, :, None] == number[:, None, :]) & jnp.tri(number.shape[1], dtype=bool)
         is_read = (fresh.place[batch.last_items][..., None] == jnp.arange(len(fresh.items))).astype(jnp.float32)
         of_history = (in_history.astype(jnp.float32) @ is_read).reshape(logits.shape) > 0
         others = fresh.is_one & ~of_history & (fresh.items != targets[:, None])
         place = fresh.place[targets]
-        target_logits = jnp.sum(states * vectors[place], axis=-1) / self.temperature
+        target_logits = jnp.sum(states * vectors[place], axis=-1) / temperature
         of_others = jax.nn.logsumexp(jnp.where(others, logits, MASKED), axis=-1)
         return jnp.logaddexp(target_logits, of_others) - target_logits, place >= 0
 

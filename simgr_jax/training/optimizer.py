@@ -16,8 +16,8 @@ from simgr_jax.errors import UserError
 from simgr_jax.models import registry
 
 _NOT_DECAYED = ("embedding", "scale", "bias")
-# The parts of a model that a checkpoint fills, by their names in the model: the backbone's, and the item reader's. LoRA's
-# adapters are within them.
+# The parts of a model that a checkpoint fills, by their names in the model: the backbone's, and the item reader's.
+# LoRA's adapters are within them.
 _BACKBONE, _ITEM_READER = ("backbone", "text_embedding"), ("readings",)
 
 
@@ -84,8 +84,8 @@ def create(
     Args:
       config: `optimizer` and `training` are read.
       steps_per_epoch: batches.
-      frozen: makes the optimizer for the batches of `frozen_steps`. It ignores the gradients of the pretrained parts, and
-        leaves their parameters and their state as they are; the state has the same structure as without.
+      frozen: makes the optimizer for the batches of `frozen_steps`. It ignores the gradients of the pretrained parts,
+        and leaves their parameters and their state as they are; the state has the same structure as without.
 
     Raises:
       UserError: there are too few batches for one update.
