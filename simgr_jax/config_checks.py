@@ -35,6 +35,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed",
     "lora.rank",
+    "backbone.first_layers",
     "training.batch_rows",
     "training.row_length",
     "training.input_streams",

@@ -123,8 +123,9 @@ def _unread_backbone(config: ml_collections.ConfigDict, options: ModelOptions, a
         all_of("backbone", [key for key in config.backbone if key not in SHAPE_KEYS], 'config.backbone.checkpoint=""')
     else:
         read = (*options.backbone_keys, "checkpoint") if options.takes_checkpoint else options.backbone_keys
-        all_of("backbone", (*read, "token_init"))
-        all_of("backbone", [key for key in config.backbone if key != "token_init"], a_checkpoint)
+        of_checkpoints = ("token_init", "first_layers")
+        all_of("backbone", (*read, *of_checkpoints))
+        all_of("backbone", [key for key in config.backbone if key not in of_checkpoints], a_checkpoint)
     if not has_checkpoint and not options.trains_item_reader:
         all_of("training", [key for key in config.training if key != "freeze_epochs"], a_checkpoint)
     if not has_checkpoint:

@@ -126,6 +126,8 @@ def get_config() -> ml_collections.ConfigDict:
                 # A pretrained decoder: a Hugging Face folder, a hub id or a GGUF file. "" trains one from scratch, with
                 # the shape below.
                 "checkpoint": "",
+                # A checkpoint's first layers alone, which cost less; 0 takes all (docs/llm.md).
+                "first_layers": 0,
                 # Initial embeddings of a checkpoint's new semantic-ID tokens: "mean" (around the mean of its
                 # embeddings), "words" (from the words of the items that carry each code) or "reading" (so that an
                 # item's codes come nearest to the LLM's reading of its text).

@@ -73,7 +73,7 @@ class PlannedRun(Run):
     @functools.cached_property
     def llm_config(self) -> PretrainedConfig | None:
         """The LLM's config; None if the backbone is trained from scratch."""
-        return read_config(self._llm_path) if self._has_llm else None
+        return read_config(self._llm_path, self.config.backbone.first_layers) if self._has_llm else None
 
     @functools.cached_property
     def _llm_path(self) -> Path:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families, gguf_architectures, gguf_file
+from simgr_jax.huggingface.first_layers import cut
 from simgr_jax.huggingface.gguf_file import GgufFile
 from simgr_jax.workdir.read_files import read_json_object, require_file
 
@@ -55,8 +56,11 @@ class Checkpoint:
     config: PretrainedConfig
     config_values: dict[str, Any]
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, first_layers: int = 0):
         """Reads the config and the file headers, but no weights. Never runs code that comes with a model.
+
+        Args:
+          first_layers: the config is that of a decoder of the first layers alone; 0 takes all.
 
         Raises:
           UserError: a file is missing or damaged, a folder's weights are quantised or not in safetensors files, or the
@@ -71,6 +75,7 @@ class Checkpoint:
         else:
             self.config, self.config_values = _folder_config(path)
             self._listing, self._tensors = _read_headers(path)
+        self.config, self.config_values = cut(self.config, self.config_values, first_layers)
 
     def names(self) -> Collection[str]:
         return self._tensors.keys()
@@ -157,16 +162,19 @@ class _Safetensor(NamedTuple):
             return np.concatenate([tensor[row : row + 1] for row in rows])
 
 
-def read_config(path: Path) -> PretrainedConfig:
+def read_config(path: Path, first_layers: int = 0) -> PretrainedConfig:
     """The config of the model in a folder or a GGUF file, in Transformers' class for it.
+
+    Args:
+      first_layers: see `Checkpoint`.
 
     Code that comes with a model is never run.
 
     Raises:
       UserError: the config is missing or damaged, a folder's weights are quantised, or the model is not supported.
     """
-    config, _ = _gguf_config(gguf_file.read(path)) if path.is_file() else _folder_config(path)
-    return config
+    found = _gguf_config(gguf_file.read(path)) if path.is_file() else _folder_config(path)
+    return cut(*found, first_layers)[0]
 
 
 def _folder_config(folder: Path) -> tuple[PretrainedConfig, dict[str, Any]]:

@@ -67,7 +67,7 @@ def open_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
     Raises:
       UserError: the checkpoint can't be used.
     """
-    checkpoint = Checkpoint(checkpoint_path(config.backbone.checkpoint))
+    checkpoint = Checkpoint(checkpoint_path(config.backbone.checkpoint), config.backbone.first_layers)
     # Find mistakes that do not depend on the length now, before the data are prepared.
     backbone_config(checkpoint.config, config, max_length=1)
     return checkpoint

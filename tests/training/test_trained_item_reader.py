@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file
 
 import simgr_jax
+from simgr_jax.config_files import load_run_config
+from simgr_jax.run import Run
 from simgr_jax.training import loop
 from tests.test_model_options import LLM, SMALL, with_tokenizer
 
@@ -49,6 +52,17 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(run, settings, tmp_path
     names = [name for name in last[0] if name.startswith("validation/")]
     assert last[0]["step"] > 4 and [last[0][name] for name in names] == [last[1][name] for name in names]
     np.testing.assert_array_equal(run.item_vectors(), resumed.item_vectors())
+
+
+@pytest.mark.slow
+def test_the_model_begins_with_the_readings_before_training(settings, tmp_path):
+    run = Run(load_run_config("quickstart", settings), tmp_path)
+    with run.mesh():
+        model = run.model
+        before = np.asarray(model.readings.table)
+        np.testing.assert_array_equal(before, run.item_readings)
+        nnx.jit(lambda model: model.read_catalog())(model)
+        np.testing.assert_allclose(model.readings.table[...], before, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -1,0 +1,44 @@
+"""A checkpoint's config, cut to its first layers."""
+
+import json
+
+import pytest
+from transformers import AutoConfig
+
+from simgr_jax.errors import UserError
+from simgr_jax.huggingface import families
+from simgr_jax.huggingface.checkpoint import Checkpoint, read_config
+from tests.huggingface.make_golden import GOLDEN
+from tests.huggingface.test_families import CASES
+
+CUT = sorted(name for name in CASES if "gemma4" not in name)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_the_config_is_that_of_the_decoders_first_layers(name, tmp_path):
+    whole = families.transformer_config(Checkpoint(GOLDEN / name).config, max_length=20)
+    layers = whole.layers - 1
+    checkpoint = Checkpoint(GOLDEN / name, layers)
+    expected = whole.first_layers(layers)
+    assert families.transformer_config(checkpoint.config, max_length=20) == expected
+    assert families.transformer_config(read_config(GOLDEN / name, layers), max_length=20) == expected
+    # Also if Transformers reads what an export would have.
+    (tmp_path / "config.json").write_text(json.dumps(checkpoint.config_values))
+    assert families.transformer_config(AutoConfig.from_pretrained(tmp_path), max_length=20) == expected
+
+
+def test_a_cut_that_is_none_leaves_the_config():
+    assert Checkpoint(GOLDEN / "llama", 2).config_values == Checkpoint(GOLDEN / "llama").config_values
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "message"),
+    [
+        ("llama", 3, "can't be 3; the LLM has 2 layers, give up to as many, or 0 for all"),
+        ("llama", -1, "can't be -1"),
+        ("gemma4_text", 2, "a gemma4_text model can't be cut"),
+    ],
+)
+def test_other_cuts_are_refused(name, layers, message):
+    with pytest.raises(UserError, match=rf"config\.backbone\.first_layers: {message}"):
+        Checkpoint(GOLDEN / name, layers)
