@@ -48,8 +48,6 @@ def get_config(table: str = "parts") -> ml_collections.ConfigDict:
     if table not in TABLES:
         raise UserError(f"--config=configs/compare_llm.py:{table}: no such table; choose one of {', '.join(TABLES)}")
     models = _parts() if table == "parts" else _depths()
-    backbone = {"checkpoint": "", "token_init": "reading", "dropout": 0.0, "remat": "dots"}
-    reader = {} if table == "parts" else {"item_reader": {"checkpoint": ""}}
     return ml_collections.ConfigDict(
         {
             "base": _base(),
@@ -59,23 +57,20 @@ def get_config(table: str = "parts") -> ml_collections.ConfigDict:
             "finalists": 1,
             "inference": {"batch_size": 256, "batches": 1, "rounds": 3},
             "shared": {
-                "llm": {
-                    "backbone": dict(backbone),
-                    "lora": {"rank": 16},
-                    "optimizer": {"backbone": {"learning_rate": 3e-4}},
-                    **reader,
-                },
-                "random": {
-                    "backbone": dict(backbone),
-                    "optimizer": {"backbone": {"learning_rate": 2e-4}},
-                    **reader,
-                },
+                "llm": _llm(table) | {"lora": {"rank": 16}, "optimizer": {"backbone": {"learning_rate": 3e-4}}},
+                "random": _llm(table) | {"optimizer": {"backbone": {"learning_rate": 2e-4}}},
                 "text": FROM_TEXT,
                 "repeats": REPEATS,
             },
             "models": models,
         }
     )
+
+
+def _llm(table: str) -> dict[str, Any]:
+    """What the LLM and its random twin share."""
+    backbone = {"checkpoint": "", "token_init": "reading", "dropout": 0.0, "remat": "dots"}
+    return {"backbone": backbone} | ({} if table == "parts" else {"item_reader": {"checkpoint": ""}})
 
 
 def _parts() -> dict[str, dict[str, Any]]:

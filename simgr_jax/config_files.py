@@ -111,7 +111,24 @@ def run_file(file: str) -> ml_collections.ConfigDict:
         ) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{path}: get_config() returns a {type(config).__name__}; return a ConfigDict")
+    _check_groups(config, path, "config", {})
     return config
+
+
+def _check_groups(group: ml_collections.ConfigDict, path: str, name: str, names: dict[int, str]) -> None:
+    """Refuses one group under two names, as setting a key of either would set the other's, too.
+
+    Args:
+      names: the groups met so far, by identity.
+    """
+    if id(group) in names:
+        raise UserError(
+            f"{path}: {names[id(group)]} and {name} are the same dictionary; give each its own, like dict(...)"
+        )
+    names[id(group)] = name
+    for key, value in group.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            _check_groups(value, path, f"{name}.{key}", names)
 
 
 def check_keys(config: ml_collections.ConfigDict, file: str, kind: ConfigKind, overridden: Collection[str]) -> None:

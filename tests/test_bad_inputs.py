@@ -98,6 +98,12 @@ CASES = [
     config_file("syntax", "def get_config(:\n", "TMP/c.py:1: fails with SyntaxError"),
     config_file("name", "def get_config():\n    return nothing\n", "TMP/c.py:2: fails with NameError: name 'nothing'"),
     config_file("no get_config", "x = 1\n", "TMP/c.py:1: fails with KeyError: 'get_config'"),
+    config_file(
+        "one dictionary twice",
+        "import ml_collections\ndef get_config():\n    d = {'x': 1}\n"
+        "    return ml_collections.ConfigDict({'a': d, 'b': {'c': d}})\n",
+        "TMP/c.py: config.a and config.b.c are the same dictionary",
+    ),
     config_file("no config", "def get_config():\n    pass\n", "TMP/c.py: get_config() returns a NoneType"),
     config_file("type", f'{USES_DEFAULT}    config.seed = "x"\n', "TMP/c.py:4: fails with TypeError"),
     config_file(
