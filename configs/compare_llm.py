@@ -79,6 +79,14 @@ def _parts() -> dict[str, dict[str, Any]]:
         "pretrained": _row(LLM, "simgr", shares=("repeats", "text", "llm"), trials=()),
         # All weights are trained: adapters on random weights would be no rival.
         "random": _row(LLM, "simgr", shares=("repeats", "text", "random"), trials=()),
+        # The LLM that reads the texts is a second one, as the first is trained to read histories.
+        "trained_reader": _row(
+            LLM,
+            "simgr",
+            {"simgr": {"item_text": "trained", "item_text_tokens": 2048}, "training": {"freeze_epochs": 1.0}},
+            shares=("repeats", "text", "llm"),
+            trials=(),
+        ),
         "without_readout": _row(
             *(LLM, "simgr", {"simgr": {"readout": "state"}}), shares=("repeats", "text", "llm"), trials=()
         ),
