@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from typing import NamedTuple
@@ -66,7 +67,11 @@ def open_topology(name: str) -> Topology:
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
+    sides = tuple(map(int, shape.split("x")))
     # On v4, JAX shows the two cores of a chip as one device.
-    cores = {"chip_config_name": "megacore"} if generation == "v4" else {}
-    description = topologies.get_topology_desc(platform="tpu", topology_name=name, **cores)
-    return Topology(list(description.devices), CHIPS[generation], tuple(map(int, shape.split("x"))))
+    options: dict[str, object] = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    if math.prod(sides) == 1:
+        # libtpu assumes hosts of several chips.
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    return Topology(list(description.devices), CHIPS[generation], sides)

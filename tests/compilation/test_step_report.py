@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib.util
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +13,8 @@ from simgr_jax.compilation.step_report import GIB, Memory, Report
 from simgr_jax.compilation.topology import Topology, open_topology
 from simgr_jax.devices.chips import CHIPS
 from simgr_jax.errors import UserError
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 V5E = Topology([None] * 256, CHIPS["v5e"], (16, 16))
 MESH = {"data": 4, "fsdp": 64, "tensor": 1}
@@ -69,6 +74,22 @@ def test_unknown_topologies_are_refused_with_the_known_ones(name):
     assert message.startswith(f"--topology={name}: is unknown; give one of v4:1x1x1, ")
     assert "v5e:1x1, 2x2, 2x4, 4x4" in message
     assert message.endswith("or cpu:8, any number of CPU devices")
+
+
+@needs_libtpu
+def test_every_listed_topology_has_as_many_devices_as_chips():
+    # In a process of its own, as it chooses the platform.
+    code = """
+import math
+from simgr_jax.compilation.topology import open_topology
+from simgr_jax.devices.chips import CHIPS
+for chip in CHIPS.values():
+    for name in chip.topologies:
+        opened = open_topology(f"{chip.name}:{name}")
+        assert len(opened.devices) == math.prod(opened.shape), (chip.name, name)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_missing_libtpu_is_reported(monkeypatch):
