@@ -13,6 +13,12 @@ writes to workdirs/llm_6_layers, workdirs/random_6_layers and so on. All of them
 
     python -m simgr_jax.compare --config=configs/compare_llm.py:depth --config.base.data.path=DIR --workdir=DIR \\
         --config.shared.llm.item_reader.checkpoint=LLM --config.shared.random.item_reader.checkpoint=RANDOM
+
+`configs/compare_llm.py:prompts` compares what the LLM reads of an item: one position, its codes, or its title as well,
+in several templates and lengths.
+
+    python -m simgr_jax.compare --config=configs/compare_llm.py:prompts --config.base.data.path=DIR --workdir=DIR \\
+        --config.shared.llm.backbone.checkpoint=LLM
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ import ml_collections
 from simgr_jax import default_config
 from simgr_jax.errors import UserError
 
-TABLES = ("parts", "depth")
+TABLES = ("parts", "depth", "prompts")
 LAYERS = (6, 12, 18, 24, 30)
 SEEDS = (0, 1, 2)
 
@@ -47,7 +53,7 @@ def get_config(table: str = "parts") -> ml_collections.ConfigDict:
     """table: one of TABLES."""
     if table not in TABLES:
         raise UserError(f"--config=configs/compare_llm.py:{table}: no such table; choose one of {', '.join(TABLES)}")
-    models = _parts() if table == "parts" else _depths()
+    models = {"parts": _parts, "depth": _depths, "prompts": _prompts}[table]()
     return ml_collections.ConfigDict(
         {
             "base": _base(),
@@ -70,7 +76,7 @@ def get_config(table: str = "parts") -> ml_collections.ConfigDict:
 def _llm(table: str) -> dict[str, Any]:
     """What the LLM and its random twin share."""
     backbone = {"checkpoint": "", "token_init": "reading", "dropout": 0.0, "remat": "dots"}
-    return {"backbone": backbone} | ({} if table == "parts" else {"item_reader": {"checkpoint": ""}})
+    return {"backbone": backbone} | ({"item_reader": {"checkpoint": ""}} if table == "depth" else {})
 
 
 def _parts() -> dict[str, dict[str, Any]]:
@@ -117,6 +123,30 @@ def _depths() -> dict[str, dict[str, Any]]:
         )
         for layers in reversed(LAYERS)
         for name, folder in (("pretrained", "llm"), ("random", "random"))
+    }
+
+
+def _prompts() -> dict[str, dict[str, Any]]:
+    """What the LLM reads of an item."""
+
+    def tokens(item: str, title_tokens: int = 12, prefix: str = "", **data: int) -> dict[str, Any]:
+        prompt = {"item": item, "prefix": prefix} | ({"max_title_tokens": title_tokens} if "{title}" in item else {})
+        # A row has room for the longest prompt.
+        training = {"row_length": 0, "batch_rows": 0}
+        return {"simgr": {"history": "tokens"}, "prompt": prompt, "training": training, "data": data}
+
+    prompts = {
+        "item": {},
+        "codes": tokens("{codes}"),
+        "title_6": tokens("\n{title} {codes}", 6),
+        "title_12": tokens("\n{title} {codes}"),
+        "title_24": tokens("\n{title} {codes}", 24),
+        "title_12_of_8_items": tokens("\n{title} {codes}", max_items=8),
+        "title_12_after_words": tokens("\n{title} {codes}", prefix="A customer bought, oldest first:"),
+    }
+    return {
+        name: _row(LLM, "simgr", overrides, shares=("repeats", "text", "llm"), trials=())
+        for name, overrides in prompts.items()
     }
 
 

@@ -210,5 +210,21 @@ def test_the_llms_depths_differ_in_their_checkpoints_alone(root):
     values.shared.llm.item_reader.checkpoint, values.shared.random.item_reader.checkpoint = "llm", "random"
     found = {row.name: row.overrides for row in rows.read(values)}
     deepest = found["pretrained_30"]
+    assert deepest["item_reader.checkpoint"] == "llm"
     assert found["pretrained_6"] == deepest | {"backbone.checkpoint": "workdirs/llm_6_layers"}
     assert found["random_6"]["item_reader.checkpoint"] == "random" and "lora.rank" not in found["random_6"]
+
+
+def test_the_llms_prompts_differ_in_what_is_read_of_an_item(root):
+    values = runpy.run_path(str(root / "configs" / "compare_llm.py"))["get_config"]("prompts")
+    values.shared.llm.backbone.checkpoint = "llm"
+    found = {row.name: row.overrides for row in rows.read(values)}
+    item, title = found["item"], found["title_12"]
+    assert set(title) - set(item) == {
+        *("simgr.history", "prompt.item", "prompt.max_title_tokens"),
+        *("training.row_length", "training.batch_rows"),
+    }
+    assert set(found["title_12_after_words"]) - set(title) == {"prompt.prefix"}
+    assert found["title_6"] == title | {"prompt.max_title_tokens": 6}
+    assert found["title_12_of_8_items"] == title | {"data.max_items": 8}
+    assert "prompt.max_title_tokens" not in found["codes"]
