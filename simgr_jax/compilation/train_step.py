@@ -98,7 +98,9 @@ class PlannedRun(Run):
     @functools.cached_property
     def item_readings(self) -> Float[np.ndarray, "N X"]:
         """Random ones: the step does not depend on what the LLM reads, and its weights may not be here."""
-        return np.random.default_rng(0).standard_normal((self.items.num_items, self._reading_width), np.float32)
+        # Not those of `items`, whose codes may be fitted to readings.
+        count = self._num_items or self.dataset.num_items
+        return np.random.default_rng(0).standard_normal((count, self._reading_width), np.float32)
 
     @property
     def _reading_width(self) -> int:
