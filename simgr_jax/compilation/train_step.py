@@ -118,7 +118,7 @@ class PlannedRun(Run):
         shape = shape.first_layers(item_reader.layers_read(self._reader_config, config.item_reader.depth))
         decoder = Transformer(shape, rngs)
         nnx.update(decoder, jax.tree.map(lambda x: x.astype(shape.dtype), nnx.state(decoder)))
-        lora.add(decoder, registry.item_reader_adapters(config), rngs)
+        lora.add(decoder, registry.item_reader_adapters(config), rngs, "the LLM of config.item_reader")
         words = families.text_config(self._reader_config).vocab_size
         embedding = jnp.zeros((words, shape.input_width), shape.dtype)
         whitening = jnp.zeros(shape.width), jnp.zeros((shape.width, shape.width))
