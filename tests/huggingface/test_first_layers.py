@@ -13,7 +13,8 @@ from simgr_jax.huggingface.first_layers import cut
 from tests.huggingface.make_golden import GOLDEN
 from tests.huggingface.test_families import CASES
 
-CUT = sorted(name for name in CASES if "gemma4" not in name)
+# The first layers of `lfm2_biases` have no attention.
+CUT = sorted(name for name in CASES if "gemma4" not in name and name != "lfm2_biases")
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -52,6 +53,8 @@ def test_a_cut_that_is_none_leaves_the_config():
     [
         ("llama", 3, "can't be 3; the LLM has 2 layers, give up to as many, or 0 for all"),
         ("llama", -1, "can't be -1"),
+        ("qwen3_5_text", 1, "can't be 1; the LLM's first attention is in layer 2"),
+        ("lfm2", 1, "can't be 1; the LLM's first attention is in layer 2"),
         ("gemma4_text", 2, "a gemma4_text model can't be cut"),
     ],
 )
