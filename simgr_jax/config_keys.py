@@ -128,11 +128,12 @@ def _unread_backbone(config: ml_collections.ConfigDict, options: ModelOptions, a
         all_of("backbone", [key for key in config.backbone if key not in of_checkpoints], a_checkpoint)
     if not has_checkpoint and not options.trains_item_reader:
         all_of("training", [key for key in config.training if key != "freeze_epochs"], a_checkpoint)
+    of_reader = ("targets",) if options.trains_item_reader else ()  # Its adapters sit on the same projections.
     if not has_checkpoint:
-        all_of("lora", ("targets",) if options.trains_item_reader else (), a_checkpoint)
+        all_of("lora", of_reader, a_checkpoint)
         all_of("optimizer.backbone", (), a_checkpoint)
     elif not config.lora.rank:
-        all_of("lora", ("rank",), "config.lora.rank above 0")
+        all_of("lora", ("rank", *of_reader), "config.lora.rank above 0")
 
     if options.history != "tokens":
         all_of("prompt", (), f"config.{options.name}.history=tokens" if options.prompt_keys else "")

@@ -126,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
                 # A pretrained decoder: a Hugging Face folder, a hub id or a GGUF file. "" trains one from scratch, with
                 # the shape below.
                 "checkpoint": "",
-                # A checkpoint's first layers alone, which cost less; 0 takes all (docs/llm.md).
+                # A checkpoint's first layers alone, which cost less; 0 takes all (docs/llm_memory.md).
                 "first_layers": 0,
                 # Initial embeddings of a checkpoint's new semantic-ID tokens: "mean" (around the mean of its
                 # embeddings), "words" (from the words of the items that carry each code) or "reading" (so that an

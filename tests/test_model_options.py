@@ -302,6 +302,13 @@ def test_every_key_changes_what_the_model_does_or_is_refused(case, open_case):
     assert not ignored
 
 
+def test_the_adapters_of_an_item_reader_have_targets_if_the_backbone_has_no_adapters():
+    settings = {"backbone.checkpoint": "somewhere", "lora.targets": ("q_proj",)}
+    load_run_config("llm:full", settings | {"simgr.item_text": "trained"})
+    with pytest.raises(UserError, match=r"config\.lora\.targets: is not read without config\.lora\.rank above 0"):
+        load_run_config("llm:full", settings)
+
+
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_options_of_other_models_are_refused_and_the_message_says_what_is_read(name):
     values = flat(load_run_config("quickstart"))

@@ -98,7 +98,9 @@ class PlannedRun(Run):
     @functools.cached_property
     def item_readings(self) -> Float[np.ndarray, "N X"]:
         """Random ones: the step does not depend on what the LLM reads, and its weights may not be here."""
-        return np.random.default_rng(0).standard_normal((self.items.num_items, self._reading_width), np.float32)
+        # Not those of `items`, whose codes may be fitted to readings.
+        count = self._num_items or self.dataset.num_items
+        return np.random.default_rng(0).standard_normal((count, self._reading_width), np.float32)
 
     @property
     def _reading_width(self) -> int:
@@ -116,7 +118,7 @@ class PlannedRun(Run):
         shape = shape.first_layers(item_reader.layers_read(self._reader_config, config.item_reader.depth))
         decoder = Transformer(shape, rngs)
         nnx.update(decoder, jax.tree.map(lambda x: x.astype(shape.dtype), nnx.state(decoder)))
-        lora.add(decoder, registry.item_reader_adapters(config), rngs)
+        lora.add(decoder, registry.item_reader_adapters(config), rngs, "the LLM of config.item_reader")
         words = families.text_config(self._reader_config).vocab_size
         embedding = jnp.zeros((words, shape.input_width), shape.dtype)
         whitening = jnp.zeros(shape.width), jnp.zeros((shape.width, shape.width))

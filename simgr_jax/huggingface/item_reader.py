@@ -119,7 +119,7 @@ class ItemReader:
         tokens = self._tokenize()
         used, longest = self._used(tokens)
         decoder, table = self._load(used, longest, **computation)
-        lora.add(decoder, adapters, rngs)
+        lora.add(decoder, adapters, rngs, "the LLM of config.item_reader")
         padded = np.zeros((len(tokens), longest), np.int32)
         for row, one in zip(padded, tokens, strict=True):
             row[: len(one)] = np.searchsorted(used, one)

@@ -79,8 +79,11 @@ def freeze(module: nnx.Module) -> None:
                 setattr(node, name, Frozen(value[...], axes=axes_of(value)))
 
 
-def add(backbone: Transformer, config: LoRAConfig, rngs: nnx.Rngs) -> None:
+def add(backbone: Transformer, config: LoRAConfig, rngs: nnx.Rngs, name: str = "the backbone") -> None:
     """Freezes `backbone` and gives each projection in `config.targets` an adapter, in place.
+
+    Args:
+      name: what an error calls it.
 
     Raises:
       UserError: the backbone lacks a target.
@@ -93,8 +96,7 @@ def add(backbone: Transformer, config: LoRAConfig, rngs: nnx.Rngs) -> None:
     for target in config.targets:
         if target not in linears:
             raise UserError(
-                f"config.lora.targets: the backbone has no projection {target}; "
-                f"choose among {', '.join(sorted(linears))}"
+                f"config.lora.targets: {name} has no projection {target}; choose among {', '.join(sorted(linears))}"
             )
         for linear in linears[target]:
             linear.lora = LoRA(linear.kernel.shape, config, linear.dtype, rngs)

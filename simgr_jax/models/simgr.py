@@ -318,8 +318,8 @@ class SimGR(nnx.Module):
         chunk = self._catalog_chunk(batch.targets.size)
         # If the catalog is split over devices, no device holds all of its vectors.
         dense = options.full_catalog_weight and not chunk and not sharding.item_axes()
+        fresh = self._read_texts(batch, rngs)  # First, so that all that follows knows of the readings.
         item_vectors = self.encode_items() if dense else None
-        fresh = self._read_texts(batch, rngs)
         # What was read is known of the users' items.
         of_users = item_vectors if fresh is None else None
         states = self.user_states(batch.inputs, batch.segment_ids, batch.positions, of_users, rngs)

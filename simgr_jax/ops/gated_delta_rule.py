@@ -47,7 +47,7 @@ def gated_delta_rule(
         sharding.spec(*axes) for axes in (("batch", None, heads, None), ("batch", None), ("batch", heads, None, None))
     )
     of_gate = sharding.spec("batch", None, heads)
-    # Heads and rows do not depend on each other, which the compiler can't see in the triangular system.
+    # Heads and rows do not depend on each other: each device computes its own.
     compute = sharding.per_device(
         _in_chunks, (by_head, by_head, by_head, of_gate, of_gate, by_row, of_state), (by_head, of_state)
     )
@@ -83,7 +83,7 @@ def _in_chunks(query, key, value, log_decay, beta, segment_ids, state):
     product = functools.partial(jnp.einsum, "...id,...jd->...ij")
     system = beta[..., None] * product(key, key) * jnp.where(order[:, None] > order, between, 0)
     written = beta[..., None] * jnp.concatenate([value, key * since_before[..., None]], axis=-1)
-    written = jax.scipy.linalg.solve_triangular(system, written, lower=True, unit_diagonal=True)
+    written = _unit_lower_inverse(system) @ written
     own, read_before = written[..., : value.shape[-1]], written[..., value.shape[-1] :]
 
     def step(state, chunk):
@@ -103,3 +103,21 @@ def _in_chunks(query, key, value, log_decay, beta, segment_ids, state):
     state, outputs = jax.lax.scan(step, state, chunked)
     outputs = jnp.moveaxis(outputs, 0, 2).reshape(batch, heads, -1, outputs.shape[-1])[:, :, :length]
     return jnp.swapaxes(outputs, 1, 2).astype(outputs_dtype), state
+
+
+def _unit_lower_inverse(below: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
+    """The inverse of I + `below`, which is strictly lower triangular, by blocks of twice the size each time:
+    [[A, 0], [C, B]] has the inverse [[A', 0], [-B' C A', B']].
+
+    On CPUs, `jax.scipy.linalg.solve_triangular` hangs: a batch of systems waits for threads of the pool that it runs
+    in, so as many solutions at once as there are cores wait for each other for ever (jaxlib 0.10).
+    """
+    order = jnp.arange(below.shape[-1])
+    inverse = jnp.broadcast_to(jnp.eye(len(order), dtype=below.dtype), below.shape)
+    width = 1
+    while width < len(order):
+        block = order // width
+        is_joined = (block[:, None] == block + 1) & (block[:, None] % 2 == 1)
+        inverse -= inverse @ jnp.where(is_joined, below, 0) @ inverse
+        width *= 2
+    return inverse

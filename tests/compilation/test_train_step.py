@@ -27,6 +27,15 @@ def test_without_a_number_of_items_the_step_uses_the_configs_data(trained_workdi
     np.testing.assert_array_equal(planned.prompt.pieces.values, trained.prompt.pieces.values)
 
 
+def test_codes_that_are_fitted_to_an_llms_readings_can_be_planned_for_with_the_configs_data(tmp_path):
+    tiny = llm_config(rank=2)
+    tiny.semantic_ids.embeddings.names, tiny.cache_dir = ("llm", "interactions"), str(tmp_path / "cache")
+    tiny.data.format = "synthetic"
+    tiny.data.synthetic.update({"num_users": 60, "num_items": 40})
+    planned = PlannedRun(tiny, tmp_path)
+    assert len(planned.semantic_ids.codes) == len(planned.item_readings) == planned.dataset.num_items
+
+
 def test_model_flops_by_hand(tmp_path):
     tiny, num_items = config(), 50
     tiny.simgr.item_encoder = "mean"

@@ -6,14 +6,17 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from flax import nnx
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from simgr_jax.default_config import get_config
+from simgr_jax.errors import UserError
 from simgr_jax.huggingface import families, item_reader
 from simgr_jax.huggingface.checkpoint import Checkpoint
 from simgr_jax.huggingface.item_reader import ItemReader, fit_whitening
 from simgr_jax.huggingface.load_weights import load_transformer, read_input_rows
+from simgr_jax.models import lora
 from tests.huggingface.make_golden import GOLDEN
 
 WORDS = ["[BOS]", "red", "blue", "wool", "lamp", "chair"]
@@ -84,3 +87,11 @@ def test_whitening_centers_and_evens_the_directions_out(power):
     rest = np.delete(whitened, 7, axis=0)
     np.testing.assert_allclose(np.abs(rest[:, :7]), np.abs(expected), atol=1e-4)
     np.testing.assert_allclose(rest @ rest.T, expected @ expected.T, atol=1e-4)
+
+
+def test_a_target_that_the_reader_lacks_is_said_to_be_the_readers(folder, tmp_path):
+    adapters = lora.LoRAConfig(2, 4.0, ("c_attn",), 0.0)
+    with pytest.raises(
+        UserError, match=r"^config\.lora\.targets: the LLM of config\.item_reader has no projection c_attn"
+    ):
+        make_reader(folder, tmp_path).text_reader(64, adapters, nnx.Rngs(0), dtype="float32", remat="none")

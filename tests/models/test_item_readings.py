@@ -183,3 +183,13 @@ def test_all_else_is_learned_as_with_fixed_readings(make, make_simgr, changes):
     for name in set(wanted) - {"loss", "sampled_loss"}:  # The sampled loss has other negatives.
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, err_msg=name)
     np.testing.assert_allclose(found["loss"] - found["item_text_loss"], wanted["loss"], rtol=0.1)
+
+
+def test_the_catalog_has_the_steps_readings_whether_it_is_encoded_whole_or_in_chunks(make):
+    """The model remembers something else than it would read."""
+    stale, losses = np.random.default_rng(0).normal(size=(NUM_ITEMS, WIDTH)), []
+    for chunk in (0, 5):
+        model = make(1, catalog_chunk=chunk)
+        model.readings.table[...] = jnp.asarray(stale, jnp.float32)
+        losses.append(train(model, packed(model))[0]["full_catalog_loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)

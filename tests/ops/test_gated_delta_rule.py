@@ -117,3 +117,19 @@ def test_bfloat16_inputs_are_computed_in_float32():
     assert (outputs.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
     exact, _ = gated_delta_rule(*(x.astype(jnp.float32) for x in arrays), jnp.ones((2, 9), jnp.int32))
     np.testing.assert_array_equal(outputs, exact.astype(jnp.bfloat16))
+
+
+def test_no_triangular_system_is_solved_by_a_library():
+    """On CPUs, jaxlib's solver for batches hangs if it runs as often at once as there are cores."""
+    loss = lambda *arrays: module.gated_delta_rule(*arrays, SEGMENTS)[0].sum()  # noqa: E731
+    assert "triangular_solve" not in str(
+        jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2, 3, 4)))(*narrow(inputs(5, 11)))
+    )
+
+
+def test_the_inverse_of_a_chunks_system_is_accurate():
+    """With keys that are all alike, as a system is worst; also of a size that is no power of two."""
+    for size in (1, 2, 11, 64):
+        below = np.tril(np.ones((size, size)), -1) * np.random.default_rng(0).uniform(0.9, 1, (size, size))
+        found = module._unit_lower_inverse(jnp.asarray(below[None], jnp.float32))[0]
+        np.testing.assert_allclose(found, np.linalg.inv(np.eye(size) + below), atol=1e-5)
