@@ -20,8 +20,8 @@ def gpt2(config: GPT2Config, max_length: int) -> dict[str, Any]:
     require_off(config, "scale_attn_by_inverse_layer_idx", "add_cross_attention")
     if max_length > config.n_positions:
         raise UserError(
-            f"config.backbone.checkpoint: the model has {config.n_positions} learned positions, but sequences may have "
-            f"{max_length}; shorten them (config.training.row_length)"
+            f"config.backbone.checkpoint: GPT-2 has {config.n_positions} learned positions, but sequences may have "
+            f"{max_length}; shorten them (config.training.row_length, or config.item_reader.max_tokens for item texts)"
         )
     return {
         "width": config.n_embd,
