@@ -54,7 +54,7 @@ from simgr_jax.training import loop, steps
 from simgr_jax.training.checkpoints import Checkpoints
 from simgr_jax.training.progress_line import ProgressLine
 from simgr_jax.training.reread import forget, make_reread
-from simgr_jax.workdir import config_file, trained_on
+from simgr_jax.workdir import config_file, digests, trained_on
 from simgr_jax.workdir.atomic_write import one_line_on_a_full_disk, remove_leftovers
 from simgr_jax.workdir.cache import fingerprint
 from simgr_jax.workdir.lock import locked
@@ -154,6 +154,8 @@ class Run:
             self._choose("backbone.dtype", choose_dtype(platform or sharding.platform()))
         self.options = registry.options_of(config)
         self._best: Recommender | None = None
+        self._best_step: int | None = None
+        self._best_catalog: Any = None
         # Validations in a row whose lists are nearly the same for all users, and whether the user was warned of them.
         self._equal_lists, self._warned = 0, False
         self._cost: dict[str, float | None] = {}
@@ -446,7 +448,7 @@ class Run:
         for leaf in jax.tree.leaves(params):
             leaf.delete()
         with Checkpoints(folder, read_only=True) as checkpoints:
-            params = checkpoints.restore_best(params)
+            params, self._best_step = checkpoints.restore_best(params), checkpoints.best_step
             self._cost = {**checkpoints.training_cost()}
         memory = make_reread(graphdef)(params, forget(memory), rest)
         return nnx.merge(graphdef, params, memory, rest)
@@ -512,7 +514,7 @@ class Run:
                 trained_on.save(learned, self.workdir)
             if self.options.is_trained:
                 Console().print(parameters.table(model))
-                self._best = None
+                self._best = self._best_catalog = None
                 loop.fit(model, self.windows, self._validate, self.config, self.workdir, line)
 
     def _check_longer(self) -> None:
@@ -648,14 +650,32 @@ class Run:
         Raises:
           UserError: k is more than the model or the catalog can list.
         """
+        model = self.best_model()
+        self.check_list_length(k)
+        if not len(cases):
+            return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
+        if self._best_catalog is None:
+            self._best_catalog = self.ranker.catalog(model)
+        return self.ranker.lists(model, cases, k, filter_history, self._best_catalog)
+
+    def check_list_length(self, k: int) -> None:
+        """
+        Raises:
+          UserError: k is more than the model or the catalog can list.
+        """
         num_items = self.dataset.num_items
         if not isinstance(k, int | np.integer) or not 1 <= k <= num_items:
             raise UserError(f"k: can't be {k}; give a number from 1 to {num_items}, the items of {self.dataset.name}")
-        model = self.best_model()
-        self._check_beam(model, k, "give a smaller k")
-        if not len(cases):
-            return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
-        return self.ranker.lists(model, cases, k, filter_history)
+        self._check_beam(self.model, k, "give a smaller k")
+
+    @_on_mesh
+    def lists_fingerprint(self) -> str:
+        """Of what lists depend on besides the histories: the best checkpoint, the items and the training data."""
+        self.best_model()
+        train, step = self.split.train, self._best_step
+        checkpoint = [] if step is None else [self.workdir / "checkpoints" / str(step) / digests.FILE_NAME]
+        learned = self._learned_items() | self._learned_contents()
+        return fingerprint(self.config.model, learned, train.values, train.offsets, *checkpoint)
 
     def _check_beam(self, model: Recommender, k: int, remedy: str) -> None:
         """

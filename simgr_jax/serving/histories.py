@@ -88,8 +88,18 @@ class Histories:
             if not isinstance(history, Iterable) or isinstance(history, str | bytes | Mapping | Set):
                 what = "string" if isinstance(history, str) else type(history).__name__
                 raise UserError(f"histories: a {what} is not a history; give a list of lists of item ids")
-        sequences, unknown = _known(histories, dataset)
-        return cls(dataset.item_ids, sequences, unknown)
+        return cls.of_lists(histories, dataset.item_ids, _index(dataset.item_ids))
+
+    @classmethod
+    def of_lists(
+        cls, histories: Iterable[Iterable[Any]], item_ids: Sequence[str], index: Mapping[str, int]
+    ) -> Histories:
+        """
+        Args:
+          histories: lists of item ids.
+          index: each item's place in `item_ids`.
+        """
+        return cls(item_ids, *_known(histories, index))
 
     @classmethod
     def _of_frame(
@@ -113,7 +123,7 @@ class Histories:
             rows = rows.with_columns(time=frame[timestamp], tie=tie).sort("time", maintain_order=True)
             items = items.sort_by("time", "tie")
         grouped = rows.group_by("user", maintain_order=True).agg(items)
-        sequences, unknown = _known(grouped["item"].to_list(), dataset)
+        sequences, unknown = _known(grouped["item"].to_list(), _index(dataset.item_ids))
         return cls(dataset.item_ids, sequences, unknown, grouped["user"].to_list(), (user, item), is_pandas)
 
     def warn_of_unknown(self) -> None:
@@ -161,9 +171,12 @@ class Histories:
         return frame.to_pandas() if self.is_pandas else frame
 
 
-def _known(histories: Iterable[Iterable[Any]], dataset: Dataset) -> tuple[Sequences, int]:
+def _index(item_ids: Sequence[str]) -> dict[str, int]:
+    return {item: number for number, item in enumerate(item_ids)}
+
+
+def _known(histories: Iterable[Iterable[Any]], index: Mapping[str, int]) -> tuple[Sequences, int]:
     """The histories as indices, without unknown ids; and the number of unknown ids."""
-    index = {item: number for number, item in enumerate(dataset.item_ids)}
     found, unknown = [], 0
     for history in histories:
         numbers = [index.get(str(item), -1) for item in history]

@@ -16,13 +16,14 @@ FILE_NAME = ".lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path, work: str) -> Iterator[None]:
+def locked(folder: Path, work: str, flag: str = "--workdir") -> Iterator[None]:
     """Locks the folder during the block. The lock ends with the process, however it ends. Reading needs no lock.
 
     The file `folder/.lock` stays, because another process may already wait at it. It says who locked it last.
 
     Args:
       work: what is done in the folder, like "a run is training", for the message.
+      flag: what names the folder.
 
     Raises:
       UserError: another process, of this or another machine, has locked the folder; or its lock can't be written.
@@ -31,7 +32,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
     try:
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror}); choose another --workdir") from error
+        raise UserError(f"{path}: can't be written ({error.strerror}); choose another {flag}") from error
     with file:
         try:
             # Over NFS, Linux makes of this a lock that all machines see.
@@ -40,7 +41,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
             file.seek(0)
             owner = file.read(200).strip() or "another process"
             raise UserError(
-                f"{folder}: {work} in it already ({owner}); wait for it, or choose another --workdir"
+                f"{folder}: {work} in it already ({owner}); wait for it, or choose another {flag}"
             ) from error
         except OSError as error:
             logging.getLogger(__name__).warning(
