@@ -68,13 +68,13 @@ def recommend_file(run: Run, histories: Path, output: Path, k: int, filter_histo
       UserError: a file can't be read or written, k is more than the model can list, or OUTPUT.unfinished is of another
         job.
     """
+    total = history_files.count_rows(histories)
     for target in (output, bad_rows_file(output)):
         check_target(target)
         if target.is_dir():
             raise UserError(f"{target}: is a folder; give the path of a file")
-    if output.exists() and output.samefile(histories):
-        raise UserError(f"{output}: is the file of the histories; give another --output")
-    total = history_files.count_rows(histories)
+        if target.exists() and target.samefile(histories):
+            raise UserError(f"{target}: is the file of the histories; give another --output")
     run.check_list_length(k)
     status = histories.stat()
     job = {

@@ -127,6 +127,8 @@ def test_outputs_that_are_refused_before_any_work(run, file, tmp_path, name):
     with pytest.raises(UserError, match=f"{name}: is "):
         recommend_file(run, file, tmp_path / name, 5, False)
     assert file.read_bytes() == before
+    with pytest.raises(UserError, match="no such file"):
+        recommend_file(run, tmp_path / "none.jsonl", file, 5, False)
 
 
 def test_the_command(run_binary, trained_workdir, file, histories, tmp_path, capfd):
