@@ -274,8 +274,8 @@ class Run:
         config = self.config
         if self.dataset.item_texts is None:
             raise UserError(
-                f"config.data: {self.dataset.name} has no item texts for the LLM of config.item_reader to read; choose "
-                "other embeddings, token_init and item_text"
+                f"config.data: {self.dataset.name} has no item texts for the LLM of config.item_reader to read; give "
+                "them (for a log config.data.log.items_file), or choose other embeddings, token_init and item_text"
             )
         with distributed.main_first():
             checkpoint = Checkpoint(item_reader_path(config))

@@ -175,7 +175,8 @@ CASES = [
         "--config.semantic_ids.quantizer.name=vq", message="config.semantic_ids.quantizer.name: 'vq' is unknown; choose"
     ),
     option(
-        "--config.semantic_ids.quantizer.codebook_size=61", message="codebook_size: is 61, more than the catalog's 60"
+        "--config.semantic_ids.quantizer.codebook_size=61",
+        message="codebook_size: is 61, but the catalog has only 60 items",
     ),
     option(
         "--config.semantic_ids.source=given", message="config.semantic_ids.source: is 'given', but dataset synthetic"

@@ -191,7 +191,7 @@ def _quantize(config: ConfigDict, embeddings: np.ndarray, seed: int) -> tuple[np
     if config.codebook_size > distinct:
         raise UserError(
             f"{KEY}.quantizer.codebook_size: is {config.codebook_size}, but the items have only {distinct} different "
-            "embeddings; set it to at most that many"
+            "embeddings; set it to far fewer, like 16, so that items share codes"
         )
     if config.name in ("opq", "pq") and config.levels > embeddings.shape[1]:
         raise UserError(
@@ -234,8 +234,8 @@ def _check_fit(config: ConfigDict, dataset: Dataset) -> None:
                 raise UserError(f"{KEY}.quantizer.rqvae.{name}: is {value}; set it above 0")
     if config.quantizer.codebook_size > dataset.num_items:
         raise UserError(
-            f"{KEY}.quantizer.codebook_size: is {config.quantizer.codebook_size}, more than the catalog's "
-            f"{dataset.num_items} items; set it to at most that many"
+            f"{KEY}.quantizer.codebook_size: is {config.quantizer.codebook_size}, but the catalog has only "
+            f"{dataset.num_items} items; set it to far fewer, like 16, so that items share codes"
         )
     weights = _weights(config)
     if len(weights) != len(names) or not all(isinstance(weight, int | float) and weight > 0 for weight in weights):

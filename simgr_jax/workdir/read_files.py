@@ -17,7 +17,10 @@ def require_folder(path: Path) -> Path:
     """
     if not path.is_dir():
         problem = "is a file, not a folder" if path.is_file() else "no such folder"
-        raise UserError(f"{path}: {problem}; set config.data.path to the folder with the dataset's files")
+        raise UserError(
+            f"{path}: {problem}; set config.data.path to the folder with the dataset's files, or for a log "
+            "config.data.format=log"
+        )
     return path
 
 

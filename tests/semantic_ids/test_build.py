@@ -160,7 +160,10 @@ def test_unique_codes_get_no_further_level(tmp_path):
         ({"source": "given"}, r"config\.semantic_ids\.source: .* comes without codes"),
         ({"collisions": "drop"}, r"config\.semantic_ids\.collisions: 'drop' is unknown"),
         ({"quantizer.name": "vq"}, r"config\.semantic_ids\.quantizer\.name: 'vq' is unknown"),
-        ({"quantizer.codebook_size": 121}, r"config\.semantic_ids\.quantizer\.codebook_size: is 121, more than"),
+        (
+            {"quantizer.codebook_size": 121},
+            r"config\.semantic_ids\.quantizer\.codebook_size: is 121, but the catalog has only",
+        ),
         ({"quantizer.codebook_size": 119}, r"codebook_size: is 119, but the items have only 118 different"),
         ({"quantizer.codebook_size": 1}, r"codebook_size: is 1; set it to at least 2"),
         ({"quantizer.name": "rqvae", "quantizer.rqvae.steps": 0}, r"quantizer\.rqvae\.steps: is 0; set it above 0"),

@@ -16,7 +16,9 @@ SEQUENCES, TEXTS = "user_sequence.txt", "item_plain_text.txt"
 
 def files(folder: Path) -> list[Path]:
     require_folder(folder)
-    sequences = require_file(folder / SEQUENCES, "copy the dataset's files there, or check config.data.path")
+    sequences = require_file(
+        folder / SEQUENCES, "copy the dataset's files there, or check config.data.path and config.data.format"
+    )
     return [sequences, *(path for path in [folder / TEXTS] if path.exists())]
 
 
