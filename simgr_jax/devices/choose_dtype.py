@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# What Linux calls units that multiply bfloat16: on x86 AVX-512 BF16 and AMX, on Arm the extension BF16.
-_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+# What Linux calls units that multiply matrices of bfloat16: on x86 AMX, on Arm the extension BF16. With AVX-512 BF16,
+# which multiplies vectors, XLA's float32 is faster (results/computation_dtype.json).
+_CPU_FLAGS = {"amx_bf16", "bf16"}
 
 
 def choose_dtype(platform: str, cpu_info: Path = Path("/proc/cpuinfo")) -> str:
