@@ -246,7 +246,11 @@ def test_an_override_is_one_rows(root, dataset):
 def test_a_group_of_keys_without_any(run_binary, root, tmp_path, capfd):
     text = (root / "configs" / "compare.py").read_text().replace("__file__", repr(str(root / "configs" / "compare.py")))
     file = tmp_path / "compare.py"
-    file.write_text(text.replace('"models": models,', '"models": models | {"x": {**models["simgr"], "trials": None}},'))
+    file.write_text(
+        text.replace(
+            '"models": models,', '"models": models | {"x": models["popularity"] | {"overrides": {}, "trials": None}},'
+        )
+    )
     assert run_binary("compare", f"--config={file}:synthetic", f"--workdir={tmp_path}") == 2
     assert f"error: {file}:synthetic: config.models.x.trials: is None; it is a group" in capfd.readouterr().err
 
