@@ -14,6 +14,7 @@ is treated as in reality: gcloud splits it at spaces, ssh joins it again, and a 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -81,8 +82,9 @@ def delete(cloud: Path) -> None:
         with (run / "lock").open() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # A run is active.
-                os.killpg(int((run / "pid").read_text()), signal.SIGKILL)
+            except BlockingIOError:  # A run is active, and may end in this moment.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(int((run / "pid").read_text()), signal.SIGKILL)
     shutil.rmtree(cloud / "workers", ignore_errors=True)
 
 
