@@ -109,7 +109,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "max_tokens": 64,
                 # The states' directions are divided by their deviation to this power: 0 leaves them, 1 whitens.
                 "whitening": 0.5,
-                # Of the adapters with which it is trained (simgr.item_text=trained).
+                # The rank of the adapters with which it is trained (simgr.item_text=trained).
                 "lora_rank": 16,
             },
             # How an LLM reads a history, for models that read tokens.

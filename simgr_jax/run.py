@@ -650,8 +650,8 @@ class Run:
         Raises:
           UserError: k is more than the model or the catalog can list.
         """
+        self.check_list_length(k)  # Before the checkpoint is read.
         model = self.best_model()
-        self.check_list_length(k)
         if not len(cases):
             return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
         if self._best_catalog is None:
@@ -670,7 +670,8 @@ class Run:
 
     @_on_mesh
     def lists_fingerprint(self) -> str:
-        """Of what lists depend on besides the histories: the best checkpoint, the items and the training data."""
+        """A fingerprint of what lists depend on besides the histories: the best checkpoint, the items and the training
+        data."""
         self.best_model()
         train, step = self.split.train, self._best_step
         checkpoint = [] if step is None else [self.workdir / "checkpoints" / str(step) / digests.FILE_NAME]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -92,6 +93,11 @@ class Dataset:
     @property
     def num_items(self) -> int:
         return len(self.item_ids)
+
+    @functools.cached_property
+    def item_index(self) -> dict[str, int]:
+        """Each item's place in `item_ids`."""
+        return {item: place for place, item in enumerate(self.item_ids)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,6 @@ def read(path: Path, dataset: Dataset, cases: EvaluationCases, k: int) -> dict[s
       UserError: the file can't be read or is empty; a line is not of the form above; a line names an unknown user or
         item, a user without an open case, or an item twice; or a case has no line.
     """
-    item_index = {item: i for i, item in enumerate(dataset.item_ids)}
     known_users = set(dataset.user_ids)
     open_cases: dict[str, list[int]] = {}
     for case in reversed(range(len(cases))):  # A user's first case ends up last, for pop().
@@ -53,7 +52,7 @@ def read(path: Path, dataset: Dataset, cases: EvaluationCases, k: int) -> dict[s
             raise UserError(f"{where}: user {user!r} has no case in this split; remove the line")
         if not open_cases[user]:
             raise UserError(f"{where}: user {user!r} has more lines than evaluation cases; keep one line per case")
-        lists[open_cases[user].pop()] = _item_indices(where, items, item_index)
+        lists[open_cases[user].pop()] = _item_indices(where, items, dataset.item_index)
     if not lists:
         raise UserError(f'{path}: is empty; write a line {{"user": ..., "items": [...]}} for each evaluation case')
     if len(lists) < len(cases):

@@ -21,7 +21,7 @@ from simgr_jax.models.embed_tokens import embed_tokens, new_embedding
 from simgr_jax.models.item_readings import Fresh, ItemReadings, TrainedReadings
 from simgr_jax.models.model_inputs import Backbone, Catalog, ModelInputs
 from simgr_jax.models.options import COMPUTATION_KEYS, SHAPE_KEYS, ModelOptions
-from simgr_jax.models.repeat_bias import RepeatBias
+from simgr_jax.models.repeat_bias import RepeatBias, newest_in_history
 from simgr_jax.models.text_reader import TextReader
 from simgr_jax.models.text_similarity import TextSimilarity
 from simgr_jax.ops import sampled_loss
@@ -405,8 +405,7 @@ class SimGR(nnx.Module):
         in_batch = -jnp.expm1(-jnp.sum(batch.valid) * jnp.exp(self.log_q[fresh.items]))
         chance = 1 - (1 - fresh.share_of_batch * in_batch) * (1 - fresh.share_of_others)
         logits = states @ vectors.T / temperature - jnp.log(jnp.maximum(chance, 1e-9))
-        number = jnp.cumsum(batch.starts, axis=1)
-        in_history = (number[:, :, None] == number[:, None, :]) & jnp.tri(number.shape[1], dtype=bool)
+        in_history = newest_in_history(batch.last_items, batch.starts)
         is_read = (fresh.place[batch.last_items][..., None] == jnp.arange(len(fresh.items))).astype(jnp.float32)
         of_history = (in_history.astype(jnp.float32) @ is_read).reshape(logits.shape) > 0
         others = fresh.is_one & ~of_history & (fresh.items != targets[:, None])

@@ -88,18 +88,12 @@ class Histories:
             if not isinstance(history, Iterable) or isinstance(history, str | bytes | Mapping | Set):
                 what = "string" if isinstance(history, str) else type(history).__name__
                 raise UserError(f"histories: a {what} is not a history; give a list of lists of item ids")
-        return cls.of_lists(histories, dataset.item_ids, _index(dataset.item_ids))
+        return cls.of_lists(histories, dataset)
 
     @classmethod
-    def of_lists(
-        cls, histories: Iterable[Iterable[Any]], item_ids: Sequence[str], index: Mapping[str, int]
-    ) -> Histories:
-        """
-        Args:
-          histories: lists of item ids.
-          index: each item's place in `item_ids`.
-        """
-        return cls(item_ids, *_known(histories, index))
+    def of_lists(cls, histories: Iterable[Iterable[Any]], dataset: Dataset) -> Histories:
+        """histories: lists of item ids."""
+        return cls(dataset.item_ids, *_known(histories, dataset.item_index))
 
     @classmethod
     def _of_frame(
@@ -123,7 +117,7 @@ class Histories:
             rows = rows.with_columns(time=frame[timestamp], tie=tie).sort("time", maintain_order=True)
             items = items.sort_by("time", "tie")
         grouped = rows.group_by("user", maintain_order=True).agg(items)
-        sequences, unknown = _known(grouped["item"].to_list(), _index(dataset.item_ids))
+        sequences, unknown = _known(grouped["item"].to_list(), dataset.item_index)
         return cls(dataset.item_ids, sequences, unknown, grouped["user"].to_list(), (user, item), is_pandas)
 
     def warn_of_unknown(self) -> None:
@@ -169,10 +163,6 @@ class Histories:
             }
         )
         return frame.to_pandas() if self.is_pandas else frame
-
-
-def _index(item_ids: Sequence[str]) -> dict[str, int]:
-    return {item: number for number, item in enumerate(item_ids)}
 
 
 def _known(histories: Iterable[Iterable[Any]], index: Mapping[str, int]) -> tuple[Sequences, int]:

@@ -6,6 +6,7 @@ Parquet file has the columns `user` and `items`, a list.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simgr_jax.data.readers import json_lines
-from simgr_jax.data.readers.delimited import UTF16_MARKS, open_bytes
+from simgr_jax.data.readers.delimited import UTF16_MARKS, open_bytes, readable
 from simgr_jax.errors import UserError, first_line
 
 # Limits of a line and of a history, so that memory is bounded whatever a file holds.
@@ -58,7 +59,7 @@ def count_rows(path: Path) -> int:
     Raises:
       UserError: the file can't be read.
     """
-    with _Readable(path):
+    with _open(path):
         if _is_parquet(path):
             return pq.ParquetFile(path).metadata.num_rows
         with open_bytes(path) as file:
@@ -71,7 +72,7 @@ def read_parts(path: Path, begin: int, size: int) -> Iterator[Part]:
     Raises:
       UserError: the file can't be read, is UTF-16, or is a Parquet file without the columns.
     """
-    with _Readable(path):
+    with _open(path):
         rows = _parquet_rows(path, size) if _is_parquet(path) else _json_rows(path)
         numbered = itertools.islice(enumerate(rows, start=1), begin, None)
         read = ((number, _read(number, row)) for number, row in numbered)
@@ -80,19 +81,11 @@ def read_parts(path: Path, begin: int, size: int) -> Iterator[Part]:
             yield Part(histories, [found for _, found in chunk if isinstance(found, BadRow)], end=chunk[-1][0])
 
 
-class _Readable:
-    """Within the block, what libraries can't read is a UserError."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> None:
-        if not self._path.is_file():
-            raise UserError(f"{self._path}: no such file; give a file of JSON lines or a Parquet file")
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError | EOFError | pa.ArrowException):
-            raise UserError(f"{self._path}: can't be read ({first_line(error)}); copy it again") from error
+def _open(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Within it, what libraries can't read is a UserError."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a file of JSON lines or a Parquet file")
+    return readable(path)
 
 
 def _is_parquet(path: Path) -> bool:

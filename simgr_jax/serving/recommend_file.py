@@ -85,10 +85,9 @@ def recommend_file(run: Run, histories: Path, output: Path, k: int, filter_histo
     folder = output.with_name(f"{output.name}.unfinished")
     with one_line_on_a_full_disk(output), _Files(folder, job) as files, _progress(total) as show:
         popular = popularity.most_popular(run.split.train, run.dataset.num_items)[:k]
-        index = {item: number for number, item in enumerate(run.dataset.item_ids)}
         show(files.done.rows)
         for rows in history_files.read_parts(histories, files.done.rows, part):
-            asked = Histories.of_lists([history.items for history in rows.histories], run.dataset.item_ids, index)
+            asked = Histories.of_lists([history.items for history in rows.histories], run.dataset)
             found = asked.recommendations(*run.lists(asked.cases(), k, filter_history), popular)
             files.write(rows, found)
             show(rows.end)

@@ -76,7 +76,7 @@ def read_columns(
     Raises:
       UserError: a column is missing, or the file can't be read as a whole.
     """
-    with _readable(path):
+    with readable(path):
         header = _read_header(path, columns, separator, default)
         places = find(header.names, columns, header.where, remedy)
         lines = _survey(path, header.separator)
@@ -100,7 +100,7 @@ def read_rows(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple
     Raises:
       UserError: as `read_columns`.
     """
-    with _readable(path):
+    with readable(path):
         header = _read_header(path, {}, ",", ",")
         places = find(header.names, {name: name for name in columns}, header.where, remedy)
         _survey(path, ",")
@@ -111,12 +111,12 @@ def read_rows(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple
 
 def column_names(path: Path, separator: str) -> list[str]:
     """The names in the header."""
-    with _readable(path):
+    with readable(path):
         return _read_header(path, {}, separator, separator).names
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Raises UserError if what is read inside is not UTF-8, or can't be read."""
     try:
         yield
