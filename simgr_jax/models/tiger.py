@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from simgr_jax.devices import sharding
 from simgr_jax.inputs.batch import RankBatch, TrainBatch
-from simgr_jax.models.attention import apply_rotary
+from simgr_jax.models.attention_layer import apply_rotary
 from simgr_jax.models.embed_tokens import EMBEDDING_STD, embed_tokens
 from simgr_jax.models.linear import Linear
 from simgr_jax.models.mlp import MLP

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from simgr_jax.devices import sharding
-from simgr_jax.models.attention import Attention
+from simgr_jax.models.attention_layer import Attention
 from simgr_jax.models.gated_delta_net import GatedDeltaNet
 from simgr_jax.models.layer_order import Segment
 from simgr_jax.models.mlp import MLP, MixtureOfExperts
